@@ -1,0 +1,1 @@
+"""Latent-space data augmentation for segmentation models."""
