@@ -1,0 +1,44 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+
+settings.register_profile("latentaug", deadline=None)  # a busy machine is no failure
+settings.load_profile("latentaug")
+
+SHAPES = {
+    "channels_first": (CHANNELS_FIRST, (2, 8, 3, 5)),
+    "channels_last": (CHANNELS_LAST, (2, 3, 5, 8)),
+    "tokens": (TOKENS, (2, 15, 8)),
+    "tokens_with_prefix": (Layout(channel_dim=-1, prefix_tokens=2), (2, 2 + 15, 8)),
+}
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded CPU generator, fresh for each test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=SHAPES)
+def layout_and_shape(request: pytest.FixtureRequest) -> tuple[Layout, tuple[int, ...]]:
+    """One of the four layouts with a shape for it; `layout` and `code` are its two halves."""
+    return SHAPES[request.param]
+
+
+@pytest.fixture
+def layout(layout_and_shape: tuple[Layout, tuple[int, ...]]) -> Layout:
+    """The layout of `code`."""
+    return layout_and_shape[0]
+
+
+@pytest.fixture
+def code(layout_and_shape: tuple[Layout, tuple[int, ...]]) -> Tensor:
+    """A code of 2 samples, 8 channels and 15 sites, in `layout`."""
+    return torch.randn(layout_and_shape[1], generator=torch.Generator().manual_seed(1))
