@@ -1,0 +1,404 @@
+"""Maskers: from a latent code, and its saliency where they need one, to the mask that makes a hard example."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentaug.layout import CHANNELS_FIRST, Layout
+
+Range: TypeAlias = float | tuple[float, float]
+"""A number is fixed; a pair (low, high) is drawn from uniformly."""
+
+Saliency: TypeAlias = Tensor | Callable[[], Tensor]
+"""The saliency itself, or what computes it for a masker that asks."""
+
+
+class LatentMask(NamedTuple):
+    """A multiplicative mask of a latent code.
+
+    Example:
+        >>> import torch
+        >>> mask = LatentMask(torch.tensor([1.0, 0.0]).view(1, 2, 1))
+        >>> mask.apply(torch.full((1, 2, 3), 5.0))
+        tensor([[[5., 5., 5.],
+                 [0., 0., 0.]]])
+    """
+
+    factor: Tensor
+    """Broadcastable to the code: 1 kept, 0 dropped, between annealed, above 1 rescaled."""
+
+    def apply(self, code: Tensor) -> Tensor:
+        """Multiply the code by the factor, cast to the code's dtype and device."""
+        return code * self.factor.to(code.device, code.dtype)
+
+
+class Masker(nn.Module):
+    """Turn a latent code into a `LatentMask`; the base of all maskers.
+
+    A masker has no parameters and does the same in train and eval mode. Subclasses write `sample` only, which always
+    sees channels first; `forward` takes any layout.
+
+    Example:
+        >>> import torch
+        >>> class FirstChannelMask(Masker):
+        ...     def sample(self, code, saliency, generator):
+        ...         factor = torch.ones(code.shape[1])
+        ...         factor[0] = 0
+        ...         return factor.view(1, -1, *[1] * (code.ndim - 2))
+        >>> FirstChannelMask()(torch.ones(2, 3, 4, 4)).factor.flatten()
+        tensor([0., 1., 1.])
+    """
+
+    def forward(
+        self,
+        code: Tensor,
+        saliency: Saliency | None = None,
+        *,
+        layout: Layout = CHANNELS_FIRST,
+        generator: torch.Generator | None = None,
+    ) -> LatentMask:
+        """Draw a mask for this code.
+
+        Args:
+            code: The latent code, of any floating dtype; neither changed nor differentiated through.
+            saliency: Gradient of a task loss with respect to the code, shaped like it; or a callable without arguments
+                that returns it, called at most once and only if this masker needs it.
+            layout: Where channels and sites are in `code` and `saliency`.
+            generator: Source of the random draws, made on its device and then moved to the code's. Default: PyTorch's
+                global CPU generator, on any device, so that a seed means the same on each.
+
+        Shape:
+            code, saliency: [B, C, *S] (any layout given by `layout`).   factor: broadcastable to the code.
+
+        Raises:
+            TypeError: The code is not floating-point.
+            ValueError: The code does not fit the layout; or a needed saliency is missing or not shaped like the code.
+        """
+        if not code.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} needs a floating-point code; got {code.dtype}. Pass features, not labels."
+            )
+        shown = layout.to_channels_first(code.detach())
+        factor = self.sample(shown, _SaliencyOnDemand(self, saliency, code.shape, layout), generator)
+        return LatentMask(layout.from_channels_first(factor, code))
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Return the factor for a code [B, C, *S], with as many axes; `saliency()` gives the saliency in its shape."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method sample(code, saliency, generator) -> Tensor.")
+
+    def extra_repr(self) -> str:
+        """Show the arguments that differ from their defaults."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        options = [(p, getattr(self, p.name)) for p in parameters if p.default is not p.empty and hasattr(self, p.name)]
+        return ", ".join(f"{p.name}={value!r}" for p, value in options if value != p.default)
+
+
+class RandomChannelMask(Masker):
+    """Drop random channels of a latent code.
+
+    Drops each channel with probability `p` and, as dropout does, multiplies the kept ones by 1 / (1 - p).
+
+    Args:
+        p: Probability of dropping a channel, in [0, 1]; a pair is drawn from uniformly. Default 0.5, as in the authors'
+            released code; a pair such as (0, 0.5) draws the rate, as the paper's text does.
+        rescale: Whether kept channels are multiplied by 1 / (1 - p), or left alone.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
+
+    Draws:
+        p once per batch, then each channel of each sample, both from `generator`, on its device.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+
+    References:
+        Tompson et al., CVPR 2015, arXiv:1411.4280, for dropping whole channels;
+        Chen et al., MICCAI 2021, arXiv:2107.01079, for doing so to a latent code.
+
+    Example:
+        >>> import torch
+        >>> code = torch.ones(2, 128, 12, 12)
+        >>> mask = RandomChannelMask()(code, generator=torch.Generator().manual_seed(0))
+        >>> mask.factor.shape, mask.factor.unique()
+        (torch.Size([2, 128, 1, 1]), tensor([0., 2.]))
+    """
+
+    def __init__(self, p: Range = 0.5, *, rescale: bool = True) -> None:
+        super().__init__()
+        self.p = as_range("p", p)
+        self.rescale = rescale
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Draw the factor [B, C, 1, …]; the saliency is not asked for."""
+        p = draw(self.p, (), code.device, generator)
+        kept = draw((0.0, 1.0), code.shape[:2], code.device, generator) >= p
+        scale = 1 / (1 - p) if self.rescale else torch.ones_like(p)
+        factor = torch.where(kept, scale, 0.0)  # not kept * scale: with p = 1 that is 0 * inf
+        return factor.view(*factor.shape, *[1] * (code.ndim - 2))
+
+
+class _TargetedMask(Masker):
+    """Average the saliency over some axes and damp what has the highest score; subclasses name the axes."""
+
+    def __init__(
+        self,
+        percentile: Range = (0, 0.5),
+        annealing: Range = (0, 0.5),
+        *,
+        score: Literal["signed", "magnitude"] = "signed",
+    ) -> None:
+        super().__init__()
+        if score not in ("signed", "magnitude"):
+            raise ValueError(f"score must be 'signed' or 'magnitude'; got {score!r}.")
+        self.percentile = as_range("percentile", percentile)
+        self.annealing = as_range("annealing", annealing)
+        self.score = score
+        self._has_warned = False
+
+    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of a [B, C, *S] code that the score averages over."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method averaged_dims(ndim) -> tuple of axes.")
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Score the saliency and draw the factor, 1 wide along the averaged axes."""
+        gradient = saliency()
+        if self.score == "magnitude":
+            gradient = gradient.abs()
+        # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        score = gradient.mean(self.averaged_dims(code.ndim), keepdim=True, dtype=precise)
+        self._warn_if_uninformative(score.flatten(1))
+        return top_mask(score.flatten(1), self.percentile, self.annealing, generator=generator).view(score.shape)
+
+    def _warn_if_uninformative(self, score: Tensor) -> None:
+        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
+        # the mask itself is right everywhere, by tensor operations in `top_mask`.
+        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
+            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
+            "the loss. Said once per masker.",
+            stacklevel=2,
+        )
+
+
+class TargetedChannelMask(_TargetedMask):
+    """Damp the most salient channels of a latent code.
+
+    Scores each channel by the mean over space of the signed saliency, takes the value at rank int(C · p) as threshold
+    and multiplies what lies strictly above it by `annealing`: exactly int(C · p) channels if no scores tie. A sample
+    whose saliency is all zero or not finite keeps every channel, and the masker warns once (on the CPU).
+
+    Args:
+        percentile: Share of channels to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+            paper.
+        annealing: Factor for a masked channel, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
+        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value.
+
+    Shape:
+        code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
+
+    Draws:
+        p once per batch, annealing once per masked channel, both from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, channel-wise).
+
+    Example:
+        >>> import torch
+        >>> code, saliency = torch.ones(2, 128, 12, 12), torch.randn(2, 128, 12, 12)
+        >>> mask = TargetedChannelMask(0.25, annealing=0)(code, saliency)
+        >>> mask.factor.shape, (mask.factor == 0).sum(1).flatten()
+        (torch.Size([2, 128, 1, 1]), tensor([32, 32]))
+    """
+
+    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
+        """Return all site axes."""
+        return tuple(range(2, ndim))
+
+
+class TargetedSpatialMask(_TargetedMask):
+    """Damp the most salient sites of a latent code.
+
+    Scores each site by the mean over channels of the signed saliency, takes the value at rank int(n · p) of the n sites
+    as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p) sites if no scores tie. A
+    sample whose saliency is all zero or not finite keeps every site, and the masker warns once (on the CPU).
+
+    Args:
+        percentile: Share of sites to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+            paper.
+        annealing: Factor for a masked site, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
+        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value.
+
+    Shape:
+        code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, 1, *S].
+
+    Draws:
+        p once per batch, annealing once per masked site, both from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, spatial-wise).
+
+    Example:
+        >>> import torch
+        >>> code, saliency = torch.ones(2, 128, 12, 12), torch.randn(2, 128, 12, 12)
+        >>> mask = TargetedSpatialMask(0.25, annealing=0)(code, saliency)
+        >>> mask.factor.shape, (mask.factor == 0).sum((1, 2, 3))
+        (torch.Size([2, 1, 12, 12]), tensor([36, 36]))
+    """
+
+    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
+        """Return the channel axis."""
+        return (1,)
+
+
+def top_mask(
+    score: Tensor, percentile: Range | Tensor, annealing: Range, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Damp the entries with the highest scores.
+
+    Sorts each row's scores in descending order, takes the value at rank k = int(n · percentile) as threshold and
+    multiplies what lies strictly above it by `annealing`. Ties at the threshold stay; k = n masks the whole row. A row
+    that is all zero or not all finite says nothing about what is salient and is never masked.
+
+    Args:
+        score: One score per entry.
+        percentile: Share of entries to mask, in [0, 1]; a pair is drawn from uniformly; a 0-dim tensor is a share that
+            was drawn already. k is computed in Python for a number, in float32 for a drawn share.
+        annealing: Factor for a masked entry, in [0, 1]; a pair is drawn from uniformly.
+        generator: Source of the random draws. Default: PyTorch's global CPU generator.
+
+    Shape:
+        score: [B, n].   Returns: [B, n], float32.
+
+    Draws:
+        percentile once per batch, annealing once per masked entry, both from `generator`, on its device.
+
+    Raises:
+        ValueError: The score has another number of axes; percentile or annealing are outside [0, 1].
+        TypeError: The score is not floating-point.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking).
+
+    Example:
+        >>> import torch
+        >>> top_mask(torch.tensor([[0.3, 0.9, -2.0, 0.5]]), percentile=0.5, annealing=0)
+        tensor([[1., 0., 1., 0.]])
+    """
+    if score.ndim != 2:
+        raise ValueError(f"top_mask needs `score` of shape [B, n]; got {tuple(score.shape)}. Flatten it to two axes.")
+    if not score.is_floating_point():
+        raise TypeError(f"top_mask needs a floating-point `score`; got {score.dtype}. Pass score.float().")
+    score = score.masked_fill(~is_informative(score), -math.inf)
+    ranked = F.pad(score.sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
+    threshold = ranked.index_select(1, _rank(score.shape[1], percentile, score.device, generator))
+    damped = draw(as_range("annealing", annealing), score.shape, score.device, generator)
+    return torch.where(score > threshold, damped, 1.0)
+
+
+def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
+    if not isinstance(percentile, Tensor):
+        percentile = as_range("percentile", percentile)
+        if not isinstance(percentile, tuple):
+            return torch.full((1,), int(n * percentile), device=device)
+        percentile = draw(percentile, (), device, generator)
+    return (n * percentile.to(device, torch.float32)).long().view(1)
+
+
+def is_informative(score: Tensor) -> Tensor:
+    """Say for each row [B, n] -> [B, 1] whether its scores are all finite and not all zero."""
+    return score.isfinite().all(1, keepdim=True) & score.any(1, keepdim=True)
+
+
+def draw(value: Range, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from U(low, high) in float32; a number stays itself, as a 0-dim tensor, and draws nothing.
+
+    Draws on the generator's device (the CPU without one), since the same seed gives other numbers on other devices, and
+    then moves the result, for which the host does not wait.
+    """
+    if not isinstance(value, tuple):
+        return torch.full((), value, dtype=torch.float32, device=device)
+    low, high = value
+    source = torch.device("cpu") if generator is None else generator.device
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device=source)
+    # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
+    return (low + (high - low) * uniform).to(device, non_blocking=source.type == "cpu")
+
+
+def as_range(name: str, value: object) -> Range:
+    """Check a share in [0, 1], or a pair (low, high) of them, and return it as float or tuple.
+
+    Raises:
+        TypeError: It is neither a number nor a pair of numbers.
+        ValueError: A number is outside [0, 1], or low is above high.
+    """
+    if not isinstance(value, (tuple, list)):
+        return as_share(name, value)
+    if len(value) != 2:
+        raise TypeError(f"{name} must be a number or a pair (low, high); got {len(value)} values, {value!r}.")
+    low, high = (as_share(name, end) for end in value)
+    if low > high:
+        raise ValueError(f"{name} must be a pair (low, high) with low <= high; got {value!r}. Swap the two.")
+    return low, high
+
+
+def as_share(name: str, value: object) -> float:
+    """Check a number in [0, 1].
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is outside [0, 1].
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or a pair (low, high); got {value!r}.")
+    number = float(value)
+    if not 0 <= number <= 1:
+        hint = f" Did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
+        raise ValueError(f"{name} must be in [0, 1]; got {number:g}.{hint}")
+    return number
+
+
+class _SaliencyOnDemand:
+    """Return the saliency as [B, C, *S], and compute and check it only when first asked for."""
+
+    def __init__(self, masker: Masker, source: Saliency | None, shape: torch.Size, layout: Layout) -> None:
+        self._asked_by = type(masker).__name__
+        self._source = source
+        self._shape = shape
+        self._layout = layout
+        self._value: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self._value is None:
+            given = self._source() if callable(self._source) else self._source
+            self._value = self._layout.to_channels_first(self._checked(given).detach())
+        return self._value
+
+    def _checked(self, given: Tensor | None) -> Tensor:
+        if isinstance(given, Tensor) and given.shape == self._shape:
+            return given
+        came = tuple(given.shape) if isinstance(given, Tensor) else given
+        raise ValueError(
+            f"{self._asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
+            "Pass latent_saliency(loss, code), or use RandomChannelMask."
+        )
