@@ -394,10 +394,13 @@ class _SaliencyOnDemand:
             self._value = self._layout.to_channels_first(self._checked(given).detach())
         return self._value
 
-    def _checked(self, given: Tensor | None) -> Tensor:
-        if isinstance(given, Tensor) and given.shape == self._shape:
+    def _checked(self, given: object) -> Tensor:
+        if not isinstance(given, Tensor):
+            came = "None" if given is None else type(given).__name__
+        elif given.shape != self._shape:
+            came = str(tuple(given.shape))
+        else:
             return given
-        came = tuple(given.shape) if isinstance(given, Tensor) else given
         raise ValueError(
             f"{self._asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
             "Pass latent_saliency(loss, code), or use RandomChannelMask."
