@@ -150,6 +150,8 @@ class RandomChannelMask(Masker):
 class _TargetedMask(Masker):
     """Average the saliency over some axes and damp what has the highest score; subclasses name the axes."""
 
+    averaged_axes: slice  # of a code [B, C, *S]
+
     def __init__(
         self,
         percentile: Range = (0, 0.5),
@@ -165,10 +167,6 @@ class _TargetedMask(Masker):
         self.score = score
         self._has_warned = False
 
-    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of a [B, C, *S] code that the score averages over."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method averaged_dims(ndim) -> tuple of axes.")
-
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Score the saliency and draw the factor, 1 wide along the averaged axes."""
         gradient = saliency()
@@ -176,7 +174,8 @@ class _TargetedMask(Masker):
             gradient = gradient.abs()
         # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
         precise = torch.promote_types(gradient.dtype, torch.float32)
-        score = gradient.mean(self.averaged_dims(code.ndim), keepdim=True, dtype=precise)
+        axes = tuple(range(code.ndim)[self.averaged_axes])
+        score = gradient.mean(axes, keepdim=True, dtype=precise)
         self._warn_if_uninformative(score.flatten(1))
         return top_mask(score.flatten(1), self.percentile, self.annealing, generator=generator).view(score.shape)
 
@@ -227,9 +226,7 @@ class TargetedChannelMask(_TargetedMask):
         (torch.Size([2, 128, 1, 1]), tensor([32, 32]))
     """
 
-    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
-        """Return all site axes."""
-        return tuple(range(2, ndim))
+    averaged_axes = slice(2, None)
 
 
 class TargetedSpatialMask(_TargetedMask):
@@ -265,9 +262,7 @@ class TargetedSpatialMask(_TargetedMask):
         (torch.Size([2, 1, 12, 12]), tensor([36, 36]))
     """
 
-    def averaged_dims(self, ndim: int) -> tuple[int, ...]:
-        """Return the channel axis."""
-        return (1,)
+    averaged_axes = slice(1, 2)
 
 
 def top_mask(
