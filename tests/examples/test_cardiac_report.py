@@ -1,0 +1,142 @@
+import json
+
+import pytest
+from cardiac.metrics import Score
+from cardiac.report import (
+    AVERAGE,
+    columns_of,
+    curves_figure,
+    grid,
+    markdown,
+    read_scores,
+    replacing,
+    save_figure,
+    tabulate,
+    write_report,
+    write_scores,
+)
+from matplotlib.figure import Figure
+
+CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"}}
+
+
+def score(value, *, method="standard", draw=0, stage="FTN", column="ACDC", patient="007", phase="ED", structure="LV"):
+    return Score(method, draw, stage, column, patient, phase, structure, "dice", value)
+
+
+@pytest.fixture
+def scores():
+    return [
+        score(value + 0.1 * (column == "M&Ms") + 0.2 * draw, method=method, stage=stage, column=column, draw=draw)
+        for method, value in (("standard", 0.2), ("cooperative", 0.4))
+        for draw in range(2)
+        for stage in ("FTN", "FTN+STN")
+        for column in ("ACDC", "M&Ms", "M&Ms/A")
+    ]
+
+
+def test_scores_come_back_from_a_file_whose_header_is_fixed(tmp_path):
+    file = tmp_path / "scores.csv"
+    line = Score("cooperative", 0, "FTN+STN", "RandSpike", "007", "ED", "LV", "dice", 0.83)
+    write_scores(file, [line])
+    assert file.read_text().splitlines() == [
+        "method,draw,stage,column,patient,phase,structure,metric,value",
+        "cooperative,0,FTN+STN,RandSpike,007,ED,LV,dice,0.83",
+    ]
+    assert read_scores(file) == [line]
+
+
+def test_a_cell_is_the_mean_over_structures_then_mean_and_spread_over_draws():
+    lines = [
+        score(0.2, draw=0, structure="LV"),
+        score(0.4, draw=0, structure="RV"),
+        score(0.5, draw=1, structure="LV"),
+        score(0.5, draw=1, structure="RV"),
+    ]
+    (row,) = tabulate(lines)
+    assert row.draws == (0, 1)
+    assert row.cells["ACDC"].mean == pytest.approx(0.4)
+    assert row.cells["ACDC"].spread == pytest.approx(0.2 / 2**0.5)
+    assert row.structures["ACDC"]["LV"].mean == pytest.approx(0.35)
+
+
+def test_the_average_is_over_columns_without_their_parts(scores):
+    row = tabulate(scores)[0]
+    # 0.2 and 0.3 in draw 0, 0.4 and 0.5 in draw 1; the vendor's column would lower it.
+    assert row.cells[AVERAGE].mean == pytest.approx(0.35)
+    assert row.cells[AVERAGE].spread == pytest.approx(0.2 / 2**0.5)
+
+
+def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores):
+    rows = tabulate(scores)
+    assert [(row.method, row.stage) for row in rows] == [
+        (method, stage) for method in ("standard", "cooperative") for stage in ("FTN", "FTN+STN")
+    ]
+    assert columns_of(rows) == ["ACDC", "M&Ms", "average"]
+    assert columns_of(rows, parts=True) == ["M&Ms/A"]
+
+
+def test_markdown_lines_up():
+    lines = markdown(grid(tabulate([score(0.5), score(0.75, stage="FTN+STN")]), ["ACDC", "M&Ms"])).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[3].split() == ["|", "standard", "|", "FTN+STN", "|", "1", "|", "0.750", "|", "|"]
+
+
+def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
+    shown = write_report(tmp_path, scores, CONFIGURATION, ["Too short to rank methods."])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "configuration.json",
+        "scores.csv",
+        "table.json",
+        "table.md",
+        "table.png",
+    ]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["configuration"] == json.loads((tmp_path / "configuration.json").read_text()) == CONFIGURATION
+    assert table["columns"] == ["ACDC", "M&Ms", "average", "M&Ms/A"]
+    assert table["rows"][0]["cells"]["ACDC"]["mean"] == pytest.approx(0.3)
+    page = (tmp_path / "table.md").read_text()
+    assert shown.splitlines()[0] in page
+    assert '"iterations": 60' in page
+    assert "- Too short to rank methods." in page
+    assert b'"iterations": 60' in (tmp_path / "table.png").read_bytes()
+
+
+def test_a_report_is_the_same_when_it_is_written_again(tmp_path, scores):
+    write_report(tmp_path, scores, CONFIGURATION, [])
+    first = (tmp_path / "scores.csv").read_bytes(), (tmp_path / "table.json").read_bytes()
+    write_report(tmp_path, read_scores(tmp_path / "scores.csv"), CONFIGURATION, [])
+    assert ((tmp_path / "scores.csv").read_bytes(), (tmp_path / "table.json").read_bytes()) == first
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    file = tmp_path / "table.md"
+    file.write_text("before")
+
+    def fail():
+        with replacing(file) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert file.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
+    curves = {
+        "standard": [{"iteration": 1, "loss": 2.0}, {"iteration": 2, "loss": 1.0}],
+        "cooperative": [
+            {"iteration": 1, "loss": 3.0, "hard loss": 1.0},
+            {"iteration": 2, "loss": 2.0, "hard loss": 0.5},
+        ],
+    }
+    panels = {axes.get_title(): axes for axes in curves_figure(curves).axes}
+    assert {title: len(axes.lines) for title, axes in panels.items()} == {"loss": 2, "hard loss": 1}
+    assert panels["loss"].lines[0].get_ydata().tolist() == [2.0, 1.0]
+
+
+def test_a_figure_keeps_its_configuration_in_the_file(tmp_path):
+    save_figure(tmp_path / "figure.png", Figure(), CONFIGURATION)
+    assert b'"acdc": "phantom"' in (tmp_path / "figure.png").read_bytes()
