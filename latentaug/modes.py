@@ -1,0 +1,164 @@
+"""Context managers that leave no trace: frozen statistics, borrowed buffers, preserved modes and random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+@contextmanager
+def frozen_norm_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Normalise as in the current mode, but leave running statistics alone.
+
+    In train mode, batch and instance normalisation keep using the statistics of the batch, and neither the running
+    mean and variance nor `num_batches_tracked` move. Nothing changes for modules in eval mode. Every module gets back
+    the value it had, also after an exception.
+
+    Args:
+        modules: Roots; all their submodules are covered.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> with frozen_norm_statistics(norm):
+        ...     _ = norm(torch.randn(2, 3, 4, 4))
+        >>> int(norm.num_batches_tracked), float(norm.running_mean.sum())
+        (0, 0.0)
+    """
+    saved: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for root in modules:
+            for module in root.modules():
+                if not module.training or not getattr(module, "track_running_stats", False):
+                    continue
+                if isinstance(module, _InstanceNorm):
+                    # Without tracking it would still write its buffers; momentum zero writes what is there.
+                    saved.append((module, "momentum", module.momentum))
+                    module.momentum = 0.0
+                elif isinstance(module, _BatchNorm):
+                    saved.append((module, "track_running_stats", True))
+                    module.track_running_stats = False
+        yield
+    finally:
+        for module, name, value in reversed(saved):
+            setattr(module, name, value)
+
+
+def is_norm_statistic(module: nn.Module, buffer: str) -> bool:
+    """Tell whether `buffer` of `module` is one that `frozen_norm_statistics` protects."""
+    return isinstance(module, _BatchNorm | _InstanceNorm) and buffer in (
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    )
+
+
+@contextmanager
+def borrowed_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let `model` see, and change, other tensors in place of some of its buffers.
+
+    The model's own tensors are put back afterwards, as they were, whatever happened to the borrowed ones.
+
+    Args:
+        model: The root that the names start from.
+        values: Dotted buffer names and the tensors to lend.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with borrowed_buffers(norm, {"running_mean": torch.ones(2)}):
+        ...     norm.running_mean.tolist()
+        [1.0, 1.0]
+        >>> norm.running_mean.tolist()
+        [0.0, 0.0]
+    """
+    saved: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+    try:
+        for name, value in values.items():
+            path, _, key = name.rpartition(".")
+            buffers = model.get_submodule(path)._buffers
+            saved.append((buffers, key, buffers[key]))
+            buffers[key] = value
+        yield
+    finally:
+        for buffers, key, original in reversed(saved):
+            buffers[key] = original
+
+
+@contextmanager
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Give every submodule its own train or eval mode back, not only the root.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout()).train()
+        >>> _ = model[1].eval()
+        >>> with preserved_modes(model):
+        ...     _ = model.eval()
+        >>> [m.training for m in model]
+        [True, False]
+    """
+    saved = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in saved:
+            module.training = training
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Snapshot of every global random stream that a forward pass may draw from."""
+
+    cpu: Tensor
+    device: torch.device
+    accelerator: Tensor | None
+    python: Any
+    numpy: Any
+
+    @classmethod
+    def capture(cls, device: torch.device) -> RandomState:
+        """Take the state of torch (CPU and `device`), Python and NumPy; no device synchronisation."""
+        return cls(
+            cpu=torch.get_rng_state(),
+            device=device,
+            accelerator=None if device.type in ("cpu", "meta") else _backend(device).get_rng_state(device),
+            python=random.getstate(),
+            numpy=np.random.get_state(),  # noqa: NPY002 - the global stream is the one to leave untouched
+        )
+
+    def restore(self) -> None:
+        """Set every stream back to this snapshot."""
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            _backend(self.device).set_rng_state(self.accelerator, self.device)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+
+
+@contextmanager
+def preserved_random_state(device: torch.device) -> Iterator[RandomState]:
+    """Leave the global random streams as they were found; yields the state at entry.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> with preserved_random_state(torch.device("cpu")):
+        ...     inside = torch.rand(())
+        >>> bool(torch.rand(()) == inside)
+        True
+    """
+    state = RandomState.capture(device)
+    try:
+        yield state
+    finally:
+        state.restore()
+
+
+def _backend(device: torch.device) -> Any:
+    return getattr(torch, device.type)

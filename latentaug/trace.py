@@ -1,0 +1,283 @@
+"""What a forward pass called, in which order, returning what: the recorder that discovery and tap share.
+
+Calls are seen by standing in for `module.forward` in the module's own `__dict__`. Forward hooks would not do: they are
+not run where code calls `.forward()` directly, cannot keep a module from running, and compiled models ignore late ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Path: TypeAlias = tuple[Any, ...]
+Handler: TypeAlias = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+_ABSENT = object()
+
+
+# Trees: what models take and return -------------------------------------------------------------------------------
+
+
+def children_of(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (key, child) of a container that models return; nothing for a leaf."""
+    if isinstance(tree, list | tuple):
+        yield from enumerate(tree)
+    elif isinstance(tree, Mapping):
+        yield from tree.items()
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        yield from ((f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name))
+
+
+def tensors_in(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yield (path, tensor) for every tensor in nested lists, tuples, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    else:
+        for key, child in children_of(tree):
+            yield from tensors_in(child, (*path, key))
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of `tree`, containers of the same types, with `function` applied to every tensor.
+
+    A tensor that stands in several places is one tensor in the result too.
+
+    Example:
+        >>> map_tensors({"out": [torch.ones(1), None]}, lambda t: t + 1)
+        {'out': [tensor([2.]), None]}
+    """
+    done: dict[int, Tensor] = {}
+
+    def mapped(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            if id(node) not in done:
+                done[id(node)] = function(node)
+            return done[id(node)]
+        children = [(key, mapped(child)) for key, child in children_of(node)]
+        if isinstance(node, tuple):
+            values = [child for _, child in children]
+            return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)
+        if not children:
+            return copy.copy(node) if isinstance(node, list | dict) else node
+        result = copy.copy(node)
+        for key, child in children:
+            if isinstance(node, list | Mapping):
+                result[key] = child
+            else:
+                object.__setattr__(result, key, child)
+        return result
+
+    return mapped(tree)
+
+
+def item_at(tree: Any, path: Path) -> Any:
+    """Follow `path` into `tree`: keys of mappings, positions of sequences, fields of dataclasses."""
+    for key in path:
+        tree = tree[key] if isinstance(tree, list | tuple | Mapping) else getattr(tree, key)
+    return tree
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Count of in-place changes so far; None for inference tensors, which keep no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Identity of the memory behind a tensor; views of one tensor share it."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without one storage
+        return id(tensor)
+
+
+# Standing in for forward ------------------------------------------------------------------------------------------
+
+
+class Override:
+    """Callable that stands in for one module's `forward` while a pass is watched or replayed."""
+
+    def __init__(self, name: str, module: nn.Module, handler: Handler):
+        self.name = name
+        self.handler = handler
+        self.original = _eager_forward(module)
+        functools.update_wrapper(self, self.original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the call over."""
+        return self.handler(self.name, self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise RuntimeError(_LIVE.format("copied"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(_LIVE.format("pickled"))
+
+
+_LIVE = (
+    "A model cannot be {} while a LatentTap is open on it: the copy would call back into this model. "
+    "Leave the `with LatentTap(...)` block first."
+)
+
+
+def _eager_forward(module: nn.Module) -> Callable[..., Any]:
+    original = getattr(module, "_orig_mod", None)
+    if isinstance(original, nn.Module) and is_compiled(module):
+        return original.__call__  # compiled code would not see what stands in for the modules inside it
+    return module.forward
+
+
+@contextmanager
+def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[None]:
+    """Send every forward of `modules` to `handler(name, original, args, kwargs)`; restore what stood there, always."""
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, module in modules.items():
+            override = Override(name, module, handler)
+            attributes = module.__dict__
+            saved.append((attributes, "forward", attributes.get("forward", _ABSENT)))
+            attributes["forward"] = override
+            if attributes.get("_compiled_call_impl") is not None:  # module.compile(): calls would bypass forward
+                saved.append((attributes, "_compiled_call_impl", attributes["_compiled_call_impl"]))
+                attributes["_compiled_call_impl"] = None
+        yield
+    finally:
+        for attributes, key, value in reversed(saved):
+            if value is _ABSENT:
+                attributes.pop(key, None)
+            else:
+                attributes[key] = value
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether `torch.compile(module)` or `module.compile()` made it."""
+    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
+
+
+def visible_modules(model: nn.Module, inside: frozenset[str] = frozenset()) -> dict[str, nn.Module]:
+    """Name every submodule whose calls Python sees, the model itself under "".
+
+    Scripted and compiled submodules are one block each, unless a name of `inside` lies in them.
+    """
+    found: dict[str, nn.Module] = {}
+    opaque: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in opaque):
+            continue
+        found[name] = module
+        prefix = f"{name}."
+        closed = isinstance(module, torch.jit.ScriptModule) or is_compiled(module)
+        if name and closed and not any(wanted.startswith(prefix) for wanted in inside):
+            opaque.append(prefix)
+    return found
+
+
+# Recording --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module in a recorded pass."""
+
+    name: str
+    number: int
+    parent: Call | None
+    start: int
+    finish: int = -1
+    children: list[Call] = field(default_factory=list)
+    output: Any = None
+    tensors: list[tuple[Path, Tensor]] = field(default_factory=list)
+    versions: list[int | None] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)  # autograd node of each tensor, before anything changed it in place
+    given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
+    inputs: frozenset[int] = frozenset()
+    impure: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Module name and call number: what tells this call from all others of the pass."""
+        return self.name, self.number
+
+    def moved(self) -> list[Tensor]:
+        """Tensors of the output that were changed in place after this call returned them."""
+        return [t for (_, t), version in zip(self.tensors, self.versions, strict=True) if version_of(t) != version]
+
+    def walk(self) -> Iterator[Call]:
+        """Yield this call and all calls made inside it, in order of their start."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+class InputWatch:
+    """Notices whether a call changed what it was given: tensors in place, or the contents of a list or dict."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self._given = (args, kwargs)
+        self._before = self._state()
+
+    def _state(self) -> list[tuple[Path, int, int | None]]:
+        return [(path, id(tensor), version_of(tensor)) for path, tensor in tensors_in(self._given)]
+
+    def changed(self) -> bool:
+        """Tell whether anything moved since construction."""
+        return self._state() != self._before
+
+    def storages(self) -> frozenset[int]:
+        """Identities of the memory behind the inputs."""
+        return frozenset(storage_of(tensor) for _, tensor in tensors_in(self._given))
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the inputs."""
+        return [tuple(tensor.shape) for _, tensor in tensors_in(self._given)]
+
+
+def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] = frozenset()) -> tuple[Call, Any]:
+    """Run a pass of `model` and return the tree of its calls, with what the pass returned.
+
+    Args:
+        model: The model that `run` calls once.
+        run: Performs the pass.
+        inside: Names of submodules that must be seen even in a compiled submodule.
+
+    Raises:
+        RuntimeError: `run` did not call the model.
+    """
+    counts: Counter[str] = Counter()
+    stack: list[Call] = []
+    roots: list[Call] = []
+    clock = iter(range(2**62))
+
+    def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(name, counts[name], stack[-1] if stack else None, next(clock))
+        counts[name] += 1
+        (call.parent.children if call.parent else roots).append(call)
+        watch = InputWatch(args, kwargs)
+        call.inputs, call.given = watch.storages(), watch.shapes()
+        stack.append(call)
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            stack.pop()
+        call.finish = next(clock)
+        call.impure = watch.changed()
+        call.output = map_tensors(output, lambda tensor: tensor)
+        call.tensors = list(tensors_in(output))
+        call.versions = [version_of(tensor) for _, tensor in call.tensors]
+        call.nodes = [tensor.grad_fn for _, tensor in call.tensors]
+        return output
+
+    with overridden(visible_modules(model, inside), handle):
+        result = run()
+    root = next((call for call in roots if call.name == ""), None)
+    if root is None:
+        raise RuntimeError(f"{type(model).__name__} was not called in the pass to record.")
+    return root, result
