@@ -117,9 +117,7 @@ class ReconstructionHead(nn.Module):
             image = image.sigmoid() if (low, high) == (0, 1) else low + (high - low) * image.sigmoid()
         # A code covers a whole number of strides, the image may end inside the last one.
         covered = [max(math.ceil(n * s), m) for n, s, m in zip(code.shape[2:], self.stride, size, strict=True)]
-        if list(image.shape[2:]) != covered:
-            image = F.interpolate(image, covered, mode=_INTERPOLATION[len(covered)])
-        return crop(image, size)
+        return crop(resize(image, covered), size)
 
     def _on_grid(self, code: Tensor, size: Sequence[int]) -> Tensor:
         """Give tokens [B, C, N] their spatial axes back."""
@@ -288,9 +286,21 @@ def crop(image: Tensor, size: Sequence[int]) -> Tensor:
     return image
 
 
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate to `size` linearly, if the image doesn't have it."""
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode=_INTERPOLATION[len(size)])
+
+
 def to_probabilities(logits: Tensor) -> Tensor:
     """Apply the softmax over classes, or the sigmoid where there is one logit only."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def to_labels(logits: Tensor) -> Tensor:
+    """Return the label map that logits stand for; with one logit, 1 where it is positive."""
+    return (logits > 0).squeeze(1).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 def one_hot(

@@ -1,0 +1,555 @@
+"""CooperativeModel: any segmentation model, trained together with a reconstruction head and a shape prior."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from latentaug.compose import paper_masks
+from latentaug.discovery import Location, find_bottleneck
+from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, resize, to_labels
+from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
+from latentaug.masks import LatentMask, Masker
+from latentaug.modes import frozen_norm_statistics, preserved_modes
+from latentaug.saliency import latent_saliency
+from latentaug.tap import LatentTap
+
+Layer: TypeAlias = str | nn.Module | Location
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
+Stage: TypeAlias = Literal["both", "standard", "hard"]
+
+WEIGHTS = {
+    "segmentation": 1.0,
+    "reconstruction": 0.5,
+    "shape_from_logits": 1.0,
+    "shape_from_labels": 1.0,
+    "hard_image_segmentation": 1.0,
+    "hard_image_reconstruction": 0.5,
+    "shape_from_hard_image": 1.0,
+    "shape_from_hard_segmentation": 1.0,
+}
+"""The paper's weights, by the names that `CooperativeOutput.losses` has."""
+
+
+class CooperativeOutput(NamedTuple):
+    """What a `CooperativeModel` returns for images with labels."""
+
+    loss: Tensor
+    """Sum of `losses`."""
+    losses: dict[str, Tensor]
+    """Every term, times its weight."""
+    logits: Tensor
+    """The model's logits of the (noisy) images, at the labels' size."""
+    refined: Tensor
+    """What the shape prior makes of them."""
+    hard_images: Tensor | None
+    """Images decoded from the masked image code, constants; None in eval mode."""
+    hard_segmentation: Tensor | None
+    """Logits replayed from the masked shape code, constants; None in eval mode."""
+
+
+class CooperativeModel(nn.Module):
+    """Train a segmentation model against hard examples made in its own latent space.
+
+    Puts two heads beside the model: one that reconstructs the image from the latent code, and a shape prior that
+    corrects segmentations. In train mode a call computes the losses on the images given, masks the codes where the
+    losses are most sensitive, and computes the losses again on what the masked codes decode to.
+    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same at half the
+    memory. In eval mode a call without labels is a call of your model.
+
+    Your model is neither copied nor changed: `.model` is the object you passed. A model that declares `image_code`,
+    `shape_code` (names of submodules) and `image_decoder` (a module called with a code and a size), as `FTN` does, is
+    taken at its word; on any other, both codes are the bottleneck.
+
+    Args:
+        model: Any segmentation model that takes a batch of images.
+        num_classes: Channels of the logits; 1 means a binary segmentation with one logit.
+        example: A batch of images, for the one dry run that finds the codes and sizes the heads.
+        layer: Where the codes are: a dotted name, a module or a `Location`. Of a list, every layer is masked in the
+            segmentation, and the deepest is the image code. Default: the bottleneck, found by `find_bottleneck`.
+        masker: Makes hard examples; a pair masks the image code and the shape code differently. Default:
+            `paper_masks()`.
+        image_code: The layer that images are reconstructed from, if not `layer`.
+        shape_code: The layer, or list of layers, masked in the segmentation, if not `layer`.
+        loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
+        weights: Weights that differ from the paper's, by the names of the losses.
+        temperature: What logits are divided by before the shape prior reads them.
+        input_noise: Standard deviation of the noise on training images, as a share of `image_range`; or a callable
+            (images, generator) -> noisy images.
+        image_range: Lowest and highest image value: the noisy images and the reconstruction stay in it. None for images
+            without bounds, such as z-scored ones: nothing is clamped, and noise is relative to the batch's deviation.
+        ignore_index: Label of pixels that don't count; the shape prior sees zeros there.
+        separate: Stop the gradient from the shape prior into the model (an ablation of the paper).
+        logits: Reads the logits from what the model returns. Default: a tensor, "out", "logits" or the first of a list.
+        reconstruction: Your own module (code, size) -> images, in place of the head that would be made.
+        shape_prior: Your own `ShapePrior`, in place of the one that would be made.
+        hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
+            from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
+            say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be told.
+
+    Shape:
+        images: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
+
+    Draws:
+        Noise per pixel; masks once per batch and code, as the maskers say; all from `generator`.
+
+    Raises:
+        ValueError: Arguments, images or labels don't fit; values are checked on the first batch only.
+        TypeError: No logits in what the model returns.
+        RuntimeError: Called in train mode where gradients are disabled.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4))
+        >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(3, (2, 32, 32))
+        >>> coop = CooperativeModel(model, num_classes=3, example=images, layer="1")
+        >>> output = coop(images, labels)
+        >>> output.loss.backward()
+        >>> len(output.losses), output.hard_images.shape
+        (8, torch.Size([2, 1, 32, 32]))
+        >>> coop.predict(images).shape
+        torch.Size([2, 32, 32])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        example: Tensor,
+        layer: Layer | Sequence[Layer] | None = None,
+        masker: Masker | tuple[Masker, Masker] | None = None,
+        image_code: Layer | None = None,
+        shape_code: Layer | Sequence[Layer] | None = None,
+        loss: Loss | None = None,
+        weights: Mapping[str, float] | None = None,
+        temperature: float = 2.0,
+        input_noise: float | Noise = 0.05,
+        image_range: tuple[float, float] | None = (0.0, 1.0),
+        ignore_index: int = -100,
+        separate: bool = False,
+        logits: Callable[[Any], Tensor] | None = None,
+        reconstruction: nn.Module | None = None,
+        shape_prior: ShapePrior | None = None,
+        hard_norm_frozen: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_classes = num_classes
+        self.loss = functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
+        self.weights = _complete_weights(weights or {})
+        self.input_noise = input_noise
+        self.image_range = image_range
+        self.ignore_index = ignore_index
+        self.separate = separate
+        self.read_logits = _first_logits if logits is None else logits
+        self._unchecked = True
+        masker = paper_masks() if masker is None else masker
+        self.image_masker, self.shape_masker = masker if isinstance(masker, tuple) else (masker, masker)
+
+        declared = _declaration(model)
+        if declared is not None and layer is None:
+            image_code = declared.image_code if image_code is None else image_code
+            shape_code = declared.shape_code if shape_code is None else shape_code
+        elif layer is None and (image_code is None or shape_code is None):
+            layer = find_bottleneck(model, example, logits=logits)
+        self.shape_codes = _located(model, layer if shape_code is None else shape_code, example)
+        self.image_code = _coarsest(_located(model, layer if image_code is None else image_code, example))
+        self._tapped = list(dict.fromkeys([self.image_code, *self.shape_codes]))
+
+        if reconstruction is None and (declared is None or declared.image_code != str(self.image_code)):
+            reconstruction = _placed(_reconstruction_head(self.image_code, example, image_range), model, example)
+        self.reconstruction_head = reconstruction
+        self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
+        self._check_image_range()
+        self.hard_norm_frozen = _existing(self, hard_norm_frozen)
+
+    @property
+    def reconstruction(self) -> nn.Module:
+        """The module (code, size) -> images: the head made for the image code, or the model's own image decoder."""
+        head = self.reconstruction_head
+        return self.model.get_submodule("image_decoder") if head is None else head
+
+    # Calling ----------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        stage: Stage = "both",
+        hard_examples: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Return the losses for images with labels; without labels, in eval mode, what the model itself returns.
+
+        Args:
+            images: A batch of images, without noise.
+            labels: Class indices. In eval mode the standard terms only are computed, without noise.
+            generator: Source of the noise and the masks.
+            stage: "standard" stops once the hard examples are made, "hard" goes on from there. Together they are what
+                "both" does; see `cooperative_backward`.
+            hard_examples: The images and the segmentation that the standard stage made; for the hard stage only.
+        """
+        if labels is None:
+            if self.training:
+                raise ValueError(
+                    "CooperativeModel needs `labels` in train mode; got None. Pass them, or call .eval() first to get "
+                    "the model's own output."
+                )
+            return self.model(images)
+        labels = squeeze_labels(labels, images.ndim - 2).long()
+        self._check_once(images, labels)
+        if not self.training:
+            return self._standard_stage(images, labels, None)
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
+                "torch.no_grad() or inference_mode, or call .eval() first to validate."
+            )
+        if stage == "hard":
+            if hard_examples is None:
+                raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
+            return self._hard_stage(images, labels, *hard_examples)
+        standard = self._standard_stage(images, labels, generator)
+        if stage == "standard":
+            return standard
+        return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
+
+    def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
+        """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result."""
+        for _ in range(steps):
+            logits = self.shape_prior.refine(logits)
+        return logits
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, refine: int = 1) -> Tensor:
+        """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients."""
+        with preserved_modes(self):
+            self.eval()
+            logits = self._read(self.model(images), images.shape[2:])
+            return to_labels(self.refine(logits, refine))
+
+    def extra_repr(self) -> str:
+        """Show what the submodules don't."""
+        shape_codes = ", ".join(map(str, self.shape_codes))
+        return f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
+
+    # The two stages ---------------------------------------------------------------------------------------------------
+
+    def _standard_stage(self, images: Tensor, labels: Tensor, generator: torch.Generator | None) -> CooperativeOutput:
+        """Compute the losses on the images themselves; in train mode, make the hard examples too."""
+        inputs = self._with_noise(images, generator) if self.training else images
+        hard_images = hard_segmentation = None
+        with LatentTap(self.model, self._tapped) as tap:
+            logits = self._read(self.model(inputs), labels.shape[1:])
+            hot = one_hot(labels, self.num_classes, ignore_index=self.ignore_index, dtype=logits.dtype)
+            from_labels: Tensor = self.shape_prior(hot)
+            refined = self._refined(logits)
+            terms = {
+                "segmentation": self.loss(logits, labels),
+                "reconstruction": self._reconstruction_loss(tap, images),
+                "shape_from_logits": self.loss(refined, labels),
+                "shape_from_labels": self.loss(from_labels, labels),
+            }
+            if self.training:
+                # Drawn here, where the losses' graph is alive; constants, so that no later stage needs that graph.
+                hard_images = self._hard_images(tap, terms["reconstruction"], images, generator)
+                hard_segmentation = self._hard_segmentation(tap, terms["segmentation"], labels, generator)
+        return self._output(terms, logits, refined, hard_images, hard_segmentation)
+
+    def _hard_stage(
+        self, images: Tensor, labels: Tensor, hard_images: Tensor, hard_segmentation: Tensor
+    ) -> CooperativeOutput:
+        """Compute the same losses on hard examples, without a trace in running statistics."""
+        with (
+            frozen_norm_statistics(self),
+            _constant_norm_parameters(self, self.hard_norm_frozen),
+            LatentTap(self.model, self._tapped) as tap,
+        ):
+            logits = self._read(self.model(hard_images), labels.shape[1:])
+            refined = self._refined(logits)
+            terms = {
+                "hard_image_segmentation": self.loss(logits, labels),
+                "hard_image_reconstruction": self._reconstruction_loss(tap, images),
+                "shape_from_hard_image": self.loss(refined, labels),
+                "shape_from_hard_segmentation": self.loss(self.shape_prior.refine(hard_segmentation), labels),
+            }
+        return self._output(terms, logits, refined, hard_images, hard_segmentation)
+
+    def _hard_images(self, tap: LatentTap, loss: Tensor, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Decode the masked image code."""
+        (code,), (mask,) = self._masked(tap, [self.image_code], self.image_masker, loss, generator)
+        with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
+            hard_images: Tensor = self.reconstruction(mask.apply(code), images.shape[2:])
+        return hard_images.to(images.dtype)
+
+    def _hard_segmentation(
+        self, tap: LatentTap, loss: Tensor, labels: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Run what follows the shape code again with that code masked."""
+        codes, masks = self._masked(tap, self.shape_codes, self.shape_masker, loss, generator)
+        with torch.no_grad():
+            # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
+            new: list[Tensor | Callable[[Tensor], Tensor]] = (
+                [masks[0].apply(codes[0])] if len(codes) == 1 else [mask.apply for mask in masks]
+            )
+            given = dict(zip(self.shape_codes, new, strict=True))
+            return self._read(tap.replay([given.get(location) for location in self._tapped]), labels.shape[1:])
+
+    def _masked(
+        self,
+        tap: LatentTap,
+        locations: Sequence[Location],
+        masker: Masker,
+        loss: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[list[Tensor], list[LatentMask]]:
+        """Return the codes at `locations` and a mask for each, drawn where `loss` is most sensitive to them."""
+        codes = [tap.codes[self._tapped.index(location)] for location in locations]
+        saliencies = functools.cache(lambda: latent_saliency(loss, codes))  # for all codes at once, if one is asked for
+        masks = [
+            masker(code, lambda i=i: saliencies()[i], layout=location.layout, generator=generator)
+            for i, (code, location) in enumerate(zip(codes, locations, strict=True))
+        ]
+        return codes, masks
+
+    def _reconstruction_loss(self, tap: LatentTap, images: Tensor) -> Tensor:
+        """Compare the clean images with what the image code of this pass holds of them."""
+        code = tap.codes[self._tapped.index(self.image_code)]
+        return reconstruction_loss(self.reconstruction(code, images.shape[2:]), images)
+
+    def _refined(self, logits: Tensor) -> Tensor:
+        return self.shape_prior.refine(logits.detach() if self.separate else logits)
+
+    def _output(self, terms: dict[str, Tensor], *results: Any) -> CooperativeOutput:
+        losses = {name: self.weights[name] * term for name, term in terms.items()}
+        return CooperativeOutput(functools.reduce(torch.add, losses.values()), losses, *results)
+
+    # Reading and checking ---------------------------------------------------------------------------------------------
+
+    def _with_noise(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        if callable(self.input_noise):
+            return self.input_noise(images, generator)
+        source = images.device if generator is None else generator.device
+        noise = torch.randn(images.shape, generator=generator, device=source)
+        noise = self.input_noise * noise.to(images.device, images.dtype, non_blocking=True)
+        if self.image_range is None:
+            return images + noise * images.std()
+        low, high = self.image_range
+        return (images + noise * (high - low)).clamp(low, high)
+
+    def _read(self, output: Any, size: Sequence[int]) -> Tensor:
+        """Read the logits from what the model returned, at the size given."""
+        logits = self.read_logits(output)
+        if logits.ndim != len(size) + 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"CooperativeModel needs logits [B, {self.num_classes}, *S] with {len(size)} spatial axes; got "
+                f"{tuple(logits.shape)}. Check `num_classes`, or pass logits=, a callable that reads them from what "
+                f"{type(self.model).__name__} returns."
+            )
+        return resize(logits, size)
+
+    def _check_once(self, images: Tensor, labels: Tensor) -> None:
+        """Look at the values of the first batch; looking at every one would make the host wait for the device."""
+        if not self._unchecked:
+            return
+        if labels.ndim != images.ndim - 1:
+            raise ValueError(
+                f"CooperativeModel needs labels [B, *S] or [B, 1, *S] for images of shape {tuple(images.shape)}; got "
+                f"{tuple(labels.shape)}. Pass class indices, not one channel per class."
+            )
+        if self.image_range is not None:
+            low, high = self.image_range
+            lowest, highest = (float(value) for value in images.aminmax())
+            slack = 1e-3 * (high - low)  # interpolation and rounding overshoot a little
+            if not (low - slack <= lowest and highest <= high + slack):
+                raise ValueError(
+                    f"CooperativeModel needs images in image_range=({low:g}, {high:g}); got values from {lowest:g} to "
+                    f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
+                    "without bounds, such as z-scored ones."
+                )
+        unknown = (labels != self.ignore_index) & ((labels < 0) | (labels >= max(self.num_classes, 2)))
+        if unknown.any():
+            raise ValueError(
+                f"CooperativeModel needs labels in 0 … {max(self.num_classes, 2) - 1} or ignore_index="
+                f"{self.ignore_index}; got {labels[unknown][0].item()}."
+            )
+        self._unchecked = False
+
+    def _check_image_range(self) -> None:
+        given = getattr(self.reconstruction, "image_range", self.image_range)
+        if given != self.image_range:
+            raise ValueError(
+                f"CooperativeModel needs an image decoder of image_range={self.image_range}; got one of {given}. "
+                "Make both with the same image_range."
+            )
+
+
+def cooperative_backward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    generator: torch.Generator | None = None,
+) -> CooperativeOutput:
+    """Do what `model(images, labels).loss.backward()` does, at half the memory.
+
+    Backpropagates the standard losses before it computes the hard ones; the gradients are the same. They are added to
+    those that are there, and the optimizer is left alone.
+
+    Args:
+        model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.
+        images: A batch of images.
+        labels: Their labels.
+        scaler: Scales the losses before each backward pass, for float16.
+        generator: Source of the noise and the masks.
+
+    Returns:
+        What the call of the model would return, without a graph.
+
+    Raises:
+        RuntimeError: The model is in eval mode.
+
+    Example:
+        >>> from latentaug.networks import FTN
+        >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
+        >>> coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images)
+        >>> optimizer = torch.optim.Adam(coop.parameters(), lr=1e-4)
+        >>> output = cooperative_backward(coop, images, labels)
+        >>> optimizer.step()
+    """
+    with getattr(model, "no_sync", nullcontext)():
+        standard = model(images, labels, generator=generator, stage="standard")
+        hard_examples = _hard_examples(standard)
+        _backward(standard.loss, scaler)
+    hard = model(images, labels, stage="hard", hard_examples=hard_examples)
+    _backward(hard.loss, scaler)
+    return _detached(_joined(standard, hard))
+
+
+def _backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    with torch.autocast(loss.device.type, enabled=False):
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+
+
+def _hard_examples(output: CooperativeOutput) -> tuple[Tensor, Tensor]:
+    if output.hard_images is None or output.hard_segmentation is None:
+        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
+    return output.hard_images, output.hard_segmentation
+
+
+def _joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:
+    return standard._replace(loss=standard.loss + hard.loss, losses={**standard.losses, **hard.losses})
+
+
+def _detached(output: CooperativeOutput) -> CooperativeOutput:
+    return output._replace(
+        loss=output.loss.detach(),
+        losses={name: term.detach() for name, term in output.losses.items()},
+        logits=output.logits.detach(),
+        refined=output.refined.detach(),
+    )
+
+
+# Construction ---------------------------------------------------------------------------------------------------------
+
+
+class _Declaration(NamedTuple):
+    """What a model with codes of its own says about them, under these names."""
+
+    image_code: str
+    shape_code: str
+    image_decoder: nn.Module
+
+
+def _declaration(model: nn.Module) -> _Declaration | None:
+    found: list[Any] = [getattr(model, name, None) for name in _Declaration._fields]
+    return _Declaration(*found) if all(map(isinstance, found, (str, str, nn.Module))) else None
+
+
+def _located(model: nn.Module, layers: Layer | Sequence[Layer] | None, example: Tensor) -> list[Location]:
+    return LatentTap(model, layers, example=example).layers
+
+
+def _coarsest(locations: Sequence[Location]) -> Location:
+    return max(locations, key=lambda location: math.prod(location.stride))
+
+
+def _reconstruction_head(
+    code: Location, example: Tensor, image_range: tuple[float, float] | None
+) -> ReconstructionHead:
+    channels = code.shape[code.layout.channel_dim]
+    return ReconstructionHead(channels, example.shape[1], code.stride, image_range=image_range, layout=code.layout)
+
+
+def _shape_prior(num_classes: int, temperature: float, example: Tensor) -> ShapePrior:
+    """Size the prior so that its code has about the paper's grid, 12 sites along the longest axis."""
+    depth = max(1, round(math.log2(max(example.shape[2:]) / 12)))
+    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, temperature=temperature)
+
+
+def _placed(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
+    """Give a new head the model's device and precision."""
+    like = next(model.parameters(), example)
+    return head.to(like.device, like.dtype)
+
+
+def _complete_weights(given: Mapping[str, float]) -> dict[str, float]:
+    if unknown := sorted(set(given) - set(WEIGHTS)):
+        raise ValueError(f"CooperativeModel has no loss {', '.join(unknown)} to weigh; it has {', '.join(WEIGHTS)}.")
+    return {**WEIGHTS, **given}
+
+
+def _existing(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    known = dict(root.named_modules())
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"hard_norm_frozen must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
+    return tuple(names)
+
+
+def _first_logits(output: Any) -> Tensor:
+    """Read the logits as most libraries return them."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in ("out", "logits"):
+            if key in output:
+                return _first_logits(output[key])
+    elif getattr(output, "logits", None) is not None:
+        return _first_logits(output.logits)
+    elif isinstance(output, list | tuple) and output:
+        return _first_logits(output[0])
+    raise TypeError(
+        f"CooperativeModel finds no logits in what the model returns, a {type(output).__name__}. "
+        "Pass logits=, a callable that reads them from it."
+    )
+
+
+@contextmanager
+def _constant_norm_parameters(root: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let batch and instance normalisation below `names` see their scale and shift as constants."""
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name in names:
+            for module in root.get_submodule(name).modules():
+                parameters: dict[str, Any] = module._parameters if isinstance(module, _NormBase) else {}
+                for key, parameter in parameters.items():
+                    if parameter is not None:
+                        saved.append((parameters, key, parameter))
+                        parameters[key] = parameter.detach()
+        yield
+    finally:
+        for parameters, key, parameter in reversed(saved):
+            parameters[key] = parameter

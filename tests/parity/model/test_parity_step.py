@@ -1,0 +1,179 @@
+"""The step of `CooperativeModel`, the same that a wrapped U-Net takes, equals the authors' training iteration."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from latentaug.cooperative import CooperativeModel, cooperative_backward
+from latentaug.masks import TargetedChannelMask, TargetedSpatialMask
+
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+MASKERS = {"channel": TargetedChannelMask, "spatial": TargetedSpatialMask}
+STANDARD = ["segmentation", "reconstruction", "shape_from_labels", "shape_from_logits"]
+HARD = [
+    "hard_image_segmentation",
+    "hard_image_reconstruction",
+    "shape_from_hard_image",
+    "shape_from_hard_segmentation",
+]
+NETWORKS = {
+    "image_encoder": ("model.encoder", "model.decoupler"),
+    "segmentation_decoder": ("model.segmentation_decoder",),
+    "image_decoder": ("model.image_decoder",),
+    "shape_encoder": ("shape_prior.encoder",),
+    "shape_decoder": ("shape_prior.decoder",),
+}
+# The authors' hard pass gives no gradient to scale and shift of the normalisation layers, the image decoder's excepted.
+HARD_NORM_FROZEN = ("model.encoder", "model.decoupler", "model.segmentation_decoder", "shape_prior")
+
+
+class Remembering(torch.nn.Module):
+    """A masker that keeps the masks it made."""
+
+    def __init__(self, masker):
+        super().__init__()
+        self.masker = masker
+        self.factors = []
+
+    def forward(self, code, saliency=None, **options):
+        mask = self.masker(code, saliency, **options)
+        self.factors.append(mask.factor)
+        return mask
+
+
+def cooperative(reference, setting):
+    networks = reference.networks()
+    image, shape, percentile, separate = re.fullmatch(
+        r"c\d_img-(\w+)_seg-(\w+)_p([\d.]+?)(_separate)?", setting
+    ).groups()
+    maskers = tuple(Remembering(MASKERS[kind](float(percentile), annealing=0)) for kind in (image, shape))
+    return CooperativeModel(
+        networks["model"],
+        num_classes=networks["shape_prior"].num_classes,
+        example=reference.images,
+        masker=maskers,
+        input_noise=lambda images, generator: reference.noisy_images,
+        separate=separate is not None,
+        shape_prior=networks["shape_prior"],
+        hard_norm_frozen=HARD_NORM_FROZEN,
+    )
+
+
+def norm_of(gradients):
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None))
+
+
+def gradients_of(coop, losses):
+    """Gradients of some of the losses, by name; None where the losses don't reach the parameter."""
+    names, parameters = zip(*coop.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(sum(losses), parameters, retain_graph=True, allow_unused=True)
+    return dict(zip(names, gradients, strict=True))
+
+
+@pytest.fixture
+def step(reference, setting):
+    coop = cooperative(reference, setting)
+    return coop, coop(reference.images, reference.labels)
+
+
+def test_losses(reference, setting, step):
+    _, output = step
+    for name, expected in (("std", STANDARD), ("hard", HARD)):
+        losses = torch.stack([output.losses[loss] for loss in expected])
+        torch.testing.assert_close(losses, reference[f"{setting}__{name}_losses"], **EXACT)
+    torch.testing.assert_close(output.loss, sum(output.losses.values()), **EXACT)
+
+
+def test_masks(reference, setting, step):
+    coop, _ = step
+    for masker, name in ((coop.image_masker, "img_mask"), (coop.shape_masker, "seg_mask")):
+        (factor,) = masker.factors
+        torch.testing.assert_close(factor, reference[f"{setting}__{name}"].float(), rtol=0, atol=0)
+
+
+def test_hard_examples(reference):
+    recorded = [setting for setting in reference.settings if f"{setting}__hard_image" in reference.names]
+    assert recorded
+    for setting in recorded:
+        output = cooperative(reference, setting)(reference.images, reference.labels)
+        torch.testing.assert_close(output.hard_images, reference[f"{setting}__hard_image"], **EXACT)
+        torch.testing.assert_close(output.hard_segmentation, reference[f"{setting}__hard_seg_logits"], **EXACT)
+        assert not output.hard_images.requires_grad
+        assert not output.hard_segmentation.requires_grad
+
+
+def test_gradient_norms(reference, setting, step):
+    coop, output = step
+    for part, losses in (("std", STANDARD), ("hard", HARD), ("total", STANDARD + HARD)):
+        gradients = gradients_of(coop, [output.losses[name] for name in losses])
+        norms = [norm_of(g for name, g in gradients.items() if name.startswith(roots)) for roots in NETWORKS.values()]
+        torch.testing.assert_close(
+            torch.tensor(norms, dtype=torch.float64), reference[f"{setting}__gradnorm_{part}"], **EXACT
+        )
+
+        if f"{setting}__gradnorm_{part}__names" not in reference.names:
+            continue
+        for name, expected in zip(
+            reference.strings(f"{setting}__gradnorm_{part}__names"),
+            reference[f"{setting}__gradnorm_{part}__values"],
+            strict=True,
+        ):
+            assert norm_of([gradients.pop(name)]) == pytest.approx(float(expected), rel=1e-9, abs=1e-11), name
+        assert set(gradients) == set(reference.strings(f"{setting}__nograd_{part}__names"))
+        assert all(gradient is None for gradient in gradients.values())
+
+
+def test_two_stages_give_the_same_gradients(reference, setting, step):
+    coop, output = step
+    expected = gradients_of(coop, [output.loss])
+    again = cooperative(reference, setting)
+    two_stages = cooperative_backward(again, reference.images, reference.labels)
+    torch.testing.assert_close(two_stages.losses, output.losses, **EXACT)
+    for name, parameter in again.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], **EXACT)
+
+
+def test_running_statistics_are_those_of_the_standard_pass(reference, setting, step):
+    """The authors' are not: their saliency pass moves both decoders', their hard pass the image decoder's once more."""
+    coop, _ = step
+    expected = reference.buffers("after_std")
+    buffers = dict(coop.named_buffers())
+    assert buffers.keys() == expected.keys()
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, expected[name], **EXACT)
+
+    after_generation, after_hard = reference.buffers("after_gen"), reference.buffers("after_hard")
+    for name in expected:
+        decoder = name.startswith(("model.segmentation_decoder", "model.image_decoder"))
+        assert torch.equal(after_generation[name], expected[name]) is not decoder
+        image_decoder = name.startswith("model.image_decoder")
+        assert torch.equal(after_hard[name], after_generation[name]) is not image_decoder
+
+
+def test_saliency(reference):
+    """Each code's saliency is the derivative of its own task loss, without the loss's weight."""
+    seen = {}
+
+    class Spy(TargetedChannelMask):
+        def sample(self, code, saliency, generator):
+            seen[self.name] = saliency()
+            return super().sample(code, saliency, generator)
+
+    coop = cooperative(reference, reference.settings[0])
+    coop.image_masker, coop.shape_masker = Spy(), Spy()
+    coop.image_masker.name, coop.shape_masker.name = "z_i_mse", "z_s_ce"
+    coop(reference.images, reference.labels)
+    for name, saliency in seen.items():
+        torch.testing.assert_close(saliency, reference[f"gen__grad_{name}"], rtol=1e-9, atol=1e-15)
+    assert len(seen) == 2
+
+
+def test_losses_in_float32(reference32, setting):
+    output = cooperative(reference32, setting)(reference32.images, reference32.labels)
+    for name, expected in (("std", STANDARD), ("hard", HARD)):
+        losses = torch.stack([output.losses[loss] for loss in expected])
+        torch.testing.assert_close(losses, reference32[f"{setting}__{name}_losses"].float(), rtol=1e-5, atol=0)
