@@ -1,1 +1,70 @@
-"""Latent-space data augmentation for segmentation models."""
+"""Latent-space data augmentation: make any segmentation model robust to scanners and artefacts it never saw.
+
+Tap a model at a latent code, score the code, mask it, replay the rest of the model, and train on what comes out::
+
+    masker = paper_masks()
+    with LatentTap(unet) as tap:
+        loss = cross_entropy(unet(images), labels)
+        mask = masker(tap.code, latent_saliency(loss, tap.code), layout=tap.layout)
+        loss = loss + cross_entropy(tap.replay(mask.apply(tap.code)), labels)
+    loss.backward()
+
+`CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
+"""
+
+from latentaug.allocator import tune_allocator
+from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
+from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.discovery import Description, Location, describe, find_bottleneck
+from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
+from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from latentaug.losses import reconstruction_loss, segmentation_loss
+from latentaug.masks import (
+    LatentMask,
+    Masker,
+    RandomChannelMask,
+    TargetedChannelMask,
+    TargetedSpatialMask,
+    top_mask,
+)
+from latentaug.networks import FTN
+from latentaug.saliency import SaliencyCalculator, latent_saliency
+from latentaug.tap import LatentTap
+from latentaug.trainer import CooperativeTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CHANNELS_FIRST",
+    "CHANNELS_LAST",
+    "FTN",
+    "TOKENS",
+    "CodeDecoupler",
+    "Compose",
+    "CooperativeModel",
+    "CooperativeOutput",
+    "CooperativeTrainer",
+    "Description",
+    "LatentMask",
+    "LatentTap",
+    "Layout",
+    "Location",
+    "Masker",
+    "OneOf",
+    "RandomApply",
+    "RandomChannelMask",
+    "ReconstructionHead",
+    "SaliencyCalculator",
+    "ShapePrior",
+    "TargetedChannelMask",
+    "TargetedSpatialMask",
+    "cooperative_backward",
+    "describe",
+    "find_bottleneck",
+    "latent_saliency",
+    "paper_masks",
+    "reconstruction_loss",
+    "segmentation_loss",
+    "top_mask",
+    "tune_allocator",
+]
