@@ -157,8 +157,7 @@ def draw_heart(rng: np.random.Generator, group: str) -> Heart:
         fat=np.clip(1.5 + ripple(rng, 3.0) + 4 * bump(septum - 0.8, 0.9), 0, None),
         padding=rng.uniform(8, 18),
         papillary=tuple(
-            (septum + side * rng.uniform(1.75, 2.2), rng.uniform(0.2, 0.27), rng.uniform(0.13, 0.18))
-            for side in (-1, 1)
+            (septum + side * rng.uniform(1.6, 2.3), rng.uniform(0.2, 0.27), rng.uniform(0.13, 0.18)) for side in (-1, 1)
         ),
     )
 

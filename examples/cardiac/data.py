@@ -101,7 +101,8 @@ def read_acdc(
         info = _read_info(folder / "Info.cfg")
         for phase in PHASES:
             stem = f"patient{patient}_frame{_number(info.get(phase), phase, folder / 'Info.cfg'):02d}"
-            image, labels, spacing = _read_pair(folder / f"{stem}.nii.gz", folder / f"{stem}_gt.nii.gz", _ACDC_LABELS)
+            paths = folder / f"{stem}.nii.gz", folder / f"{stem}_gt.nii.gz"
+            image, labels, spacing = _read_pair(paths, _ACDC_LABELS)
             image = clip_percentiles(image, percentiles)
             frames.append(_frame(patient, phase, image, labels, spacing, size))
     return frames
@@ -137,7 +138,7 @@ def read_mnms(
             raise DataError(f"{table_path}: no row for subject {code} of {folder}; add it, or remove the folder.")
         row = table[code]
         paths = folder / f"{code}_sa.nii.gz", folder / f"{code}_sa_gt.nii.gz"
-        images, labels, spacing = _read_pair(*paths, _OUR_LABELS, dimensions=4)
+        images, labels, spacing = _read_pair(paths, _OUR_LABELS, dimensions=4)
         group = {"vendor": row["Vendor"].strip(), "centre": row["Centre"].strip()}
         for phase in PHASES:
             time = _labelled_time(row, phase, labels, paths[1], table_path)
@@ -166,9 +167,9 @@ def read_preprocessed(
     frames = []
     for patient, folder in _select(folders, patients, root).items():
         for phase in PHASES:
-            paths = [folder / f"{phase}_{kind}.nii.gz" for kind in ("img", "seg")]
+            paths = folder / f"{phase}_img.nii.gz", folder / f"{phase}_seg.nii.gz"
             if any(path.exists() for path in paths):
-                image, labels, spacing = _read_pair(*paths, _OUR_LABELS)
+                image, labels, spacing = _read_pair(paths, _OUR_LABELS)
                 frames.append(_frame(patient, phase, image.astype(np.float32), labels, spacing, size))
     structures = tuple(
         name
@@ -265,7 +266,7 @@ def _read_table(root: Path) -> tuple[Path, dict[str, dict[str, str]]]:
     if not tables:
         raise DataError(f"{root}: no *M&Ms*.csv; copy the release's information table here, it names ED and ES.")
     with open(tables[-1], newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, restval="")
         absent = [column for column in _MNMS_COLUMNS if column not in (reader.fieldnames or ())]
         if absent:
             raise DataError(f"{tables[-1]}: no column {', '.join(absent)}; copy the table from the release again.")
@@ -282,10 +283,11 @@ def _labelled_time(row: dict[str, str], phase: str, labels: Labels, path: Path, 
 
 
 def _read_pair(
-    image_path: Path, labels_path: Path, label_map: tuple[int, ...], *, dimensions: int = 3
+    paths: tuple[Path, Path], label_map: tuple[int, ...], *, dimensions: int = 3
 ) -> tuple[npt.NDArray[np.generic], Labels, tuple[float, float, float]]:
     """An image and its labels with the axes reversed to [(time,) slice, row, column], and the voxel size (z, y, x)."""
-    for path, other in ((image_path, labels_path), (labels_path, image_path)):
+    image_path, labels_path = paths
+    for path, other in (paths, reversed(paths)):
         if not path.is_file():
             raise DataError(f"{path}: missing, {other.name} needs it; copy it from the data set again.")
     image, labels = _open(image_path), _open(labels_path)
@@ -294,10 +296,8 @@ def _read_pair(
             f"{labels_path}: shape {labels.shape}, image {image.shape}; both must have the same {dimensions} axes, "
             "copy the two files from the same release."
         )
-    spacing = image.header.get_zooms()[:3]
-    if not np.allclose(spacing, labels.header.get_zooms()[:3], atol=1e-3) or not np.allclose(
-        image.affine, labels.affine, atol=1e-2
-    ):
+    spacing, labels_spacing = (file.header.get_zooms()[:3] for file in (image, labels))
+    if not (np.allclose(spacing, labels_spacing, atol=1e-3) and np.allclose(image.affine, labels.affine, atol=1e-2)):
         raise DataError(
             f"{labels_path}: affine or voxel size differs from {image_path.name}'s; resample one to the other."
         )

@@ -62,7 +62,16 @@ class PhantomPaths(NamedTuple):
 
 @dataclass(frozen=True)
 class Scanner:
-    """How one make of scanner turns tissue into grey values."""
+    """How one make of scanner turns tissue into grey values.
+
+    Attributes:
+        blood, myocardium, fat: Signal of these tissues; the others' follow from them.
+        shading: How fast the sensitivity of the front coil falls off.
+        resolution: Share of k-space that is sampled.
+        noise: Standard deviation of the noise in each of the two receiver channels.
+        spacing: Limits of the in-plane voxel size in mm.
+        scale: Grey value of signal 1.
+    """
 
     name: str
     centre: int
@@ -111,15 +120,16 @@ def make_phantom(
         mnms_subjects: Labelled M&Ms subjects, of vendors A and B in turn; one of vendor C without labels is added.
         seed: Another seed, other hearts.
     """
-    recipe = {"version": VERSION, "acdc": sorted(acdc_patients), "mnms": mnms_subjects, "seed": seed}
-    recipe["scanners"] = {key: asdict(scanner) for key, scanner in SCANNERS.items()}
-    text = json.dumps(recipe, sort_keys=True, indent=1)
+    patients = sorted(set(acdc_patients))
+    scanners = {key: asdict(scanner) for key, scanner in SCANNERS.items()}
+    recipe = {"version": VERSION, "acdc": patients, "mnms": mnms_subjects, "seed": seed, "scanners": scanners}
+    text = json.dumps(recipe, indent=1)
     target = Path(folder) / f"phantom-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".phantom-", dir=target.parent) as scratch:
             built = Path(scratch) / "phantom"
-            for patient in recipe["acdc"]:
+            for patient in patients:
                 _write_acdc(built / "acdc", patient, seed)
             _write_mnms(built / "mnms", mnms_subjects, seed)
             (built / "recipe.json").write_text(text)
@@ -180,6 +190,13 @@ def _save(path: Path, volume: np.ndarray, spacing: tuple[float, float, float]) -
     nib.save(nib.Nifti1Image(volume.T, np.diag([-x, -y, z, 1.0])), path)
 
 
+class _Person(NamedTuple):
+    heart: Heart
+    torso: Torso
+    chest: Codes
+    depth: Array
+
+
 def make_study(rng: np.random.Generator, scanner: Scanner, group: str) -> Study:
     """Draw a person of one of ACDC's groups and scan them."""
     heart, torso = draw_heart(rng, group), draw_torso(rng)
@@ -188,42 +205,32 @@ def make_study(rng: np.random.Generator, scanner: Scanner, group: str) -> Study:
     first = -heart.length / 2 - rng.uniform(-2, 6)
     heights = first + gap * np.arange(np.clip((heart.length / 2 - first) // gap + 1, 8, 12))
     plane = _fine_plane(rng, shape, pixel, tilt=rng.normal(0, 0.22))
-    chest = paint_chest(torso, plane)
+    person = _Person(heart, torso, *paint_chest(torso, plane))
     signal = np.empty((len(CONTRACTION), len(heights), *shape), np.float32)
     labels = np.empty(signal.shape, np.uint8)
     for index, z in enumerate(heights):
-        breath = rng.normal(0, 1.0, 2)  # the heart's place in mm: no two breath-holds are alike
-        textured = _move_textures(plane, index)
-        signal[:, index] = _cine(scanner, heart, torso, chest, textured, breath, z)
+        breath = rng.normal(0, 1.0, 2).astype(np.float32)  # mm the heart is off: no two breath-holds are alike
+        signal[:, index] = _cine(scanner, person, _move_textures(plane, index), breath, z)
         for phase, contraction in enumerate(CONTRACTION):
             labels[phase, index] = _label(heart, _shift(plane, breath), z, contraction)
     images = _acquire(rng, scanner, signal * _coil(rng, scanner, plane))
     return Study(np.rint(images * scanner.scale).astype(np.int16), labels, (gap, pixel, pixel), group)
 
 
-def _cine(
-    scanner: Scanner,
-    heart: Heart,
-    torso: Torso,
-    chest: tuple[Codes, Array],
-    plane: Plane,
-    breath: Array,
-    z: float,
-) -> Array:
+def _cine(scanner: Scanner, person: _Person, plane: Plane, breath: Array, z: float) -> Array:
     """Signal of one slice in every phase, [T, H, W]; the heart is averaged over the thickness of the slice."""
-    codes, depth = chest[0].copy(), chest[1]
-    room = paint_slice(codes, torso, plane, depth, z)
-    still = _mix(scanner, codes, plane)
-    window, coarse_window = _around(heart, plane)
+    codes = person.chest.copy()
+    room = paint_slice(codes, person.torso, plane, person.depth, z)
+    frames = np.repeat(_mix(scanner, codes, plane)[None], len(CONTRACTION), axis=0)
+    window, image_window = _around(person.heart, plane)
     near, room, codes = _shift(plane.window(window), breath), room[window], codes[window]
-    frames = np.repeat(still[None], len(CONTRACTION), axis=0)
     for frame, contraction in zip(frames, CONTRACTION, strict=True):
         layers = []
         for offset in _LAYERS:
             layer = codes.copy()
-            paint_heart(layer, heart, near, room, z + offset, contraction)
+            paint_heart(layer, person.heart, near, room, z + offset, contraction)
             layers.append(_mix(scanner, layer, near))
-        frame[(slice(None), *coarse_window)] = np.mean(layers, axis=0)
+        frame[(slice(None), *image_window)] = np.mean(layers, axis=0)
     return np.abs(frames[:, 0] - frames[:, 1])  # fat and water are in opposite phase: their borders turn black
 
 
@@ -294,17 +301,17 @@ def _fine_plane(rng: np.random.Generator, shape: tuple[int, int], pixel: float, 
 
 
 def _shift(plane: Plane, by: Array) -> Plane:
-    return plane._replace(x=plane.x - np.float32(by[0]), y=plane.y - np.float32(by[1]))
+    return plane._replace(x=plane.x - by[0], y=plane.y - by[1])
 
 
 def _around(heart: Heart, plane: Plane) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """The rectangle that the heart lies in, in indices of the fine grid and of the image."""
     x, y, half = heart.frame
     inside = (np.abs(plane.x - x) < half) & (np.abs(plane.y - y) < half)
-    image = tuple(
-        slice(hits[0] // _UP, hits[-1] // _UP + 1) for hits in (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
-    )
-    return tuple(slice(part.start * _UP, part.stop * _UP) for part in image), image
+    rows, columns = (np.flatnonzero(inside.any(axis)) // _UP for axis in (1, 0))
+    image = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    fine = slice(_UP * image[0].start, _UP * image[0].stop), slice(_UP * image[1].start, _UP * image[1].stop)
+    return fine, image
 
 
 def _move_textures(plane: Plane, index: int) -> Plane:

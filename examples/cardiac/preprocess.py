@@ -6,11 +6,15 @@ resolution; the new voxels are exactly `SPACING` apart, and positions beyond the
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 Volume = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 SPACING = 1.36719
 """In-plane voxel size in mm after resampling."""
@@ -50,7 +54,7 @@ def resample_labels(labels: Labels, spacing: tuple[float, float]) -> Labels:
     return labels
 
 
-def pad_and_crop(volume: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generic]:
+def pad_and_crop(volume: npt.NDArray[_Scalar], size: int) -> npt.NDArray[_Scalar]:
     """Pad planes smaller than `PADDED`² with zeros, then cut the central `size`² out."""
     missing = [max(max(PADDED, size) - n, 0) for n in volume.shape[1:]]
     volume = np.pad(volume, [(0, 0), *((m // 2, m - m // 2) for m in missing)])

@@ -342,6 +342,8 @@ def break_mnms(root, how):
         write_mnms_rows(root, rows[1:])
     elif how == "no number":
         write_mnms_rows(root, [[*rows[0][:5], "", "3", "50"], rows[1]])
+    elif how == "short row":
+        write_mnms_rows(root, [rows[0][:3], rows[1]])
     elif how == "counted from one":
         write_mnms_rows(root, [[*rows[0][:5], "2", "4", "50"], rows[1]])
     elif how == "beyond the end":
@@ -362,6 +364,7 @@ def break_mnms(root, how):
         ("no column", r"opendataset\.csv: no column Centre; copy"),
         ("no row", r"opendataset\.csv: no row for subject A1B2C3 of .*Labeled/A1B2C3; add it, or remove"),
         ("no number", r"opendataset\.csv: ED of A1B2C3 must be a frame number, got ''; copy"),
+        ("short row", r"opendataset\.csv: ED of A1B2C3 must be a frame number, got ''; copy"),
         ("counted from one", r"A1B2C3_sa_gt\.nii\.gz: frame 2 has no labels, frames \[1, 3\] do; correct ED in .*csv"),
         ("beyond the end", r"A1B2C3_sa_gt\.nii\.gz: frame 25 has no labels, frames \[1, 3\] do; correct ES in .*csv"),
         ("3-D", r"A1B2C3_sa_gt\.nii\.gz: shape \(20, 24, 3\), .* the same 4 axes"),
