@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+from .corruptions import SPACINGS
 from .data import DataError
 
 POOL = tuple(f"{20 * block + place:03}" for block in range(5) for place in (1, 2, 3, 4, 5, 6, 12, 13))
@@ -138,42 +140,60 @@ def read_split(path: Path, available: Collection[str]) -> Split:
     return split
 
 
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class Preset:
-    """Everything about a run that changes its numbers, but for the data.
+    """Everything about a run, but for the data, that changes its numbers; the defaults are the paper's.
 
-    Args:
-        image_size: Side of the square that volumes are cropped to, and corrupted at.
-        halve: Whether networks see it at half the resolution.
-        depth: Levels of the network; its code has `side / 2**depth` sites per axis, 12 in the paper.
-        width: Channels of the network's first level.
-        batch_size: Slices per iteration, half of them augmented, the other half the same ones untouched.
-        epochs: Passes over the training slices (each seen twice per pass, see `batch_size`).
-        iterations: Optimizer steps, which overrule `epochs`.
-        learning_rate: Adam's.
-        setting: Patients to train on, 10 or 70.
-        draws: How many of the three training draws to run.
-        corruption_draws: Repetitions of every corruption of every test volume.
-        corruption_spacing: "voxel", or "unit" as in the authors' script.
+    Raises:
+        DataError: a value is out of range.
     """
 
-    image_size: int = 192
-    halve: bool = False
-    depth: int = 4
-    width: int = 16
-    batch_size: int = 20
-    epochs: int = 600
-    iterations: int | None = None
-    learning_rate: float = 1e-4
-    setting: int = 10
-    draws: int = 3
-    corruption_draws: int = 3
-    corruption_spacing: str = "voxel"
+    image_size: int = _option(192, "side of the square that volumes are cropped to, and corrupted at")
+    halve: bool = _option(False, "let the networks see images at half that resolution")
+    depth: int = _option(4, "levels of the network; its code has (image side / 2^depth)^2 sites, 12 x 12 in the paper")
+    width: int = _option(16, "channels of the network's first level")
+    batch_size: int = _option(20, "slices per iteration: half of them augmented, half the same ones untouched")
+    epochs: int = _option(600, "passes over the training slices")
+    iterations: int | None = _option(None, "optimizer steps, in place of --epochs")
+    learning_rate: float = _option(1e-4, "Adam's learning rate")
+    patients: int = _option(10, "patients to train on: 10, or 70 for the large-data setting")
+    draws: int = _option(3, "how many of the three training draws to run")
+    corruption_draws: int = _option(3, "repetitions of every corruption of every test volume")
+    corruption_spacing: str = _option("voxel", "'voxel', or 'unit' as in the script that the authors released")
+
+    def __post_init__(self) -> None:
+        wanted = {name: "positive" for name, value in asdict(self).items() if not _positive(value)}
+        if self.image_size < 16 or self.image_size % 4:
+            wanted["image_size"] = "a multiple of 4, at least 16"
+        if self.batch_size % 2:
+            wanted["batch_size"] = "even, since half of a batch is augmented"
+        if self.patients not in SETTINGS:
+            wanted["patients"] = f"one of {SETTINGS}"
+        if self.draws > len(DRAWS):
+            wanted["draws"] = f"at most {len(DRAWS)}"
+        if self.corruption_spacing not in SPACINGS:
+            wanted["corruption_spacing"] = f"one of {SPACINGS}"
+        for name, rule in wanted.items():
+            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            raise DataError(f"{flag} must be {rule}; got {value!r}. Change it, or leave it to the preset.")
 
     @property
     def side(self) -> int:
         """Side of the images that networks see."""
         return self.image_size // 2 if self.halve else self.image_size
+
+    @property
+    def padded_size(self) -> int:
+        """Side of what is read for training: what augmentation turns into the corners is real, 224 in the paper."""
+        return self.image_size * 7 // 24 * 4
+
+
+def _positive(value: object) -> bool:
+    return not isinstance(value, int | float) or isinstance(value, bool) or value > 0
 
 
 PRESETS = {

@@ -1,0 +1,87 @@
+"""The output folder: one configuration, a folder for each training, and what tells finished from unfinished."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .data import DataError
+from .metrics import Score
+from .report import read_scores, write_scores, write_text
+
+
+class Finished(NamedTuple):
+    """A training that is done: its place, its scores, its log over iterations, and what there is to know about it."""
+
+    method: str
+    draw: int
+    scores: list[Score]
+    log: list[dict[str, float]]
+    about: dict[str, Any]
+
+
+class Outputs:
+    """The folder that a run writes to; several runs of one configuration may share it, even at once.
+
+    Args:
+        folder: The folder; made by `open`. None means one below `runs/` whose name follows from the configuration.
+        configuration: Everything that the numbers depend on.
+
+    Raises:
+        DataError: the folder holds results of another configuration.
+    """
+
+    def __init__(self, folder: Path | None, configuration: Mapping[str, Any]) -> None:
+        digest = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = folder or Path("runs") / f"{configuration['preset']}-{digest}"
+        self.configuration = configuration
+        file = self.folder / "configuration.json"
+        there = json.loads(file.read_text()) if file.exists() else configuration
+        if changed := [name for name in {**there, **configuration} if there.get(name) != configuration.get(name)]:
+            theirs, ours = there.get(changed[0]), configuration.get(changed[0])
+            raise DataError(
+                f"{file}: that run has {changed[0]} {theirs!r}, this one {ours!r}. Use the same, or another --output."
+            )
+
+    def open(self) -> None:
+        """Make the folder and say what it is for."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "configuration.json", json.dumps(self.configuration, indent=2) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written to ({error.strerror}). Pass another --output.") from None
+
+    def place(self, method: str, draw: int) -> Path:
+        """Return the folder that one training has for itself."""
+        return self.folder / method / f"draw-{draw}"
+
+    def is_done(self, method: str, draw: int) -> bool:
+        """Return whether a training is finished and tested."""
+        return (self.place(method, draw) / "done.json").exists()
+
+    def finish(self, method: str, draw: int, scores: list[Score], about: Mapping[str, Any]) -> None:
+        """Keep the scores of a training, and then mark it as done."""
+        place = self.place(method, draw)
+        write_scores(place / "scores.csv", scores)
+        write_text(place / "done.json", json.dumps(about, indent=2) + "\n")
+
+    def finished(self, methods: Mapping[str, Any]) -> Iterator[Finished]:
+        """Read every finished training, by methods in their order and then by draws."""
+        for method in methods:
+            for done in sorted(self.folder.glob(f"{method}/draw-*/done.json")):
+                draw = int(done.parent.name.removeprefix("draw-"))
+                scores, log = read_scores(done.with_name("scores.csv")), _read_log(done.with_name("log.csv"))
+                yield Finished(method, draw, scores, log, json.loads(done.read_text()))
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """Read losses and mean validation scores; what is logged for single classes is left out."""
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    left_out = ("epoch", "step", "lr", "seconds")
+    names = [n for n in lines[0] if n not in left_out and (not n.startswith("val_") or n.endswith("iou"))]
+    return [{"iteration": float(line["step"]), **{n: float(line[n]) for n in names if line[n]}} for line in lines]

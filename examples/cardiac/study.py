@@ -1,0 +1,119 @@
+"""The frames of a run: read once, cropped, corrupted and halved as the preset says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .corruptions import PARAMETERS, corrupt
+from .data import DataError, Frame, halve, read_acdc, read_mnms, read_preprocessed
+from .metrics import count_cropped
+from .protocol import Preset, Split, choose_split, read_split
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data come from.
+
+    Args:
+        acdc: The folder of ACDC, which trains, validates and tests.
+        mnms: The folder of M&Ms, a test set; None for none.
+        external: Further test sets in the preprocessed layout, by the names of their columns.
+    """
+
+    acdc: Path
+    mnms: Path | None
+    external: Mapping[str, Path]
+
+    def __post_init__(self) -> None:
+        for name, folder in self.external.items():
+            if folder.resolve() == self.acdc.resolve():
+                raise DataError(f"{folder}: given as --acdc and as --external {name}. Pass another folder.")
+
+    def test_sets(self) -> dict[str, Callable[..., list[Frame]]]:
+        """Return, for every test set but ACDC, what reads it at a given `size`."""
+        mnms = {} if self.mnms is None else {"M&Ms": partial(read_mnms, self.mnms)}
+        return mnms | {name: partial(read_preprocessed, folder) for name, folder in self.external.items()}
+
+
+class Study:
+    """What there is to train, validate and test on.
+
+    Args:
+        sources: Where data come from.
+        preset: Sizes and corruptions.
+        split_file: Who trains, validates and is tested; None for the paper's protocol.
+    """
+
+    def __init__(self, sources: Sources, preset: Preset, split_file: Path | None = None) -> None:
+        self.sources, self.preset, self.split_file = sources, preset, split_file
+        # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
+        self.available = {path.parent.name.removeprefix("patient") for path in sources.acdc.rglob("*.nii.gz")}
+        if not self.available:
+            raise DataError(f"{sources.acdc}: no *.nii.gz in it. Pass the folder that ACDC was unpacked to.")
+        self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
+        self._corrupted: dict[tuple[str, ...], dict[str, list[Frame]]] = {}
+        self._others: dict[str, list[Frame]] = {}
+
+    def split(self, draw: int) -> Split:
+        """Return who trains, validates and is tested in a draw."""
+        if self.split_file is not None:
+            return read_split(self.split_file, self.available)
+        return choose_split(self.available, draw, self.preset.patients)
+
+    def training(self, draw: int) -> list[Frame]:
+        """Return the frames to train on, with a margin for augmentation to turn into the corners."""
+        return self._shrunk(self._read(self.split(draw).train, self.preset.padded_size))
+
+    def validation(self, draw: int) -> list[Frame]:
+        """Return the frames to select the model by."""
+        return self._shrunk(self._read(self.split(draw).validation, self.preset.image_size))
+
+    def tests(self, draw: int) -> dict[str, list[Frame]]:
+        """Return the test sets by their columns' names: ACDC, ACDC under each corruption, and the others."""
+        patients = self.split(draw).test
+        clean = self._read(patients, self.preset.image_size)
+        if patients not in self._corrupted:
+            repeats, spacing = range(self.preset.corruption_draws), self.preset.corruption_spacing
+            self._corrupted[patients] = {
+                name: self._shrunk(
+                    corrupt(frame, name, repeat, spacing=spacing) for repeat in repeats for frame in clean
+                )
+                for name in PARAMETERS
+            }
+        return {"ACDC": self._shrunk(clean), **self._corrupted[patients], **self._others}
+
+    def load(self, draws: Iterable[int]) -> None:
+        """Read everything that the draws need, so that whatever is wrong with the data shows before training."""
+        for draw in draws:
+            split = self.split(draw)
+            self._read(split.train, self.preset.padded_size)
+            self._read(split.validation, self.preset.image_size)
+            self._read(split.test, self.preset.image_size)
+        for name, read in self.sources.test_sets().items():
+            self._others[name] = self._shrunk(read(size=self.preset.image_size))
+
+    def notes(self, draw: int) -> list[str]:
+        """Return what a reader of the results should know about the data."""
+        split = self.split(draw)
+        counts = f"{len(split.train)} patients train, {len(split.validation)} validate, {len(split.test)} are tested."
+        notes = [f"Draw {draw}: {counts} {split.note}".strip()]
+        for name, frames in {"ACDC": self._read(split.test, self.preset.image_size), **self._others}.items():
+            for patient, cropped in count_cropped(frames).items():
+                lost = ", ".join(f"{count} of {structure}" for structure, count in cropped.items())
+                notes.append(f"{name}, patient {patient}: the crop cuts labelled voxels off ({lost}).")
+        return notes
+
+    def _read(self, patients: tuple[str, ...], size: int) -> list[Frame]:
+        if (patients, size) not in self._acdc:
+            self._acdc[patients, size] = read_acdc(self.sources.acdc, patients=patients, size=size)
+        return self._acdc[patients, size]
+
+    def _corrupt(self, frames: Iterable[Frame], name: str) -> list[Frame]:
+        repeats, spacing = range(self.preset.corruption_draws), self.preset.corruption_spacing
+        return self._shrunk(corrupt(frame, name, repeat, spacing=spacing) for frame in frames for repeat in repeats)
+
+    def _shrunk(self, frames: Iterable[Frame]) -> list[Frame]:
+        return [halve(frame) if self.preset.halve else frame for frame in frames]
