@@ -1,0 +1,697 @@
+import copy
+import functools
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import latentaug.cooperative
+from latentaug.compose import OneOf
+from latentaug.cooperative import WEIGHTS, CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.heads import ReconstructionHead, ShapePrior, one_hot
+from latentaug.layout import Layout
+from latentaug.losses import segmentation_loss
+from latentaug.masks import RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
+from latentaug.networks import FTN
+
+STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
+HARD = ["hard_image_segmentation", "hard_image_reconstruction", "shape_from_hard_image", "shape_from_hard_segmentation"]
+
+
+class UNet(nn.Module):
+    """Two levels, with skip connections, batch normalisation and dropout."""
+
+    def __init__(self, in_channels=1, num_classes=3, width=4, spatial_dims=2):
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+        norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[spatial_dims]
+
+        def block(a, b, stride=1):
+            return nn.Sequential(conv(a, b, 3, stride, 1), norm(b), nn.ReLU(inplace=True), conv(b, b, 3, 1, 1), norm(b))
+
+        self.stem = block(in_channels, width)
+        self.down = block(width, 2 * width, stride=2)
+        self.bottleneck = block(2 * width, 4 * width, stride=2)
+        self.dropout = nn.Dropout(0.1)
+        self.up = block(6 * width, 2 * width)
+        self.top = block(3 * width, width)
+        self.final = conv(width, num_classes, 1)
+
+    def forward(self, images):
+        stem = self.stem(images)
+        down = self.down(stem)
+        deep = self.bottleneck(down)
+        up = self.dropout(self.up(torch.cat([F.interpolate(deep, size=down.shape[2:]), down], 1)))
+        return self.final(self.top(torch.cat([F.interpolate(up, size=stem.shape[2:]), stem], 1)))
+
+
+class Tokens(nn.Module):
+    """A transformer in miniature: a class token and one token per 4 x 4 patch, [B, N, C]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 6, 4, 4)
+        self.block = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6))
+        self.head = nn.Linear(6, 2 * 16)
+
+    def forward(self, images):
+        patches = self.embed(images)
+        tokens = patches.flatten(2).movedim(1, 2)
+        tokens = self.block(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))
+        pixels = self.head(tokens[:, 1:] + tokens[:, :1]).movedim(1, 2).unflatten(2, patches.shape[2:])
+        return F.pixel_shuffle(pixels, 4)
+
+
+class Spy(nn.Module):
+    """A masker that remembers what it was given and what it made."""
+
+    def __init__(self, masker):
+        super().__init__()
+        self.masker = masker
+        self.calls = []
+
+    def forward(self, code, saliency=None, *, layout, generator=None):
+        mask = self.masker(code, saliency, layout=layout, generator=generator)
+        self.calls.append(SimpleNamespace(code=code, layout=layout, factor=mask.factor))
+        return mask
+
+
+def batch(num_classes=3, size=(16, 20), dtype=torch.float32, samples=3):
+    generator = torch.Generator().manual_seed(7)
+    images = torch.rand(samples, 1, *size, generator=generator).to(dtype)
+    return images, torch.randint(max(num_classes, 2), (samples, *size), generator=generator)
+
+
+def small_prior(num_classes=3, spatial_dims=2, dtype=torch.float32):
+    return ShapePrior(num_classes, width=2, depth=2, spatial_dims=spatial_dims).to(dtype)
+
+
+def cooperative(model=None, dtype=torch.float32, num_classes=3, size=(16, 20), **options):
+    torch.manual_seed(0)
+    model = (UNet(num_classes=num_classes, spatial_dims=len(size)) if model is None else model).to(dtype)
+    images, _ = batch(num_classes, size, dtype)
+    options.setdefault("shape_prior", small_prior(num_classes, len(size), dtype))
+    return CooperativeModel(model, num_classes=num_classes, example=images, **options)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gradients(coop):
+    return {name: p.grad for name, p in coop.named_parameters()}
+
+
+CASES = {
+    "unet": {},
+    "ftn": {"model": functools.partial(FTN, num_classes=3, width=2, depth=2)},
+    "several layers": {"layer": ["down", "bottleneck"]},
+    "two codes": {"image_code": "down", "shape_code": "bottleneck"},
+    "3-D": {"size": (6, 8, 8)},
+    "binary": {"num_classes": 1},
+    "separate": {"separate": True},
+    "unbounded": {"image_range": None},
+    "tokens": {"model": Tokens, "num_classes": 2, "layer": "block", "size": (16, 16)},
+}
+
+
+def case(name, dtype=torch.float64):
+    """Build one of the cases, with the batch it takes."""
+    options = dict(CASES[name])
+    torch.manual_seed(0)
+    model = options.pop("model", None)
+    coop = cooperative(None if model is None else model(), dtype, **options)
+    return coop, *batch(options.get("num_classes", 3), options.get("size", (16, 20)), dtype)
+
+
+class TestStep:
+    @pytest.mark.parametrize("name", CASES)
+    def test_two_stages_fill_the_same_gradients(self, name):
+        coop, images, labels = case(name)
+        other = copy.deepcopy(coop)
+        torch.manual_seed(1)
+        output = coop(images, labels, generator=seeded())
+        output.loss.backward()
+        torch.manual_seed(1)
+        two_stages = cooperative_backward(other, images, labels, generator=seeded())
+
+        assert set(output.losses) == set(STANDARD + HARD)
+        torch.testing.assert_close(two_stages.losses, output.losses, rtol=1e-12, atol=0)
+        torch.testing.assert_close(two_stages.loss, output.loss, rtol=1e-12, atol=0)
+        for parameter, gradient in gradients(coop).items():
+            assert gradient is not None, parameter
+            torch.testing.assert_close(gradients(other)[parameter], gradient, rtol=1e-10, atol=1e-14)
+        assert not any(t.requires_grad for t in (two_stages.loss, two_stages.logits, two_stages.refined))
+
+    def test_equals_the_step_written_out(self):
+        """By hand: plain hooks, two whole forward passes for the segmentation, no tap."""
+        masker = TargetedChannelMask(0.5, annealing=0)
+        coop = cooperative(dtype=torch.float64, masker=masker, input_noise=0.0)
+        coop.model.dropout.p = 0
+        images, labels = batch(dtype=torch.float64)
+        output = coop(images, labels)
+
+        model, head, prior = coop.model, coop.reconstruction, coop.shape_prior
+        codes = []
+        handle = model.bottleneck.register_forward_hook(lambda module, inputs, code: codes.append(code))
+        logits, hot = model(images), F.one_hot(labels, 3).movedim(-1, 1).double()
+        (code,) = codes
+        segmentation = F.cross_entropy(logits, labels)
+        reconstruction = F.mse_loss(head(code, images.shape[2:]), images)
+        (image_saliency,) = torch.autograd.grad(reconstruction, code, retain_graph=True)
+        (shape_saliency,) = torch.autograd.grad(segmentation, code, retain_graph=True)
+        with torch.no_grad():
+            hard_images = head(masker(code, image_saliency).apply(code), images.shape[2:])
+            masked = masker(code, shape_saliency).apply(code)
+            replacing = model.bottleneck.register_forward_hook(lambda module, inputs, code: masked)
+            hard_segmentation = model(images)
+            replacing.remove()
+        codes.clear()
+        hard_logits = model(hard_images)
+        terms = {
+            "segmentation": segmentation,
+            "reconstruction": 0.5 * reconstruction,
+            "shape_from_logits": F.cross_entropy(prior((logits / 2).softmax(1)), labels),
+            "shape_from_labels": F.cross_entropy(prior(hot), labels),
+            "hard_image_segmentation": F.cross_entropy(hard_logits, labels),
+            "hard_image_reconstruction": 0.5 * F.mse_loss(head(codes[0], images.shape[2:]), images),
+            "shape_from_hard_image": F.cross_entropy(prior((hard_logits / 2).softmax(1)), labels),
+            "shape_from_hard_segmentation": F.cross_entropy(prior((hard_segmentation / 2).softmax(1)), labels),
+        }
+        handle.remove()
+        assert {name: term.item() for name, term in output.losses.items()} == pytest.approx(
+            {name: term.item() for name, term in terms.items()}, rel=1e-12
+        )
+        torch.testing.assert_close(output.hard_images, hard_images)
+        torch.testing.assert_close(output.hard_segmentation, hard_segmentation)
+        parameters = list(coop.parameters())
+        for ours, expected in zip(
+            torch.autograd.grad(output.loss, parameters),
+            torch.autograd.grad(sum(terms.values()), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+
+    def test_gradients_accumulate(self):
+        coop, images, labels = case("unet")
+        torch.manual_seed(1)
+        coop.model.dropout.p = 0
+        expected = {name: torch.zeros_like(p) for name, p in coop.named_parameters()}
+        for seed in (0, 1):
+            coop.zero_grad()
+            cooperative_backward(coop, images, labels, generator=seeded(seed))
+            for name, gradient in gradients(coop).items():
+                expected[name] += gradient
+        coop.zero_grad()
+        for seed in (0, 1):
+            cooperative_backward(coop, images, labels, generator=seeded(seed))
+        for name, gradient in gradients(coop).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-14)
+
+    @pytest.mark.parametrize("name", ["unet", "ftn", "several layers", "3-D"])
+    def test_running_statistics_are_those_of_one_standard_forward(self, name):
+        coop, images, labels = case(name)
+        coop.input_noise = 0.0
+        if name != "ftn":
+            coop.model.dropout.p = 0
+        plain = copy.deepcopy(coop)
+        cooperative_backward(coop, images, labels, generator=seeded())
+
+        codes = []
+        tapped = plain.model.get_submodule(plain.image_code.name)
+        tapped.register_forward_hook(lambda module, inputs, code: codes.append(code))
+        logits = plain.model(images)
+        plain.reconstruction(codes[0], images.shape[2:])
+        plain.shape_prior(one_hot(labels, 3, dtype=images.dtype))
+        plain.shape_prior.refine(logits)
+        torch.testing.assert_close(dict(coop.named_buffers()), dict(plain.named_buffers()), rtol=1e-10, atol=1e-14)
+
+    def test_weights_scale_the_losses_and_the_loss_is_their_sum(self):
+        coop = cooperative(input_noise=0.0, masker=TargetedChannelMask(0.5, 0))
+        coop.model.dropout.p = 0
+        images, labels = batch()
+        plain = coop(images, labels)
+        assert plain.loss.item() == pytest.approx(sum(term.item() for term in plain.losses.values()))
+        coop.weights = {**WEIGHTS, "segmentation": 3.0, "hard_image_reconstruction": 0.0}
+        weighted = coop(images, labels)
+        for name, term in weighted.losses.items():
+            factor = {"segmentation": 3.0, "hard_image_reconstruction": 0.0}.get(name, 1.0)
+            torch.testing.assert_close(term, factor * plain.losses[name])
+
+    def test_separate_stops_the_gradient_from_the_shape_prior(self):
+        for separate in (False, True):
+            coop = cooperative(separate=separate)
+            output = coop(*batch())
+            loss = output.losses["shape_from_logits"] + output.losses["shape_from_hard_image"]
+            reached = torch.autograd.grad(loss, list(coop.model.parameters()), allow_unused=True)
+            assert all(gradient is None for gradient in reached) is separate
+
+    def test_a_model_with_frozen_layers_trains(self):
+        coop = cooperative()
+        for part in (coop.model.stem, coop.model.down, coop.model.bottleneck):
+            part.requires_grad_(False)
+        cooperative_backward(coop, *batch())
+        for name, gradient in gradients(coop).items():
+            frozen = name.startswith(("model.stem", "model.down", "model.bottleneck"))
+            assert (gradient is None) is frozen
+
+    def test_gradient_scaler_scales_both_stages(self):
+        coop, images, labels = case("ftn")
+        plain, scaled = copy.deepcopy(coop), copy.deepcopy(coop)
+        cooperative_backward(plain, images, labels, generator=seeded())
+        scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+        output = cooperative_backward(scaled, images, labels, scaler=scaler, generator=seeded())
+        torch.testing.assert_close(output.loss, plain(images, labels, generator=seeded()).loss.detach())
+        for name, gradient in gradients(plain).items():
+            torch.testing.assert_close(gradients(scaled)[name], 128 * gradient)
+
+    def test_autocast_reaches_every_parameter(self):
+        coop, images, labels = case("unet", torch.float32)
+        coop.model.dropout.p = 0
+        exact = copy.deepcopy(coop)
+        exact_loss = cooperative_backward(exact, images, labels, generator=seeded()).losses["segmentation"]
+        with torch.autocast("cpu", torch.bfloat16):
+            output = cooperative_backward(coop, images, labels, generator=seeded())
+        assert output.losses["segmentation"].item() == pytest.approx(exact_loss.item(), rel=0.1)
+        assert output.hard_images.dtype == torch.float32
+        for name, gradient in gradients(coop).items():
+            assert gradient.isfinite().all(), name
+            assert gradient.any() == gradients(exact)[name].any(), name
+
+    def test_output_is_a_named_tuple_with_the_loss_first(self):
+        output = cooperative()(*batch())
+        assert isinstance(output, tuple)
+        assert isinstance(output, CooperativeOutput)
+        assert output[0] is output.loss
+        assert output.logits.shape == output.refined.shape == output.hard_segmentation.shape == (3, 3, 16, 20)
+        assert output.hard_images.shape == (3, 1, 16, 20)
+
+
+class TestHardExamples:
+    def test_saliency_is_computed_only_for_a_masker_that_asks(self, monkeypatch):
+        counted = []
+        original = latentaug.cooperative.latent_saliency
+        monkeypatch.setattr(
+            latentaug.cooperative, "latent_saliency", lambda *args: (counted.append(1), original(*args))[1]
+        )
+        images, labels = batch()
+        cooperative(masker=RandomChannelMask())(images, labels)
+        assert len(counted) == 0
+        cooperative(masker=(RandomChannelMask(), TargetedSpatialMask()))(images, labels)
+        assert len(counted) == 1
+        cooperative(masker=TargetedChannelMask(), layer=["down", "bottleneck"])(images, labels)
+        assert len(counted) == 3  # one for the image code, one for all shape codes together
+
+    def test_every_layer_of_several_is_masked_by_its_own_saliency(self):
+        spy = Spy(TargetedChannelMask(0.5, annealing=0))
+        coop = cooperative(layer=["down", "bottleneck"], masker=(RandomChannelMask(), spy), input_noise=0.0)
+        coop.model.dropout.p = 0
+        images, labels = batch()
+        output = coop(images, labels)
+        down, bottleneck = spy.calls
+        assert down.factor.shape == (3, 8, 1, 1)
+        assert bottleneck.factor.shape == (3, 16, 1, 1)
+        assert coop.image_code.name == "bottleneck"
+
+        hooks = [
+            coop.model.get_submodule(name).register_forward_hook(lambda m, i, code, f=call.factor: code * f)
+            for name, call in (("down", down), ("bottleneck", bottleneck))
+        ]
+        with torch.no_grad():
+            torch.testing.assert_close(output.hard_segmentation, coop.model(images))
+        for hook in hooks:
+            hook.remove()
+
+    def test_tokens_are_masked_along_channels_and_their_prefix_stays(self):
+        channels, sites = Spy(TargetedChannelMask(0.5, 0)), Spy(TargetedSpatialMask(0.5, 0))
+        torch.manual_seed(0)
+        model = Tokens()
+        coop = cooperative(model, num_classes=2, layer="block", size=(16, 16), masker=(channels, sites))
+        coop(*batch(2, (16, 16)))
+        assert coop.image_code.layout == Layout(channel_dim=-1, prefix_tokens=1)
+        (call,) = channels.calls
+        assert (call.factor[:, 1:] == call.factor[:, 1:2]).all()
+        assert (call.factor[:, 1] == 0).sum(-1).tolist() == [3, 3, 3]
+        (call,) = sites.calls
+        assert call.factor.shape == (3, 17, 1)
+        assert (call.factor == 0).sum((1, 2)).tolist() == [8, 8, 8]
+        for spy in (channels, sites):
+            assert (spy.calls[0].factor[:, 0] == 1).all()
+
+    def test_the_papers_masks_are_the_default(self):
+        coop = cooperative()
+        assert isinstance(coop.image_masker, OneOf)
+        assert coop.image_masker is coop.shape_masker
+
+    def test_both_codes_of_a_wrapped_model_are_the_bottleneck(self):
+        coop = cooperative()
+        assert coop.image_code.name == "bottleneck"
+        assert coop.shape_codes == [coop.image_code]
+        assert coop.image_code.stride == (4, 4)
+
+    def test_ftn_brings_its_codes_and_its_image_decoder(self):
+        coop, *_ = case("ftn")
+        assert (coop.image_code.name, coop.shape_codes[0].name) == ("encoder", "decoupler")
+        assert coop.reconstruction is coop.model.image_decoder
+        assert coop.reconstruction_head is None
+        names = [name for name, _ in coop.named_parameters()]
+        assert len(names) == len({id(p) for p in coop.parameters()})
+        assert not [name for name in names if "reconstruction" in name]
+
+    def test_a_layer_given_overrides_what_the_ftn_declares(self):
+        torch.manual_seed(0)
+        coop = cooperative(FTN(num_classes=3, width=2, depth=2), layer="decoupler")
+        assert coop.image_code == coop.shape_codes[0]
+        assert isinstance(coop.reconstruction_head, ReconstructionHead)
+
+    def test_heads_are_sized_by_the_example(self):
+        images = torch.rand(1, 2, 96, 96)
+        model = UNet(in_channels=2)
+        coop = CooperativeModel(model, num_classes=3, example=images, layer="bottleneck", image_range=(-1, 1))
+        assert coop.reconstruction.stride == (4, 4)
+        assert coop.reconstruction.image_range == (-1, 1)
+        assert coop.reconstruction(torch.rand(1, 16, 24, 24), (96, 96)).shape == (1, 2, 96, 96)
+        assert len(coop.shape_prior.encoder.blocks) == 3  # a grid of 12 x 12, as in the paper
+        doubled = CooperativeModel(model.double(), num_classes=3, example=images.double(), layer="bottleneck")
+        assert {parameter.dtype for parameter in doubled.parameters()} == {torch.float64}
+
+    def test_noise(self):
+        seen = []
+        coop = cooperative(input_noise=0.5)
+        coop.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        images, labels = batch(size=(64, 64))
+        coop(images, labels, generator=seeded())
+        noisy = seen[0]
+        assert noisy.min() == 0
+        assert noisy.max() == 1
+        inside = (noisy > 0) & (noisy < 1)
+        assert inside.float().mean() < 0.9
+
+        seen.clear()
+        coop.image_range, coop.input_noise = None, 0.1
+        coop(10 * images, labels)
+        added = seen[0] - 10 * images
+        assert (added.std() / (10 * images).std()).item() == pytest.approx(0.1, rel=0.05)
+
+        seen.clear()
+        coop.input_noise = lambda images, generator: images.flip(0)
+        coop(images, labels)
+        assert torch.equal(seen[0], images.flip(0))
+
+    def test_same_generator_same_step_and_the_global_stream_is_left_alone(self):
+        coop, images, labels = case("ftn")
+        before = torch.get_rng_state()
+        first, second, third = (coop(images, labels, generator=seeded(seed)) for seed in (0, 0, 1))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(first.loss, second.loss)
+        assert not torch.equal(first.hard_images, third.hard_images)
+
+
+class TestLabels:
+    def test_ignored_pixels_change_nothing(self):
+        coop = cooperative(ignore_index=255, input_noise=0.0, masker=TargetedChannelMask(0.5, 0))
+        coop.model.dropout.p = 0
+        images, labels = batch()
+        labels[:, :8] = 255
+        seen = []
+        coop.shape_prior.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        output = coop(images, labels)
+        hot = next(given for given in seen if not given.requires_grad)
+        assert not hot[:, :, :8].any()
+        assert torch.equal(hot[:, :, 8:].sum(1), torch.ones(3, 8, 20))
+        valid = F.cross_entropy(output.logits[:, :, 8:], labels[:, 8:])
+        torch.testing.assert_close(output.losses["segmentation"], valid)
+
+    def test_no_valid_pixel_gives_finite_gradients(self):
+        coop = cooperative(masker=TargetedChannelMask())
+        images, labels = batch()
+        with pytest.warns(UserWarning, match="all zero or not finite"):
+            output = cooperative_backward(coop, images, torch.full_like(labels, -100))
+        assert all(term == 0 for name, term in output.losses.items() if "reconstruction" not in name)
+        assert all(gradient.isfinite().all() for gradient in gradients(coop).values() if gradient is not None)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32])
+    def test_a_channel_axis_and_other_types_are_the_same_labels(self, dtype):
+        coop, images, labels = case("ftn", torch.float32)
+        expected = coop(images, labels, generator=seeded()).loss
+        again = coop(images, labels.unsqueeze(1).to(dtype), generator=seeded()).loss
+        torch.testing.assert_close(again, expected)
+
+    def test_your_own_loss_gets_logits_and_labels(self):
+        calls = []
+
+        def loss(logits, labels):
+            calls.append((tuple(logits.shape), tuple(labels.shape), labels.dtype))
+            return segmentation_loss(logits, labels)
+
+        cooperative(loss=loss)(*batch())
+        assert calls == [((3, 3, 16, 20), (3, 16, 20), torch.int64)] * 6
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda x: x,
+            lambda x: {"out": x, "aux": x[:1]},
+            lambda x: SimpleNamespace(logits=x),
+            lambda x: (x, None),
+            lambda x: [x, x[..., ::2, ::2]],
+            lambda x: {"logits": [x]},
+        ],
+    )
+    def test_logits_are_read_from_what_libraries_return(self, wrap):
+        class Wrapped(UNet):
+            def forward(self, images):
+                return wrap(super().forward(images))
+
+        torch.manual_seed(0)
+        coop = cooperative(Wrapped(), layer="bottleneck").eval()
+        images, labels = batch()
+        torch.testing.assert_close(coop(images, labels).logits, UNet.forward(coop.model, images))
+
+    def test_small_logits_are_interpolated_to_the_labels(self):
+        class Coarse(UNet):
+            def forward(self, images):
+                return F.avg_pool2d(super().forward(images), 2)
+
+        torch.manual_seed(0)
+        coop = cooperative(Coarse(), layer="bottleneck")
+        images, labels = batch()
+        output = coop(images, labels)
+        assert output.logits.shape == output.hard_segmentation.shape == (3, 3, 16, 20)
+        coop.eval()
+        expected = F.interpolate(coop(images), size=(16, 20), mode="bilinear")
+        torch.testing.assert_close(coop(images, labels).logits, expected)
+        assert coop.predict(images).shape == labels.shape
+
+
+class TestModes:
+    def test_eval_mode_without_labels_is_the_model(self):
+        class Named(UNet):
+            def forward(self, images):
+                return {"out": super().forward(images), "name": "mine"}
+
+        torch.manual_seed(0)
+        coop = cooperative(Named(), layer="bottleneck").eval()
+        images, _ = batch()
+        output = coop(images)
+        assert output["name"] == "mine"
+        assert torch.equal(output["out"], coop.model(images)["out"])
+
+    def test_eval_mode_with_labels_gives_the_standard_terms(self):
+        coop = cooperative(input_noise=0.5)
+        images, labels = batch()
+        coop(images, labels)
+        buffers = {name: buffer.clone() for name, buffer in coop.named_buffers()}
+        coop.eval()
+        with torch.no_grad():
+            first, second = coop(images, labels), coop(images, labels)
+        assert list(first.losses) == STANDARD
+        assert torch.equal(first.loss, second.loss)
+        assert first.hard_images is first.hard_segmentation is None
+        torch.testing.assert_close(first.losses["segmentation"], segmentation_loss(coop(images), labels))
+        assert all(torch.equal(buffer, buffers[name]) for name, buffer in coop.named_buffers())
+
+    def test_refine_feeds_each_result_back(self):
+        coop = cooperative().eval()
+        logits = torch.randn(2, 3, 16, 20)
+        assert torch.equal(coop.refine(logits, steps=0), logits)
+        once = coop.shape_prior((logits / 2).softmax(1))
+        torch.testing.assert_close(coop.refine(logits), once)
+        torch.testing.assert_close(coop.refine(logits, steps=2), coop.shape_prior((once / 2).softmax(1)))
+
+    @pytest.mark.parametrize("num_classes", [1, 3])
+    def test_predict(self, num_classes):
+        coop = cooperative(num_classes=num_classes)
+        coop.model.stem.eval()
+        images, _ = batch()
+        modes = [module.training for module in coop.modules()]
+        buffers = [buffer.clone() for buffer in coop.buffers()]
+        labels, refined = coop.predict(images, refine=0), coop.predict(images, refine=2)
+        assert modes == [module.training for module in coop.modules()]
+        assert all(map(torch.equal, buffers, coop.buffers()))
+        coop.eval()
+        for found, logits in ((labels, coop(images)), (refined, coop.refine(coop(images), steps=2))):
+            assert torch.equal(found, logits.argmax(1) if num_classes > 1 else (logits[:, 0] > 0).long())
+            assert found.dtype == torch.int64
+
+    def test_the_users_model_is_left_as_it_was(self):
+        torch.manual_seed(0)
+        model = UNet()
+        keys = list(model.state_dict())
+        attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+        coop = cooperative(model)
+        cooperative_backward(coop, *batch())
+        assert coop.model is model
+        assert list(model.state_dict()) == keys
+        for name, module in model.named_modules():
+            assert set(vars(module)) == attributes[name], name
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert module.training
+
+    def test_copies_and_pickles_work_on_their_own(self):
+        coop, images, labels = case("ftn")
+        coop(images, labels)
+        for other in (copy.deepcopy(coop), pickle.loads(pickle.dumps(coop))):
+            assert other.model is not coop.model
+            assert other.reconstruction is other.model.image_decoder
+            before = [parameter.clone() for parameter in coop.parameters()]
+            expected = coop(images, labels, generator=seeded()).loss
+            torch.testing.assert_close(other(images, labels, generator=seeded()).loss, expected)
+            torch.optim.SGD(other.parameters(), lr=0.1).zero_grad()
+            cooperative_backward(other, images, labels)
+            assert all(parameter.grad is None for parameter in coop.parameters())
+            assert all(map(torch.equal, before, coop.parameters()))
+
+    def test_an_error_in_the_hard_stage_leaves_no_trace(self):
+        coop = cooperative(hard_norm_frozen=("model", "shape_prior"))
+        images, labels = batch()
+        kept = {name: id(parameter) for name, parameter in coop.named_parameters()}
+        statistics = {name: buffer.clone() for name, buffer in coop.named_buffers()}
+
+        def fail(logits, labels):
+            raise ArithmeticError("no loss today")
+
+        examples = (images, torch.zeros(3, 3, 16, 20))
+        coop.loss = fail
+        with pytest.raises(ArithmeticError, match="no loss today"):
+            coop(images, labels, stage="hard", hard_examples=examples)
+        assert {name: id(parameter) for name, parameter in coop.named_parameters()} == kept
+        assert all(torch.equal(buffer, statistics[name]) for name, buffer in coop.named_buffers())
+        assert all(m.track_running_stats for m in coop.modules() if isinstance(m, nn.BatchNorm2d))
+        assert all("forward" not in vars(module) for module in coop.modules())
+
+
+class TestHardNormFrozen:
+    def test_only_the_named_networks_learn_no_scale_and_shift_from_hard_examples(self):
+        coop = cooperative(hard_norm_frozen=("model.up", "shape_prior"))
+        images, labels = batch()
+        standard = coop(images, labels, stage="standard")
+        examples = standard.hard_images, standard.hard_segmentation
+        hard = coop(images, labels, stage="hard", hard_examples=examples)
+        assert list(hard.losses) == HARD
+        names, parameters = zip(*coop.named_parameters(), strict=True)
+        reached = dict(zip(names, torch.autograd.grad(hard.loss, parameters, allow_unused=True), strict=True))
+        norms = {
+            f"{path}.{kind}"
+            for root in ("model.up", "shape_prior")
+            for path, module in coop.named_modules()
+            if path.startswith(root) and isinstance(module, nn.BatchNorm2d)
+            for kind in ("weight", "bias")
+        }
+        assert {name for name, gradient in reached.items() if gradient is None} == norms
+
+
+class TestRefusals:
+    def test_train_mode_needs_labels(self):
+        with pytest.raises(ValueError, match=r"needs `labels` in train mode; got None. .* call .eval\(\)"):
+            cooperative()(batch()[0])
+
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+    def test_train_mode_needs_gradients(self, context):
+        coop, images, labels = cooperative(), *batch()
+        with context(), pytest.raises(RuntimeError, match=r"gradients are disabled here. Leave torch.no_grad"):
+            coop(images, labels)
+
+    def test_two_stages_need_train_mode(self):
+        coop = cooperative().eval()
+        with pytest.raises(RuntimeError, match=r"needs the model in train mode; call .train\(\)"):
+            cooperative_backward(coop, *batch())
+        assert all(parameter.grad is None for parameter in coop.parameters())
+
+    def test_hard_stage_needs_hard_examples(self):
+        with pytest.raises(ValueError, match="needs `hard_examples` for stage='hard'"):
+            cooperative()(*batch(), stage="hard")
+
+    def test_images_outside_their_range(self):
+        coop = cooperative()
+        images, labels = batch()
+        with pytest.raises(
+            ValueError, match=r"image_range=\(0, 1\); got values from .* None for images without bounds"
+        ):
+            coop(10 * images - 5, labels)
+        with pytest.raises(ValueError, match="got values from nan to nan"):
+            coop(images * float("nan"), labels)
+        coop(images + 1e-4, labels)
+        coop(images + 1, labels)  # only the first good batch is looked at, so that no step waits for the device
+
+    def test_labels_outside_the_classes(self):
+        images, labels = batch()
+        labels[0, 0, 0] = 255
+        with pytest.raises(ValueError, match=r"needs labels in 0 … 2 or ignore_index=-100; got 255"):
+            cooperative()(images, labels)
+        with pytest.raises(ValueError, match=r"needs labels in 0 … 1 or ignore_index=-100; got 255"):
+            cooperative(num_classes=1)(images, labels)
+
+    def test_one_hot_labels(self):
+        images, labels = batch()
+        with pytest.raises(ValueError, match=r"needs labels \[B, \*S\] .* got \(3, 3, 16, 20\). Pass class indices"):
+            cooperative()(images, one_hot(labels, 3))
+
+    def test_logits_of_another_number_of_classes(self):
+        coop = cooperative(UNet(num_classes=4))
+        with pytest.raises(
+            ValueError, match=r"needs logits \[B, 3, \*S\] .* got \(3, 4, 16, 20\). Check `num_classes`"
+        ):
+            coop(*batch())
+
+    def test_no_logits_in_the_output(self):
+        class Odd(UNet):
+            def forward(self, images):
+                return {"masks": super().forward(images)}
+
+        torch.manual_seed(0)
+        coop = cooperative(Odd(), layer="bottleneck")
+        with pytest.raises(TypeError, match=r"finds no logits in what the model returns, a dict. Pass logits="):
+            coop(*batch())
+        coop.read_logits = lambda output: output["masks"]
+        assert coop(*batch()).loss.isfinite()
+
+    def test_unknown_weights(self):
+        with pytest.raises(ValueError, match="has no loss total to weigh; it has segmentation, reconstruction"):
+            cooperative(weights={"total": 1.0})
+
+    def test_unknown_networks_to_freeze(self):
+        with pytest.raises(ValueError, match="hard_norm_frozen must name submodules"):
+            cooperative(hard_norm_frozen=("model.encodr",))
+
+    def test_image_decoder_of_another_range(self):
+        with pytest.raises(ValueError, match=r"image decoder of image_range=None; got one of \(0.0, 1.0\)"):
+            cooperative(FTN(num_classes=3, width=2, depth=2), image_range=None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_after_the_first_makes_the_host_wait():
+    coop = cooperative(FTN(num_classes=3, width=2, depth=2).cuda(), shape_prior=small_prior().cuda())
+    images, labels = (tensor.cuda() for tensor in batch())
+    cooperative_backward(coop, images, labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            cooperative_backward(coop, images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
