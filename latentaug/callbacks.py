@@ -1,0 +1,182 @@
+"""What a trainer tells the outside while it fits: the callback protocol, progress, and logs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn, optim
+
+from latentaug.checkpoint import atomic_write
+
+
+class Trainer(Protocol):
+    """What a callback may rely on; `CooperativeTrainer` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model being trained, as the training step sees it."""
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """Its optimizer."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished so far."""
+
+    @property
+    def global_step(self) -> int:
+        """Updates of the weights so far."""
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Updates when this fit ends; None where the loader has no length."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row of metrics per epoch, from the first."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint."""
+
+    def stop(self) -> None:
+        """End the fit after the current update."""
+
+
+class Callback:
+    """Base of callbacks: every moment of a fit, nothing done. Override what you need.
+
+    Example:
+        >>> class StopWhenGood(Callback):
+        ...     def on_epoch(self, trainer, metrics):
+        ...         if metrics["val_refined_iou"] > 0.9:
+        ...             trainer.stop()
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called when a fit starts, with everything built."""
+
+    def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:
+        """Called after each update, with the losses of its last batch as tensors on the device."""
+
+    def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Called after each epoch, once its checkpoint is written."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Called when a fit ends, also after an exception or Ctrl-C."""
+
+
+def default_callbacks(folder: str | Path | None = None) -> list[Callback]:
+    """Return what a trainer uses unless told otherwise.
+
+    Progress always; with a folder, `log.csv` in it too, and TensorBoard events where that package is installed.
+    """
+    callbacks: list[Callback] = [Progress()]
+    if folder is not None:
+        callbacks.append(CSVLog(Path(folder, "log.csv")))
+        if importlib.util.find_spec("tensorboard") is not None:
+            callbacks.append(TensorBoardLog(Path(folder, "tensorboard")))
+    return callbacks
+
+
+class Progress(Callback):
+    """Show scores and the time left on stderr: a bar on a terminal where tqdm is installed, else a line per epoch."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Draw the bar."""
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._bar: Any = None
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=trainer.planned_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Show the epoch's loss and scores."""
+        shown = [f"{name} {metrics[name]:.4g}" for name in ("loss", "val_iou", "val_refined_iou") if name in metrics]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(shown))
+        else:
+            line = [f"epoch {metrics['epoch']}", f"step {trainer.global_step}", *shown, *self._time_left(trainer)]
+            print(", ".join(line), file=sys.stderr, flush=True)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Leave the terminal as it should be."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _time_left(self, trainer: Trainer) -> list[str]:
+        done = trainer.global_step - self._first_step
+        if trainer.planned_steps is None or done == 0:
+            return []
+        seconds = (time.monotonic() - self._started) / done * (trainer.planned_steps - trainer.global_step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return [f"{hours}:{minutes:02}:{seconds:02} left"]
+
+
+class CSVLog(Callback):
+    """Keep a CSV file with one row of metrics per epoch.
+
+    The file is written anew, in one piece, from the trainer's history: after an interruption it is whole, and a resumed
+    run neither repeats a row nor keeps one that it is about to redo.
+
+    Args:
+        path: The file. Its folder is made when needed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Write all rows."""
+        names = dict.fromkeys(name for row in trainer.history for name in row)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, fieldnames=list(names))
+        table.writeheader()
+        table.writerows(trainer.history)
+        with atomic_write(self.path) as file:
+            file.write(text.getvalue().encode())
+
+
+class TensorBoardLog(Callback):
+    """Write every metric as a TensorBoard scalar over steps. Needs the package tensorboard.
+
+    Args:
+        folder: Where the event files go. A resumed run hides what was logged after its checkpoint.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Open an event file."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                "TensorBoardLog needs the package tensorboard. Install it, or use CSVLog."
+            ) from error
+        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.global_step + 1)
+
+    def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Add one point to every curve."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, trainer.global_step)
+        self._writer.flush()
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Close the event file."""
+        self._writer.close()
