@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -430,13 +430,21 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
-    with getattr(model, "no_sync", nullcontext)():
+    with _without_sync(model):
         standard = model(images, labels, generator=generator, stage="standard")
         hard_examples = _hard_examples(standard)
         _backward(standard.loss, scaler)
     hard = model(images, labels, stage="hard", hard_examples=hard_examples)
     _backward(hard.loss, scaler)
     return _detached(_joined(standard, hard))
+
+
+def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Spare DDP and FSDP the first of two reductions of the gradients; taken or not, they come out the same."""
+    if getattr(model, "static_graph", False):
+        return nullcontext()  # its first backward pass must reduce: PyTorch fails on an internal assertion otherwise
+    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(model, "no_sync", nullcontext)
+    return no_sync()
 
 
 def _backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:

@@ -1,0 +1,57 @@
+"""Two processes with DDP or FSDP hold equal gradients: the mean of what each would have got alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs the gloo backend"),
+]
+
+WORKER = Path(__file__).with_name("worker.py")
+RANKS = 2
+
+spec = importlib.util.spec_from_file_location("worker", WORKER)
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What every rank found in `.grad`, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, str(WORKER), str(rank), str(RANKS), str(folder)] for rank in range(RANKS)]
+    ranks = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
+    try:
+        for rank in ranks:
+            output, _ = rank.communicate(timeout=540)
+            assert rank.returncode == 0, output
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("way", worker.WAYS)
+@pytest.mark.parametrize(("name", "wrapper"), worker.CASES)
+def test_gradients(results, name, wrapper, way):
+    for number in range(worker.STEPS):
+        first, second = (rank[name, wrapper, way, number] for rank in results)
+        alone = [worker.gradients(worker.cooperative(name), "one backward", rank, number) for rank in range(RANKS)]
+        for parameter, gradient in first.items():
+            assert torch.equal(gradient, second[parameter]), parameter
+            mean = sum(gradients[parameter] for gradients in alone) / RANKS
+            torch.testing.assert_close(gradient, mean, rtol=1e-10, atol=1e-14)
+        assert not torch.allclose(*(gradients["shape_prior.decoder.projection.weight"] for gradients in alone))
