@@ -31,34 +31,15 @@ from cardiac.phantom import make_phantom
 from cardiac.protocol import PRESETS, Preset
 from cardiac.report import curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
-from torch import Tensor, nn
 
-from latentaug import (
-    FTN,
-    CooperativeModel,
-    CooperativeOutput,
-    CooperativeTrainer,
-    RandomChannelMask,
-    cooperative_backward,
-    paper_masks,
-    tune_allocator,
-)
-
-
-def standard_backward(
-    model: nn.Module, images: Tensor, labels: Tensor, *, scaler: torch.amp.GradScaler, generator: torch.Generator
-) -> CooperativeOutput:
-    """Backpropagate the losses on the images themselves, and none on hard examples."""
-    output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
-    scaler.scale(output.loss).backward()
-    return output
-
+from latentaug import FTN, CooperativeModel, RandomChannelMask, cooperative_backward, paper_masks, tune_allocator
+from latentaug.trainer import CooperativeTrainer, standard_backward
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "standard": {"step": standard_backward, "masker": RandomChannelMask(0.0)},
+    "standard": {"step": standard_backward, "masker": RandomChannelMask(0.0)},  # a mask that costs nothing, unused
     "cooperative": {"step": cooperative_backward, "masker": paper_masks()},
 }
-ROUNDS = 10
+ROUNDS = 5
 """A run is validated after every pass over its slices, and at least this often."""
 
 
