@@ -23,6 +23,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     batches: int = 0  # drawn from the loader in the running epoch
+    seconds: float = 0.0  # that it has taken
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the losses over those batches, on the device
     epoch_start: dict[str, Any] = field(default_factory=dict)  # random state before the first of them was drawn
     history: list[dict[str, float]] = field(default_factory=list)

@@ -210,16 +210,17 @@ class CooperativeTrainer:
         self.planned_steps = self._plan(length, epochs, max_steps)
         with self._session(loader):
             while not self._done(epochs, max_steps):
-                started, complete = time.monotonic(), True
+                started, complete = time.monotonic() - self._position.seconds, True
                 for group in grouped(self._draw(loader), self._accumulate):
                     losses = self._update(group)
+                    self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks:
                         callback.on_step(self, losses)
                     self._interruption.check()
                     if self._done(epochs, max_steps) and self._position.batches != length:
                         complete = False
                         break
-                self._end_epoch(val_loader, monitor, complete, time.monotonic() - started)
+                self._end_epoch(val_loader, monitor, complete, started)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Score the model, alone and refined by the shape prior, in eval mode.
@@ -397,7 +398,7 @@ class CooperativeTrainer:
         self._position.step += 1
         return losses
 
-    def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, seconds: float) -> None:
+    def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, started: float) -> None:
         """Evaluate, log and save an epoch, or what there is of it."""
         position = self._position
         if position.batches == 0:
@@ -405,16 +406,17 @@ class CooperativeTrainer:
                 "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
                 "A generator can be read only once: pass a DataLoader or a list."
             )
+        losses = _means(position.sums, position.batches)
+        seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         rate = float(self.optimizer.param_groups[0]["lr"])
-        metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds}
-        metrics |= _means(position.sums, position.batches)
+        metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
         if val_loader is not None:
             metrics |= {f"val_{name}": score for name, score in self.evaluate(val_loader).items()}
             self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
         position.history[position.epoch :] = [metrics]  # the row of an epoch cut short gives way to the whole one's
         if complete:
             self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
-            position.epoch, position.batches, position.sums = position.epoch + 1, 0, {}
+            self._position = Position(position.epoch + 1, position.step, history=position.history)
         self._save_last()
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
