@@ -19,9 +19,8 @@ from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_lab
 from latentaug.masks import LatentMask, Masker
 from latentaug.modes import frozen_norm_statistics, preserved_modes
 from latentaug.saliency import latent_saliency
-from latentaug.tap import LatentTap
+from latentaug.tap import LatentTap, Layer
 
-Layer: TypeAlias = str | nn.Module | Location
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
 Stage: TypeAlias = Literal["both", "standard", "hard"]
@@ -155,7 +154,7 @@ class CooperativeModel(nn.Module):
         self.read_logits = _first_logits if logits is None else logits
         self._unchecked = True
         masker = paper_masks() if masker is None else masker
-        self.image_masker, self.shape_masker = masker if isinstance(masker, tuple) else (masker, masker)
+        self.image_masker, self.shape_masker = masker if isinstance(masker, tuple | list) else (masker, masker)
 
         declared = _declaration(model)
         if declared is not None and layer is None:

@@ -348,6 +348,7 @@ class TestHardExamples:
 
     def test_both_codes_of_a_wrapped_model_are_the_bottleneck(self):
         coop = cooperative()
+        assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0)" in repr(coop)
         assert coop.image_code.name == "bottleneck"
         assert coop.shape_codes == [coop.image_code]
         assert coop.image_code.stride == (4, 4)

@@ -179,6 +179,11 @@ class TestEncoderAndDecoder:
 
 
 class TestSmallFunctions:
+    def test_repr_shows_what_the_submodules_do_not(self):
+        head = ReconstructionHead(8, 1, (4, 4), width=1, layout=CHANNELS_LAST)
+        assert "stride=(4, 4), image_range=(0.0, 1.0), layout=channels last" in repr(head)
+        assert "num_classes=3, temperature=2.0" in repr(ShapePrior(3, width=1, depth=1))
+
     def test_crop_cuts_at_the_end_of_each_axis(self):
         image = torch.arange(24).view(1, 1, 4, 6)
         assert torch.equal(crop(image, (3, 5)), image[:, :, :3, :5])
