@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any, TypeVar
@@ -64,11 +65,11 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
     labels = labels.long()
     if labels.device.type == "cpu":
         highest = max(num_classes - 1, 1)
-        wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels > highest))]
-        if len(wrong):
-            found = sorted(set(wrong.tolist()))[:5]
+        counted = labels.where(labels != ignore_index, 0)
+        if counted.min() < 0 or counted.max() > highest:
+            wrong = sorted(set(counted[(counted < 0) | (counted > highest)].tolist()))
             raise ValueError(
-                f"labels must be in 0 … {highest} or ignore_index={ignore_index}; got {found}. "
+                f"labels must be in 0 … {highest} or ignore_index={ignore_index}; got {wrong[:5]}. "
                 "Map them to class indices, or raise num_classes."
             )
     return labels
@@ -91,6 +92,19 @@ def length_of(loader: Iterable[Any]) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader of an IterableDataset
         return None
+
+
+def planned_steps(length: int | None, accumulate: int, epochs: int | None, max_steps: int | None) -> int | None:
+    """Return how many updates there will have been in all, where that is known.
+
+    Example:
+        >>> planned_steps(5, accumulate=2, epochs=10, max_steps=None)
+        30
+    """
+    if length is None or epochs is None:
+        return max_steps
+    steps = epochs * math.ceil(length / accumulate)
+    return steps if max_steps is None else min(steps, max_steps)
 
 
 def _describe(batch: Any) -> str:

@@ -1,6 +1,8 @@
-"""Overlap of predicted and true label maps, counted on the device and scored at the end."""
+"""Running means and overlap scores, gathered on the device and read at the end."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -56,3 +58,22 @@ class Overlap:
         kinds = {"iou": hits / (total - hits), "dice": 2 * hits / total}
         means = {name: float(values[list(self.scored)].nanmean()) for name, values in kinds.items()}
         return means | {f"{name}_{index}": float(kinds[name][index]) for index in self.scored for name in kinds}
+
+
+def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: int = 1) -> None:
+    """Add `weight` times each value to the sum of its name."""
+    for name, value in values.items():
+        sums[name] = sums[name] + weight * value if name in sums else weight * value
+
+
+def means_of(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+    """Divide sums by their number, and read them all at once.
+
+    Example:
+        >>> sums = {}
+        >>> add_to(sums, {"loss": torch.tensor(1.0)})
+        >>> add_to(sums, {"loss": torch.tensor(4.0)}, weight=2)
+        >>> means_of(sums, 3)
+        {'loss': 3.0}
+    """
+    return dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from latentaug.allocator import tune_allocator
-from latentaug.batches import as_pair, check_batch, grouped, length_of
+from latentaug.batches import as_pair, check_batch, grouped, length_of, planned_steps
 from latentaug.callbacks import Callback, default_callbacks
 from latentaug.checkpoint import (
     Best,
@@ -31,7 +31,7 @@ from latentaug.checkpoint import (
 )
 from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward
 from latentaug.interruption import Interrupted, Interruption, deferred_interrupt
-from latentaug.metrics import Overlap
+from latentaug.metrics import Overlap, add_to, means_of
 from latentaug.modes import preserved_modes
 from latentaug.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
 
@@ -207,7 +207,7 @@ class CooperativeTrainer:
             self._wrap(self._first_images(loader))
         self._check_fit(val_loader, epochs, max_steps, monitor)
         length = length_of(loader)
-        self.planned_steps = self._plan(length, epochs, max_steps)
+        self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
         with self._session(loader):
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
@@ -247,7 +247,7 @@ class CooperativeTrainer:
                     output = model(images, labels)
                 for overlap, logits in zip(overlaps, (output.logits, output.refined), strict=True):
                     overlap.add(logits, labels)
-                _add(sums, _losses(output), weight=len(images))
+                add_to(sums, _losses(output), weight=len(images))
                 samples += len(images)
                 self._interruption.check()
         if samples == 0:
@@ -255,7 +255,7 @@ class CooperativeTrainer:
         if distributed.is_available() and distributed.is_initialized():
             for overlap in overlaps:
                 distributed.all_reduce(overlap.counts)
-        return _means(sums, samples) | _scores(*overlaps)
+        return means_of(sums, samples) | _scores(*overlaps)
 
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
         """Return label maps, after `refine` passes through the shape prior; 0 takes the model's own output.
@@ -292,19 +292,19 @@ class CooperativeTrainer:
         can restore. Under `torch.distributed` the random state is that of rank 0.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            OSError: The file can't be opened.
             ValueError: The file is cut off or isn't such a checkpoint, or was written by a trainer that differs in
                 model, optimizer, scheduler, device, precision or seeding. This trainer is then as it was.
         """
         model, path = self._built("resume"), Path(path)
         state = load_checkpoint(path, _CHECKPOINT_KEYS)
+        check_weights(model, state["model"], str(path))
         for name, own in self._settings().items():
             if state["settings"].get(name) != own:
                 raise ValueError(
                     f"{path} was written with {name} {state['settings'].get(name)!r}; this trainer has {own!r}. "
                     "Build the trainer as it was then."
                 )
-        check_weights(model, state["model"], str(path))
 
         model.load_state_dict(state["model"])
         self._optimization.load_state_dict(state["optimization"])
@@ -332,7 +332,10 @@ class CooperativeTrainer:
         model.load_state_dict(weights)
 
     def stop(self) -> None:
-        """End the running fit after the current update, in the middle of the epoch if need be."""
+        """End the running fit after the current update, in the middle of the epoch if need be.
+
+        Under `torch.distributed`, call it on every rank.
+        """
         self._stopping = True
 
     # What fit is made of ----------------------------------------------------------------------------------------------
@@ -384,18 +387,16 @@ class CooperativeTrainer:
 
     def _update(self, group: list[Any]) -> dict[str, Tensor]:
         """Update the weights with the mean gradient of a group of batches; return the losses of the last."""
+        optimization, position, sums = self._optimization, self._position, dict(self._position.sums)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in group:
             images, labels = self._place(batch)
-            with self._optimization.autocast():
-                output = self._step(
-                    self.model, images, labels, scaler=self._optimization.scaler, generator=self.generator
-                )
+            with optimization.autocast():
+                output = self._step(self.model, images, labels, scaler=optimization.scaler, generator=self.generator)
             losses = _losses(output)
-            _add(self._position.sums, losses)
-        self._optimization.update(len(group))
-        self._position.batches += len(group)
-        self._position.step += 1
+            add_to(sums, losses)
+        optimization.update(len(group))
+        position.step, position.batches, position.sums = position.step + 1, position.batches + len(group), sums
         return losses
 
     def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, started: float) -> None:
@@ -406,7 +407,7 @@ class CooperativeTrainer:
                 "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
                 "A generator can be read only once: pass a DataLoader or a list."
             )
-        losses = _means(position.sums, position.batches)
+        losses = means_of(position.sums, position.batches)
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         rate = float(self.optimizer.param_groups[0]["lr"])
         metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
@@ -436,13 +437,6 @@ class CooperativeTrainer:
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
         return self._stopping or finished or (max_steps is not None and self.global_step >= max_steps)
-
-    def _plan(self, length: int | None, epochs: int | None, max_steps: int | None) -> int | None:
-        """Return how many updates there will have been in all, where that is known."""
-        if length is None or epochs is None:
-            return max_steps
-        steps = epochs * math.ceil(length / self._accumulate)
-        return steps if max_steps is None else min(steps, max_steps)
 
     def _check_fit(
         self, val_loader: Iterable[Any] | None, epochs: int | None, max_steps: int | None, monitor: str
@@ -481,7 +475,9 @@ class CooperativeTrainer:
             raise ValueError("fit can't size the heads from a generator without losing its first batch. Pass example=.")
         with preserved_random_streams(self.device, loader):
             for batch in loader:
-                return self._to_pair(batch)[0]
+                images, labels = self._to_pair(batch)
+                check_batch(images, labels, self._num_classes, ignore_index=-100)
+                return images
         raise ValueError("fit needs a loader that yields at least one batch; got an empty one.")
 
     def _place(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -528,15 +524,6 @@ def _rank() -> int:
 
 def _losses(output: CooperativeOutput) -> dict[str, Tensor]:
     return {name: loss.detach() for name, loss in {"loss": output.loss, **output.losses}.items()}
-
-
-def _add(sums: dict[str, Tensor], losses: Mapping[str, Tensor], weight: int = 1) -> None:
-    for name, loss in losses.items():
-        sums[name] = sums[name] + weight * loss if name in sums else weight * loss
-
-
-def _means(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
-    return dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
 
 
 def _scores(own: Overlap, refined: Overlap) -> dict[str, float]:

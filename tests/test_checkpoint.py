@@ -251,8 +251,15 @@ def wider(num_classes: int = 3) -> CooperativeModel:
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "other classes": ({"model": lambda: tiny_coop(4)}, r"doesn't fit this CooperativeModel: '[\w.]+' is \(\d.*not"),
-    "other model": ({"model": wider}, r"written with parameter groups \[\d+\]; this trainer has \[\d+\]"),
+    "other classes": (
+        {"model": lambda: tiny_coop(4)},
+        r"doesn't fit this CooperativeModel: '[\w.]+' is \(\d.*, not \(",
+    ),
+    "other model": ({"model": wider}, r"'model.0.weight' is missing; .* and \d+ more\."),
+    "other groups": (
+        {"optimizer": lambda parameters: torch.optim.Adam([{"params": parameters[:2]}, {"params": parameters[2:]}])},
+        r"written with parameter groups \[\d+\]; this trainer has \[2, \d+\]",
+    ),
     "other optimizer": (
         {"optimizer": partial(torch.optim.SGD, lr=0.1)},
         "written with optimizer 'Adam'; this trainer has 'SGD'",

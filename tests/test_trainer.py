@@ -95,6 +95,16 @@ def test_any_iterable_is_a_loader_and_a_generator_serves_one_epoch():
         tiny_trainer().fit(iter(batches), epochs=2)
 
 
+def test_a_loader_need_not_know_its_length():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(squares().dataset[index] for index in range(6))
+
+    trainer = tiny_trainer()
+    trainer.fit(torch.utils.data.DataLoader(Stream(), batch_size=4), epochs=2)
+    assert (trainer.epoch, trainer.global_step, trainer.planned_steps) == (2, 4, None)
+
+
 def test_an_endless_stream_ends_at_max_steps():
     batches = list(squares())
 
@@ -358,6 +368,7 @@ def test_schedulers_advance_per_epoch_or_per_step(per_step, expected):
         return LambdaLR(optimizer, lambda count: 0.5**count)
 
     trainer = tiny_trainer(scheduler=PerStep(halve) if per_step else halve)
+    assert isinstance(trainer.scheduler, LambdaLR)
     trainer.fit(squares(), epochs=2)
     assert [row["lr"] for row in trainer.history] == pytest.approx(expected)
 
