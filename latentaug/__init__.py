@@ -14,7 +14,13 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 
 from latentaug.allocator import tune_allocator
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.cooperative import (
+    CooperativeModel,
+    CooperativeOutput,
+    HardExamples,
+    cooperative_backward,
+    standard_backward,
+)
 from latentaug.discovery import Description, Location, describe, find_bottleneck
 from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
@@ -45,6 +51,7 @@ __all__ = [
     "CooperativeOutput",
     "CooperativeTrainer",
     "Description",
+    "HardExamples",
     "LatentMask",
     "LatentTap",
     "Layout",
@@ -65,6 +72,7 @@ __all__ = [
     "paper_masks",
     "reconstruction_loss",
     "segmentation_loss",
+    "standard_backward",
     "top_mask",
     "tune_allocator",
 ]

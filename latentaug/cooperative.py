@@ -23,7 +23,7 @@ from latentaug.tap import LatentTap, Layer
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
-Stage: TypeAlias = Literal["both", "standard", "hard"]
+Stage: TypeAlias = Literal["both", "plain", "standard", "hard"]
 
 WEIGHTS = {
     "segmentation": 1.0,
@@ -53,6 +53,41 @@ class CooperativeOutput(NamedTuple):
     """Images decoded from the masked image code, constants; None in eval mode."""
     hard_segmentation: Tensor | None
     """Logits replayed from the masked shape code, constants; None in eval mode."""
+
+
+class HardExamples(NamedTuple):
+    """How hard examples come about: what `CooperativeModel.explain` returns and `draw_hard_examples` draws."""
+
+    image_saliency: Tensor
+    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]."""
+    image_factor: Tensor
+    """Factor of the mask on it."""
+    hard_images: Tensor
+    """Images decoded from the masked image code."""
+    logits: Tensor
+    """The model's logits of the images themselves."""
+    shape_saliency: Tensor
+    """Gradient of the segmentation loss with respect to the (deepest) shape code."""
+    shape_factor: Tensor
+    """Factor of the mask on it."""
+    hard_segmentation: Tensor
+    """Logits replayed from the masked shape codes."""
+    refined: Tensor
+    """What the shape prior makes of those."""
+
+
+class _Masked(NamedTuple):
+    """A code and the mask drawn for it."""
+
+    location: Location
+    code: Tensor
+    saliency: Callable[[], Tensor]
+    mask: LatentMask
+
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Return saliency and factor with channels first."""
+        see = self.location.layout.to_channels_first
+        return see(self.saliency()), see(self.mask.factor)
 
 
 class CooperativeModel(nn.Module):
@@ -197,7 +232,7 @@ class CooperativeModel(nn.Module):
             labels: Class indices. In eval mode the standard terms only are computed, without noise.
             generator: Source of the noise and the masks.
             stage: "standard" stops once the hard examples are made, "hard" goes on from there. Together they are what
-                "both" does; see `cooperative_backward`.
+                "both" does; see `cooperative_backward`. "plain" computes the standard losses and no hard examples.
             hard_examples: The images and the segmentation that the standard stage made; for the hard stage only.
         """
         if labels is None:
@@ -210,7 +245,7 @@ class CooperativeModel(nn.Module):
         labels = squeeze_labels(labels, images.ndim - 2).long()
         self._check_once(images, labels)
         if not self.training:
-            return self._standard_stage(images, labels, None)
+            return self._standard_stage(images, labels, None, make_hard=False)
         if not torch.is_grad_enabled():
             raise RuntimeError(
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
@@ -220,8 +255,8 @@ class CooperativeModel(nn.Module):
             if hard_examples is None:
                 raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
             return self._hard_stage(images, labels, *hard_examples)
-        standard = self._standard_stage(images, labels, generator)
-        if stage == "standard":
+        standard = self._standard_stage(images, labels, generator, make_hard=stage != "plain")
+        if stage in ("plain", "standard"):
             return standard
         return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
 
@@ -239,6 +274,27 @@ class CooperativeModel(nn.Module):
             logits = self._read(self.model(images), images.shape[2:])
             return to_labels(self.refine(logits, refine))
 
+    def explain(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> HardExamples:
+        """Make hard examples of a batch, and return every step of their making; for figures.
+
+        Runs in eval mode, without noise. `visualize.draw_hard_examples` draws the result.
+
+        Shape:
+            images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
+        """
+        labels = squeeze_labels(labels, images.ndim - 2).long()
+        with preserved_modes(self), torch.enable_grad(), LatentTap(self.eval().model, self._tapped) as tap:
+            logits = self._read(self.model(images), labels.shape[1:])
+            image_code = self._masked_image_code(tap, self._reconstruction_loss(tap, images), generator)
+            shape_codes = self._masked_shape_codes(tap, self.loss(logits, labels), generator)
+            hard_images = self._decoded(image_code, images)
+            hard_segmentation = self._replayed(tap, shape_codes, labels)
+            refined = self.shape_prior.refine(hard_segmentation).detach()
+            deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
+            return HardExamples(
+                *image_code.shown(), hard_images, logits.detach(), *deepest.shown(), hard_segmentation, refined
+            )
+
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
         shape_codes = ", ".join(map(str, self.shape_codes))
@@ -246,8 +302,10 @@ class CooperativeModel(nn.Module):
 
     # The two stages ---------------------------------------------------------------------------------------------------
 
-    def _standard_stage(self, images: Tensor, labels: Tensor, generator: torch.Generator | None) -> CooperativeOutput:
-        """Compute the losses on the images themselves; in train mode, make the hard examples too."""
+    def _standard_stage(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator | None, *, make_hard: bool
+    ) -> CooperativeOutput:
+        """Compute the losses on the images themselves, and make the hard examples while their graph is alive."""
         inputs = self._with_noise(images, generator) if self.training else images
         hard_images = hard_segmentation = None
         with LatentTap(self.model, self._tapped) as tap:
@@ -261,10 +319,12 @@ class CooperativeModel(nn.Module):
                 "shape_from_logits": self.loss(refined, labels),
                 "shape_from_labels": self.loss(from_labels, labels),
             }
-            if self.training:
-                # Drawn here, where the losses' graph is alive; constants, so that no later stage needs that graph.
-                hard_images = self._hard_images(tap, terms["reconstruction"], images, generator)
-                hard_segmentation = self._hard_segmentation(tap, terms["segmentation"], labels, generator)
+            if make_hard:
+                # Constants, so that no later stage needs the graph that they are drawn from.
+                image_code = self._masked_image_code(tap, terms["reconstruction"], generator)
+                shape_codes = self._masked_shape_codes(tap, terms["segmentation"], generator)
+                hard_images = self._decoded(image_code, images)
+                hard_segmentation = self._replayed(tap, shape_codes, labels)
         return self._output(terms, logits, refined, hard_images, hard_segmentation)
 
     def _hard_stage(
@@ -286,25 +346,11 @@ class CooperativeModel(nn.Module):
             }
         return self._output(terms, logits, refined, hard_images, hard_segmentation)
 
-    def _hard_images(self, tap: LatentTap, loss: Tensor, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Decode the masked image code."""
-        (code,), (mask,) = self._masked(tap, [self.image_code], self.image_masker, loss, generator)
-        with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
-            hard_images: Tensor = self.reconstruction(mask.apply(code), images.shape[2:])
-        return hard_images.to(images.dtype)
+    def _masked_image_code(self, tap: LatentTap, loss: Tensor, generator: torch.Generator | None) -> _Masked:
+        return self._masked(tap, [self.image_code], self.image_masker, loss, generator)[0]
 
-    def _hard_segmentation(
-        self, tap: LatentTap, loss: Tensor, labels: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Run what follows the shape code again with that code masked."""
-        codes, masks = self._masked(tap, self.shape_codes, self.shape_masker, loss, generator)
-        with torch.no_grad():
-            # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
-            new: list[Tensor | Callable[[Tensor], Tensor]] = (
-                [masks[0].apply(codes[0])] if len(codes) == 1 else [mask.apply for mask in masks]
-            )
-            given = dict(zip(self.shape_codes, new, strict=True))
-            return self._read(tap.replay([given.get(location) for location in self._tapped]), labels.shape[1:])
+    def _masked_shape_codes(self, tap: LatentTap, loss: Tensor, generator: torch.Generator | None) -> list[_Masked]:
+        return self._masked(tap, self.shape_codes, self.shape_masker, loss, generator)
 
     def _masked(
         self,
@@ -313,15 +359,32 @@ class CooperativeModel(nn.Module):
         masker: Masker,
         loss: Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[list[Tensor], list[LatentMask]]:
-        """Return the codes at `locations` and a mask for each, drawn where `loss` is most sensitive to them."""
+    ) -> list[_Masked]:
+        """Draw a mask for each of the codes at `locations`, where `loss` is most sensitive to them."""
         codes = [tap.codes[self._tapped.index(location)] for location in locations]
         saliencies = functools.cache(lambda: latent_saliency(loss, codes))  # for all codes at once, if one is asked for
-        masks = [
-            masker(code, lambda i=i: saliencies()[i], layout=location.layout, generator=generator)
-            for i, (code, location) in enumerate(zip(codes, locations, strict=True))
-        ]
-        return codes, masks
+        masked = []
+        for i, (code, location) in enumerate(zip(codes, locations, strict=True)):
+            saliency = functools.partial(lambda i: saliencies()[i], i)
+            mask = masker(code, saliency, layout=location.layout, generator=generator)
+            masked.append(_Masked(location, code, saliency, mask))
+        return masked
+
+    def _decoded(self, masked: _Masked, images: Tensor) -> Tensor:
+        """Return the images that a masked image code stands for."""
+        with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
+            decoded: Tensor = self.reconstruction(masked.mask.apply(masked.code), images.shape[2:])
+        return decoded.to(images.dtype)
+
+    def _replayed(self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor) -> Tensor:
+        """Return the logits that the model makes of masked shape codes."""
+        with torch.no_grad():
+            # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
+            new: list[Tensor | Callable[[Tensor], Tensor]] = (
+                [one.mask.apply(one.code) for one in masked] if len(masked) == 1 else [one.mask.apply for one in masked]
+            )
+            given = dict(zip(self.shape_codes, new, strict=True))
+            return self._read(tap.replay([given.get(location) for location in self._tapped]), labels.shape[1:])
 
     def _reconstruction_loss(self, tap: LatentTap, images: Tensor) -> Tensor:
         """Compare the clean images with what the image code of this pass holds of them."""
@@ -436,6 +499,23 @@ def cooperative_backward(
     hard = model(images, labels, stage="hard", hard_examples=hard_examples)
     _backward(hard.loss, scaler)
     return _detached(_joined(standard, hard))
+
+
+def standard_backward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    generator: torch.Generator | None = None,
+) -> CooperativeOutput:
+    """Backpropagate the standard losses only: what cooperative training is compared with.
+
+    Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
+    """
+    output: CooperativeOutput = model(images, labels, generator=generator, stage="plain")
+    _backward(output.loss, scaler)
+    return _detached(output)
 
 
 def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:

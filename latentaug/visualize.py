@@ -38,7 +38,7 @@ def draw_hard_examples(
 
     From left to right: image with its labels, saliency and mask of the image code, the image that the masked code
     decodes to; the prediction, saliency and mask of the shape code, the segmentation that the masked code decodes to,
-    and what the shape prior makes of that. `CooperativeModel.hard_examples` returns these tensors under these names.
+    and what the shape prior makes of that. `CooperativeModel.explain` returns these tensors under these names.
 
     Channel masks are drawn as one cell for each channel, spatial masks on the grid of the code; black is masked.
     Saliency is averaged over channels: red where more of the code raises the loss. Of volumes, the middle slice is
@@ -67,6 +67,16 @@ def draw_hard_examples(
 
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079, figures 1 and 3.
+
+    Example:
+        >>> import torch
+        >>> from latentaug.networks import FTN
+        >>> from latentaug.cooperative import CooperativeModel
+        >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
+        >>> coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images)
+        >>> figure = draw_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
+        >>> len(figure.axes)
+        18
     """
     if images.ndim not in (4, 5):
         raise ValueError(f"draw_hard_examples needs images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}.")

@@ -18,7 +18,8 @@ LEVELS = [
     {"discovery"},
     {"tap", "saliency"},
     {"cooperative"},
-    {"metrics", "checkpoint", "interruption", "batches", "optimization", "callbacks"},
+    {"metrics", "checkpoint", "interruption", "batches", "optimization"},
+    {"callbacks"},
     {"trainer"},
     {"integrations", "visualize"},
 ]

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 import latentaug.cooperative
 from latentaug.compose import OneOf
-from latentaug.cooperative import WEIGHTS, CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.cooperative import (
+    WEIGHTS,
+    CooperativeModel,
+    CooperativeOutput,
+    cooperative_backward,
+    standard_backward,
+)
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot
 from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
@@ -696,3 +702,60 @@ def test_no_step_after_the_first_makes_the_host_wait():
             cooperative_backward(coop, images, labels)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class TestPlainStage:
+    def test_plain_is_the_standard_stage_without_hard_examples(self):
+        coop, images, labels = case("unet")
+        other = copy.deepcopy(coop)
+        torch.manual_seed(1)
+        plain = standard_backward(other, images, labels, generator=seeded())
+        torch.manual_seed(1)
+        standard = coop(images, labels, generator=seeded(), stage="standard")
+        standard.loss.backward()
+
+        assert plain.hard_images is None
+        assert plain.hard_segmentation is None
+        torch.testing.assert_close(plain.losses, standard.losses, rtol=0, atol=0)
+        for name, gradient in gradients(coop).items():
+            torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
+
+    def test_plain_draws_no_mask_and_decodes_nothing(self, monkeypatch):
+        coop, images, labels = case("unet")
+        monkeypatch.setattr(coop.reconstruction.decoder, "forward", counted := Counted(coop.reconstruction.decoder))
+        coop(images, labels, stage="plain")
+        assert counted.calls == 1
+        coop(images, labels, stage="standard")
+        assert counted.calls == 3
+
+
+class Counted:
+    def __init__(self, module):
+        self.forward, self.calls = module.forward, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.forward(*args)
+
+
+class TestExplain:
+    @pytest.mark.parametrize("name", CASES)
+    def test_every_step_of_the_making_of_hard_examples(self, name):
+        coop, images, labels = case(name)
+        before = copy.deepcopy(coop.state_dict())
+        shown = coop.explain(images, labels, generator=seeded())
+
+        assert shown.hard_images.shape == images.shape
+        assert shown.hard_segmentation.shape == shown.refined.shape == shown.logits.shape
+        assert shown.image_saliency.shape[1] == shown.image_factor.shape[1] or shown.image_factor.shape[1] == 1
+        assert shown.shape_saliency.abs().max() > 0
+        assert coop.training
+        assert all(parameter.grad is None for parameter in coop.parameters())
+        for key, value in coop.state_dict().items():
+            torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+    def test_without_a_mask_the_hard_segmentation_is_the_prediction(self):
+        coop = cooperative(masker=RandomChannelMask(0.0), dtype=torch.float64)
+        shown = coop.explain(*batch(dtype=torch.float64))
+        torch.testing.assert_close(shown.hard_segmentation, shown.logits, rtol=1e-12, atol=1e-12)
+        assert shown.shape_factor.eq(1).all()
