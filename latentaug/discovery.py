@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.modes import preserved_modes
 from latentaug.replay import Spot, captured, device_of, make_plan, relative_change, sandbox
-from latentaug.trace import Call, Path, is_compiled, item_at, map_tensors, record, tensors_in
+from latentaug.trace import Call, Path, ancestors, is_compiled, item_at, map_tensors, record, tensors_in
 
 _DECODER = re.compile(r"(^|[._])(decod\w*|up\w*|head\w*|aux\w*|classif\w*|seg\w*_head|neck)([._]|\d|$)", re.IGNORECASE)
 _PREFIXES = (0, 1, 2, 5)  # none, a class token, class and distillation tokens, class and four register tokens
@@ -147,16 +147,10 @@ def _token_layout(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Layout
     return None
 
 
-def image_in(inputs: Any) -> Tensor:
-    """Return the image among a model's inputs: the first floating-point tensor [B, C, *S].
-
-    Raises:
-        ValueError: There is none.
-    """
-    for _, tensor in tensors_in(inputs):
-        if tensor.is_floating_point() and tensor.ndim >= 3:
-            return tensor
-    raise ValueError("`example` needs a floating-point tensor [B, C, *S] among the model's inputs; found none.")
+def image_in(inputs: Any) -> Tensor | None:
+    """Return the image among a model's inputs: the first tensor [B, C, *S], of floating point if there is one."""
+    images = [tensor for _, tensor in tensors_in(inputs) if tensor.ndim >= 3]
+    return next((image for image in images if image.is_floating_point()), images[0] if images else None)
 
 
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -359,10 +353,12 @@ def _ranked(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Tensor] | None
 ) -> list[_Candidate]:
     """Return the candidates, the bottleneck first."""
-    trace = _dry_run(model, args, kwargs)
     image = image_in((args, kwargs))
-    reachable = _ancestors(trace, logits)
-    fixed = _fixed_size(model, args, kwargs, trace)
+    if image is None:
+        raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
+    trace = _dry_run(model, args, kwargs)
+    reachable = ancestors(trace.nodes if logits is None else [logits(trace.output).grad_fn])
+    fixed = _fixed_size(model, args, kwargs, image, trace)
     found = [
         candidate
         for call in trace.walk()
@@ -394,28 +390,16 @@ def _differentiable(tensor: Tensor) -> Tensor:
     return tensor.requires_grad_() * 1 if tensor.is_floating_point() else tensor
 
 
-def _ancestors(trace: Call, logits: Callable[[Any], Tensor] | None) -> set[Any]:
-    """Collect every autograd node that the output depends on."""
-    stack = list(trace.nodes) if logits is None else [logits(trace.output).grad_fn]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return seen
-
-
 def _candidates(call: Call, image: tuple[int, ...], reachable: set[Any]) -> Iterator[_Candidate]:
     for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
         if node is not None and node in reachable and (fit := infer_layout(tensor.shape, image)):
             yield _Candidate(call, path, tensor, *fit)
 
 
-def _fixed_size(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Call) -> set[Any]:
-    """Find tensors pooled to fixed bins: their grid does not follow the input's. None where the model allows no test."""
-    image = image_in((args, kwargs))
+def _fixed_size(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, trace: Call
+) -> set[Any]:
+    """Find tensors whose grid does not follow the input's, pooled to fixed bins; none if the model allows no test."""
     shapes = {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors}
     for factor in (0.5, 2.0):
         size = [max(1, int(s * factor)) for s in image.shape[2:]]

@@ -28,6 +28,8 @@ from latentaug.trace import (
     Call,
     InputWatch,
     Path,
+    ancestors,
+    is_compiled,
     item_at,
     map_tensors,
     overridden,
@@ -61,6 +63,7 @@ class Plan:
     cloned: frozenset[Key]  # calls whose results are changed in place later, so that a clone is taken at return
     clone_inputs: bool
     buffers: tuple[str, ...]  # buffers, other than normalisation statistics, that a pass changes
+    graph: bool  # the model itself does not switch gradients off around the earliest code
     fast: bool = True
 
     def chosen(self, spot: Spot) -> Key:
@@ -74,6 +77,10 @@ class Plan:
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the submodules whose calls a pass must see."""
         names = {name for name, _ in self.kept} | {spot.name for spot in self.spots}
+        for spot in self.spots:  # compiled code around a tapped module would not see what stands in for it
+            parts = spot.name.split(".")
+            parents = {".".join(parts[:n]) for n in range(1, len(parts))}
+            names |= {name for name in parents if is_compiled(model.get_submodule(name))}
         return {name: model.get_submodule(name) for name in sorted(names) if name}
 
 
@@ -114,7 +121,7 @@ class Capture:
         self.buffers = {name: model.get_buffer(name).clone() for name in plan.buffers}
         self.inputs = map_tensors((args, kwargs), torch.clone) if plan.clone_inputs else (args, kwargs)
         self._inputs_watch = InputWatch(*self.inputs)
-        self._weights = [(weight, version_of(weight)) for weight in model.parameters() if weight.requires_grad]
+        self._weights: list[tuple[Tensor, int | None]] = []
         self.counts: Counter[str] = Counter()
         self.records: dict[Key, Record] = {}
         self.taps: dict[Key, Record] = {}
@@ -129,7 +136,11 @@ class Capture:
             else:
                 output = original(*args, **kwargs)
         self._settle()
+        self._note_weights()
         return output
+
+    def _note_weights(self) -> None:
+        self._weights = [(weight, version_of(weight)) for weight in self.model.parameters() if weight.requires_grad]
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = (name, self.counts[name])
@@ -151,11 +162,19 @@ class Capture:
             self.records[key] = entry
         if paths:
             self.taps[key] = entry
-            entry.codes = {path: _live_code(name, entry.tree, path) for path in paths}
+            entry.codes = {path: self._live(item_at(entry.tree, path)) for path in paths}
             live = {id(item_at(output, path)): code for path, (_, code) in entry.codes.items()}
-            output = map_tensors(output, lambda t: live[id(t)].clone() if id(t) in live else t)
+            with torch.set_grad_enabled(self.grad):  # also where the model runs its encoder without gradients
+                output = map_tensors(output, lambda t: live[id(t)].clone() if id(t) in live else t)
         self.order.append(key)
         return output
+
+    def _live(self, returned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what stands in the output with the code to derive by, which a frozen encoder does not give."""
+        frozen = self.grad and not returned.requires_grad
+        if frozen and returned.is_floating_point() and not returned.is_inference():
+            return returned, returned.detach().requires_grad_()
+        return returned, returned
 
     def _settle(self) -> None:
         """Check the finished pass against the plan, and let go of what no replay can ask for."""
@@ -192,22 +211,22 @@ class Capture:
             )
         wants_grad = any(isinstance(code, Tensor) and code.requires_grad for code in new)
         grad = torch.is_grad_enabled() and (self.grad or wants_grad)
-        if grad and not detach and any(version_of(weight) != version for weight, version in self._weights):
+        detach = detach or not grad or not self.grad
+        if not detach and any(version_of(weight) != version for weight, version in self._weights):
             raise RuntimeError(
                 "LatentTap.replay with gradients needs the weights as they were in the forward pass, but an optimizer "
                 "has changed them since. Replay before optimizer.step(), or pass detach=True."
             )
-        args, kwargs = map_tensors(
-            self.inputs, lambda t: _hand_out(t, clone=self.plan.clone_inputs, detach=detach or not grad)
-        )
-        again = _Replay(self, new, (args, kwargs), full=full or not self.can_skip(), detach=detach or not grad)
+        args, kwargs = map_tensors(self.inputs, lambda t: _hand_out(t, clone=self.plan.clone_inputs, detach=detach))
+        again = _Replay(self, new, (args, kwargs), full=full or not self.can_skip(), detach=detach, grad=grad)
         with ExitStack() as stack:
             stack.enter_context(overridden({"": self.model, **self.plan.modules(self.model)}, again.handle))
             stack.enter_context(preserved_random_state(self.device))
             for kind, dtype, enabled, cache in self.autocast:
-                # Weights cast without a graph must not be found in the cache by a later pass with one.
-                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=cache and grad))
-            stack.enter_context(torch.set_grad_enabled(grad))
+                # Weights cast without a graph must not be found in the cache by later code with one.
+                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=cache and not detach))
+            # Detached, what comes before the code runs without a graph; `again` switches gradients on at the code.
+            stack.enter_context(torch.set_grad_enabled(grad and not (detach and self.plan.graph)))
             if not update:
                 stack.enter_context(frozen_norm_statistics(self.model))
                 lent = {name: value.clone() for name, value in self.buffers.items()}
@@ -219,18 +238,21 @@ class Capture:
                 f"LatentTap.replay did not come to {self.earliest[0]!r} again: {type(self.model).__name__} calls other "
                 "modules than in the pass that was captured."
             )
+        if not detach:
+            self._note_weights()
         return output
 
 
 class _Replay:
     """Answers the calls of one replay: from the records before the code, by running them after it."""
 
-    def __init__(self, capture: Capture, new: Sequence[NewCode], inputs: Any, *, full: bool, detach: bool):
+    def __init__(self, capture: Capture, new: Sequence[NewCode], inputs: Any, *, full: bool, detach: bool, grad: bool):
         self.capture = capture
         self.new = new
         self.inputs = inputs
         self.full = full
         self.detach = detach
+        self.grad = grad
         self.records = {} if full else capture.records
         self.counts: Counter[str] = Counter()
         self.reached = False
@@ -268,12 +290,15 @@ class _Replay:
         if first:
             self.reached = True
             entry.random.restore()
+            if self.grad and capture.plan.graph:
+                torch.set_grad_enabled(True)
         put = {}
-        for path, new in wanted.items():
-            returned = item_at(tree, path)
-            recomputed = run and (self.full or not first)
-            current = returned if recomputed else _hand_out(entry.codes[path][1], clone=False, detach=self.detach)
-            put[id(returned)] = _new_code(new, current).clone()
+        with torch.set_grad_enabled(self.grad):
+            for path, new in wanted.items():
+                returned = item_at(tree, path)
+                recomputed = run and (self.full or not first)
+                current = returned if recomputed else _hand_out(entry.codes[path][1], clone=False, detach=self.detach)
+                put[id(returned)] = _new_code(new, current).clone()
         return map_tensors(tree, lambda t: put.get(id(t), t))
 
     def _must_run(self, entry: Record, wanted: dict[Path, NewCode], first: bool) -> bool:
@@ -290,14 +315,6 @@ def _hand_out(tensor: Tensor, *, clone: bool, detach: bool) -> Tensor:
     if detach:
         tensor = tensor.detach()
     return tensor.clone() if clone or tensor.is_inference() else tensor
-
-
-def _live_code(name: str, tree: Any, path: Path) -> tuple[Tensor, Tensor]:
-    returned = item_at(tree, path)
-    differentiable = returned.is_floating_point() and torch.is_grad_enabled() and not returned.is_inference()
-    if differentiable and not returned.requires_grad:  # frozen encoder: saliency still needs something to derive by
-        return returned, returned.detach().requires_grad_()
-    return returned, returned
 
 
 def _new_code(new: NewCode, current: Tensor) -> Tensor:
@@ -371,46 +388,46 @@ def _plain_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}" if path else name, value
 
 
-def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> tuple[Any, list[Tensor]]:
-    """Copy the inputs, the first samples only, and return them with the leaves to differentiate by."""
+def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> Any:
+    """Copy the inputs, of a batch the first samples only."""
     batch = next((t.shape[0] for _, t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim), None)
-    leaves: list[Tensor] = []
 
     def cut(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if size is not None and tensor.ndim and tensor.shape[0] == batch:
-            tensor = tensor[:size]
-        tensor = tensor.clone()
-        if tensor.is_floating_point():
-            leaves.append(tensor.requires_grad_())
-            tensor = tensor * 1  # models may change their input in place, which a leaf forbids
-        return tensor
+        return (tensor[:size] if tensor.ndim and tensor.shape[0] == batch else tensor).clone()
 
-    return map_tensors((args, kwargs), cut), leaves
+    return map_tensors((args, kwargs), cut)
 
 
-def _trace(model: nn.Module, spots: tuple[Spot, ...], sample: tuple[Any, list[Tensor]]) -> tuple[Call, tuple[str, ...]]:
-    args, kwargs = _fresh(sample[0])
-    before = {name: version_of(value) for name, value in _plain_buffers(model)}
+def _trace(model: nn.Module, spots: tuple[Spot, ...], inputs: Any) -> tuple[Call, tuple[str, ...]]:
+    args, kwargs = map_tensors(inputs, torch.clone)
+    before = {name: (value, version_of(value)) for name, value in _plain_buffers(model)}
     trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(spot.name for spot in spots))
-    changed = tuple(name for name, value in _plain_buffers(model) if version_of(value) != before.get(name))
-    return trace, changed
-
-
-def _fresh(inputs: Any) -> Any:
-    return map_tensors(inputs, lambda tensor: tensor * 1 if tensor.requires_grad else tensor.clone())
+    changed = []
+    for name, value in _plain_buffers(model):
+        old, version = before.get(name, (None, None))
+        if value is not old or version_of(value) != version:
+            changed.append(name)
+    return trace, tuple(changed)
 
 
 def _plan(trace: Call, spots: tuple[Spot, ...], call: int, buffers: tuple[str, ...]) -> Plan:
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
-        spots, call, {spot.name: totals[spot.name] for spot in spots}, frozenset(), frozenset(), trace.impure, buffers
+        spots=spots,
+        call=call,
+        totals={spot.name: totals[spot.name] for spot in spots},
+        kept=frozenset(),
+        cloned=frozenset(),
+        clone_inputs=trace.impure,
+        buffers=buffers,
+        graph=True,
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
     kept = _skippable(trace, tapped[0])
     moved = frozenset(entry.key for entry in [*kept, *tapped] if entry.moved())
-    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved)
+    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved, graph=tapped[0].grad)
 
 
 def _skippable(trace: Call, tapped: Call) -> list[Call]:
@@ -445,30 +462,61 @@ def _shares(call: Call, others: list[Call]) -> bool:
 # Proving ----------------------------------------------------------------------------------------------------------
 
 
-def _proved(model: nn.Module, plan: Plan, sample: tuple[Any, list[Tensor]]) -> Plan:
+def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
     """Compare replays with the model's own forward, and drop to full replay where the fast one is not the same."""
-    inputs, leaves = sample
-    capture, output = captured(model, plan, *_fresh(inputs))
+    args, kwargs = map_tensors(inputs, torch.clone)
+    capture, output = captured(model, plan, args, kwargs)
     if not _same(output, capture.replay([None] * len(plan.spots), full=True)):
         raise RuntimeError(
             f"LatentTap cannot replay {type(model).__name__}: run again with the same inputs and random state, it "
             "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
             "inputs, parameters, buffers and the global random streams only."
         )
+    halved = [code.detach().mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
+    expected = capture.replay(halved, full=True)
+    gradients = _gradients(model, expected, halved)
+    if _recomputed_with_the_old_code(capture, expected, halved, gradients):
+        raise RuntimeError(
+            f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
+            f"{type(model).__name__}, and the backward pass would compute that part again with the old code. Tap the "
+            "module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any case."
+        )
     if not plan.kept:
         return plan
     if not capture.can_skip():
-        return _slow(model, plan, "it does not call the same modules in every pass")
+        return without_skipping(model, plan, "it does not call the same modules in every pass")
     with torch.no_grad():  # other values, so that anything remembered between calls is not A's any more
-        other_args, other_kwargs = map_tensors(inputs, lambda t: t.flip(-1) * 0.7 if t.is_floating_point() else t)
+        other_args, other_kwargs = map_tensors(inputs, _other)
         model(*other_args, **other_kwargs)
-    halved = [(code.detach() * 0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
-    fast, full = capture.replay(halved), capture.replay(halved, full=True)
-    if not _same(fast, full):
-        return _slow(model, plan, "it keeps state between modules that their outputs do not show")
-    if not _same(*(_gradients(model, result, leaves, halved) for result in (fast, full))):
-        return _slow(model, plan, "gradients reach it in a way that outputs of modules do not show")
+    try:
+        replayed = capture.replay(halved)
+    except Exception:  # whatever a model raises that misses what a skipped module would have left for it
+        replayed = None
+    if not _same(replayed, expected):
+        return without_skipping(model, plan, "it keeps state between modules that their outputs do not show")
+    if gradients is None or not _same(_gradients(model, replayed, halved), gradients):
+        return without_skipping(model, plan, "gradients reach it in a way that outputs of modules do not show")
     return plan
+
+
+def _other(tensor: Tensor) -> Tensor:
+    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if tensor.is_floating_point() else tensor.clone()
+
+
+def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
+    """Differentiate by the weights and the codes, or the codes alone where that is all the model allows; or None."""
+    results = [t for _, t in tensors_in(output) if t.requires_grad]
+    if not results:
+        return []
+    objective = torch.stack([t.float().square().mean() for t in results]).sum()
+    codes = [code for code in codes if code.requires_grad]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for wanted in (weights + codes, codes):
+        try:
+            return list(torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True))
+        except RuntimeError:  # reentrant checkpointing; or a model that nobody can train, only run
+            continue
+    return None
 
 
 def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Capture, Any]:
@@ -484,27 +532,34 @@ def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     return captures[-1], output
 
 
-def _slow(model: nn.Module, plan: Plan, reason: str) -> Plan:
+def _recomputed_with_the_old_code(
+    capture: Capture, output: Any, codes: list[Tensor], gradients: list[Tensor | None] | None
+) -> bool:
+    """Tell whether the gradients would be others if activation checkpointing came upon the new codes too."""
+    spots, model, called = capture.plan.spots, capture.model, False
+
+    def keep(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal called
+        called = True
+        tree = original(*args, **kwargs)
+        put = {}
+        for spot, old, new in zip(spots, capture.codes, codes, strict=True):
+            if spot.name == name and _same(item_at(tree, spot.path), old):  # not another call of the same module
+                put[id(item_at(tree, spot.path))] = new
+        return map_tensors(tree, lambda t: put[id(t)].clone() if id(t) in put else t)
+
+    with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
+        exact = _gradients(model, output, codes)
+    if called:
+        return not _same(exact, gradients)
+    nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
+    return not capture.plan.graph and any("CheckpointFunction" in type(node).__name__ for node in nodes)
+
+
+def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:
+    """Return the plan for full replay, and say why; once, as plans are kept."""
     logger.info("%s is replayed in full, because %s; the results are the same.", type(model).__name__, reason)
     return replace(plan, fast=False)
-
-
-def _gradients(model: nn.Module, output: Any, leaves: list[Tensor], codes: list[Tensor]) -> list[Tensor | None]:
-    results = [t for _, t in tensors_in(output) if t.requires_grad]
-    if not results:
-        return []
-    objective = torch.stack([t.float().square().mean() for t in results]).sum()
-    for wanted in (leaves + codes, codes):
-        try:
-            return list(torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True))
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error) and "heckpoint" not in str(error):
-                raise
-            reason = error
-    raise RuntimeError(
-        f"LatentTap needs the gradient of the code, which {type(model).__name__} does not give: the part after the "
-        "code uses reentrant activation checkpointing. Pass use_reentrant=False to torch.utils.checkpoint."
-    ) from reason
 
 
 def _same(a: Any, b: Any) -> bool:

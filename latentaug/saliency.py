@@ -70,7 +70,10 @@ def _remedy(message: str) -> str:
     if "use_reentrant" in message or "heckpoint" in message:
         return "The model uses reentrant activation checkpointing: pass use_reentrant=False to torch.utils.checkpoint."
     if "appears to not have been used" in message or "does not require grad" in message:
-        return "The loss does not depend on it: pass tap.code itself, taken in the same pass that the loss was computed from."
+        return (
+            "The loss does not depend on it: pass tap.code itself, of the very pass that the loss was computed from, "
+            "and see that the model does not cut the graph behind it (detach, no_grad, reentrant checkpointing)."
+        )
     if "second time" in message:
         return "The graph was freed by a backward pass: take the saliency before loss.backward()."
     return message

@@ -24,7 +24,7 @@ from latentaug.discovery import (
     unwrap,
 )
 from latentaug.layout import Layout
-from latentaug.replay import Capture, NewCode, Plan, Spot, make_plan
+from latentaug.replay import Capture, NewCode, Plan, Spot, make_plan, without_skipping
 from latentaug.trace import Path, is_compiled, overridden
 
 logger = logging.getLogger("latentaug")
@@ -42,6 +42,7 @@ class _Shared:
         self.busy = False  # a pass of our own is running: no tap takes it for the user's
         self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each
         self.plans: dict[Any, Plan] = {}
+        self.distrusted: set[Any] = set()
 
     @contextmanager
     def ours(self) -> Iterator[None]:
@@ -50,6 +51,13 @@ class _Shared:
             yield
         finally:
             self.busy = before
+
+    def distrust(self, model: nn.Module, key: Any) -> None:
+        """Drop a plan that did not fit a pass, so that the next makes another; the second time, skip nothing any more."""
+        plan = self.plans.pop(key)
+        if key in self.distrusted:
+            self.plans[key] = without_skipping(model, plan, "it does not call the same modules in every pass")
+        self.distrusted.add(key)
 
 
 _SHARED: weakref.WeakKeyDictionary[nn.Module, _Shared] = weakref.WeakKeyDictionary()
@@ -176,6 +184,8 @@ class LatentTap:
             return original(*args, **kwargs)
         self._capture = None
         with self._shared.ours():
+            for tap in filter(None, (reference() for reference in self._shared.open)):
+                tap._plan(args, kwargs)  # the dry runs of all taps, before the pass of any is under way
             plan = self._plan(args, kwargs)
         capture = Capture(self._root, plan, args, kwargs)
         self._running = True
@@ -184,11 +194,9 @@ class LatentTap:
         finally:
             self._running = False
         self._capture = capture
-        self._seen = [tuple(code.shape) for code in capture.codes], tuple(image_in((args, kwargs)).shape)
+        self._seen = [tuple(code.shape) for code in capture.codes], _image_shape(args, kwargs)
         if not capture.fits and plan.fast:
-            name = type(self._root).__name__
-            logger.info("%s called its modules otherwise than before, so this pass is replayed in full.", name)
-            self._shared.plans.pop(self._key(plan.spots), None)
+            self._shared.distrust(self._root, self._key(plan.spots))
         return output
 
     def replay(
@@ -263,7 +271,7 @@ class LatentTap:
             else:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
         spots = self._shared.spots[key]
-        self._seen = list(spots.values()), tuple(image_in((args, kwargs)).shape)
+        self._seen = list(spots.values()), _image_shape(args, kwargs)
         return tuple(spots)
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
@@ -274,7 +282,7 @@ class LatentTap:
         return self._shared.plans[key]
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
-        return spots, self._call, self._root.training
+        return spots, self._call, tuple(module.training for module in self._root.modules())
 
     def _locate(self) -> list[Location]:
         if self._seen is None:
@@ -285,6 +293,11 @@ class LatentTap:
         spots = tuple(self._shared.spots[self._targets, self._call])
         given: tuple[Layer | None, ...] = self._wanted or (None,) * len(spots)
         return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
+
+
+def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    image = image_in((args, kwargs))
+    return () if image is None else tuple(image.shape)
 
 
 def _location(spot: Spot, shape: tuple[int, ...], image: tuple[int, ...], given: Layer | None) -> Location:

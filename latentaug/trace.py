@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -99,17 +99,28 @@ def storage_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def ancestors(nodes: Iterable[Any]) -> set[Any]:
+    """Collect autograd nodes and every node that they depend on."""
+    stack, seen = list(nodes), set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return seen
+
+
 # Standing in for forward ------------------------------------------------------------------------------------------
 
 
 class Override:
     """Callable that stands in for one module's `forward` while a pass is watched or replayed."""
 
-    def __init__(self, name: str, module: nn.Module, handler: Handler):
+    def __init__(self, name: str, original: Callable[..., Any], handler: Handler):
         self.name = name
         self.handler = handler
-        self.original = _eager_forward(module)
-        functools.update_wrapper(self, self.original, updated=())
+        self.original = original
+        functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the call over."""
@@ -128,26 +139,29 @@ _LIVE = (
 )
 
 
-def _eager_forward(module: nn.Module) -> Callable[..., Any]:
-    original = getattr(module, "_orig_mod", None)
-    if isinstance(original, nn.Module) and is_compiled(module):
-        return original.__call__  # compiled code would not see what stands in for the modules inside it
-    return module.forward
-
-
 @contextmanager
 def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[None]:
-    """Send every forward of `modules` to `handler(name, original, args, kwargs)`; restore what stood there, always."""
+    """Send every forward of `modules` to `handler(name, original, args, kwargs)`; restore what stood there, always.
+
+    Compiled modules keep their graphs, except the model itself and those that hold another one to stand in for.
+    """
+    watched = set(modules.values())
     saved: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(module: nn.Module, key: str, value: Any) -> None:
+        saved.append((module.__dict__, key, module.__dict__.get(key, _ABSENT)))
+        module.__dict__[key] = value
+
     try:
         for name, module in modules.items():
-            override = Override(name, module, handler)
-            attributes = module.__dict__
-            saved.append((attributes, "forward", attributes.get("forward", _ABSENT)))
-            attributes["forward"] = override
-            if attributes.get("_compiled_call_impl") is not None:  # module.compile(): calls would bypass forward
-                saved.append((attributes, "_compiled_call_impl", attributes["_compiled_call_impl"]))
-                attributes["_compiled_call_impl"] = None
+            compiled = module.__dict__.get("_compiled_call_impl")  # module.compile(): calls bypass forward
+            if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
+                key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
+                put(module, key, Override(name, original, handler))
+                continue
+            put(module, "forward", Override(name, _eager_forward(module), handler))
+            if compiled is not None:
+                put(module, "_compiled_call_impl", None)
         yield
     finally:
         for attributes, key, value in reversed(saved):
@@ -155,6 +169,17 @@ def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[N
                 attributes.pop(key, None)
             else:
                 attributes[key] = value
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    return (inner for inner in module.modules() if inner is not module)
+
+
+def _eager_forward(module: nn.Module) -> Callable[..., Any]:
+    original = getattr(module, "_orig_mod", None)
+    if isinstance(original, nn.Module) and is_compiled(module):
+        return original.__call__  # compiled code would not see what stands in for the modules inside it
+    return module.forward
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -200,6 +225,7 @@ class Call:
     given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
     inputs: frozenset[int] = frozenset()
     impure: bool = False
+    grad: bool = False  # gradients were enabled when it returned
 
     @property
     def key(self) -> tuple[str, int]:
@@ -222,14 +248,15 @@ class InputWatch:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._given = (args, kwargs)
-        self._before = self._state()
-
-    def _state(self) -> list[tuple[Path, int, int | None]]:
-        return [(path, id(tensor), version_of(tensor)) for path, tensor in tensors_in(self._given)]
+        self._before = [(path, tensor, version_of(tensor)) for path, tensor in tensors_in(self._given)]
 
     def changed(self) -> bool:
         """Tell whether anything moved since construction."""
-        return self._state() != self._before
+        now = list(tensors_in(self._given))
+        return len(now) != len(self._before) or any(
+            path != old_path or tensor is not old or version_of(tensor) != version
+            for (path, tensor), (old_path, old, version) in zip(now, self._before, strict=True)
+        )
 
     def storages(self) -> frozenset[int]:
         """Identities of the memory behind the inputs."""
@@ -268,6 +295,7 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] =
         finally:
             stack.pop()
         call.finish = next(clock)
+        call.grad = torch.is_grad_enabled()
         call.impure = watch.changed()
         call.output = map_tensors(output, lambda tensor: tensor)
         call.tensors = list(tensors_in(output))
