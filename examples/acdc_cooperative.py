@@ -17,13 +17,13 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from cardiac.batches import TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
 from cardiac.data import DataError
 from cardiac.metrics import Score, evaluate
 from cardiac.outputs import Outputs
@@ -31,14 +31,19 @@ from cardiac.phantom import make_phantom
 from cardiac.protocol import PRESETS, Preset
 from cardiac.report import curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
+from matplotlib.figure import Figure
 
-from latentaug import FTN, CooperativeModel, RandomChannelMask, cooperative_backward, paper_masks, tune_allocator
-from latentaug.trainer import CooperativeTrainer, standard_backward
+from latentaug import (
+    FTN,
+    CooperativeModel,
+    CooperativeTrainer,
+    cooperative_backward,
+    standard_backward,
+    tune_allocator,
+)
+from latentaug.visualize import draw_hard_examples
 
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "standard": {"step": standard_backward, "masker": RandomChannelMask(0.0)},  # a mask that costs nothing, unused
-    "cooperative": {"step": cooperative_backward, "masker": paper_masks()},
-}
+METHODS = {"standard": standard_backward, "cooperative": cooperative_backward}
 ROUNDS = 5
 """A run is validated after every pass over its slices, and at least this often."""
 
@@ -172,7 +177,8 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         epoch=lambda: trainer.epoch,
         device=device,
     )
-    trainer.fit(loader, validation_batches(study.validation(draw), device), max_steps=iterations)
+    validation = validation_batches(study.validation(draw), device)
+    trainer.fit(loader, validation, max_steps=iterations)
     trainer.load_best()
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
     scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw)
@@ -186,6 +192,8 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         "torch": torch.__version__,
         "notes": notes,
     }
+    figure = hard_examples_figure(trainer.model, validation)
+    save_figure(outputs.place(method, draw) / "hard_examples.png", figure, outputs.configuration)
     outputs.finish(method, draw, scores, about)
 
 
@@ -194,9 +202,9 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
     torch.manual_seed(seed)
     network = FTN(num_classes=4, width=preset.width, depth=preset.depth)
     example = torch.zeros(2, 1, preset.side, preset.side)
-    model = CooperativeModel(network, num_classes=4, example=example, masker=METHODS[method]["masker"]).to(device)
+    model = CooperativeModel(network, num_classes=4, example=example).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
-    trainer = CooperativeTrainer(model, optimizer, step=METHODS[method]["step"], seed=seed, folder=folder)
+    trainer = CooperativeTrainer(model, optimizer, step=METHODS[method], seed=seed, folder=folder)
     if (folder / "last.pt").exists():
         try:
             trainer.resume(folder / "last.pt")
@@ -204,6 +212,14 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
             raise DataError(f"{error} Or remove {folder}, to start over.") from None
         print(f"  going on from iteration {trainer.global_step}", flush=True)
     return trainer
+
+
+def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
+    """Draw how hard examples come about on the middle slices of the first volumes."""
+    middle = [slice(len(images) // 2, len(images) // 2 + 1) for images, _ in volumes[:4]]
+    images, labels = (torch.cat([part[m] for part, m in zip(parts, middle)]) for parts in zip(*volumes))
+    steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
+    return draw_hard_examples(images, labels, **steps._asdict())
 
 
 def conclude(outputs: Outputs) -> None:
@@ -221,7 +237,9 @@ def conclude(outputs: Outputs) -> None:
     table = write_report(outputs.folder, scores, outputs.configuration, notes)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, table.json, table.png, curves.png")
+    print(
+        f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, table.json, figures, and a folder per method"
+    )
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ def _as_json(rows: Sequence[Row], configuration: Mapping[str, Any], notes: Seque
 
 
 def _table_figure(lines: Sequence[Sequence[str]]) -> Figure:
-    figure = Figure(figsize=(1.2 * len(lines[0]) + 1, 0.4 * len(lines) + 0.8))
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(1.1 * len(lines[0]), 0.35 * len(lines)))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     drawn = axes.table([*map(list, lines[1:])], colLabels=[*lines[0]], loc="center", cellLoc="center")
     drawn.auto_set_font_size(False)
@@ -181,10 +181,10 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     for axes in panels[len(names) :]:
         axes.remove()
     for axes, name in zip(panels, names, strict=False):
-        for run, lines in curves.items():
+        for colour, (run, lines) in enumerate(curves.items()):
             points = [(line["iteration"], line[name]) for line in lines if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=run)
+                axes.plot(*zip(*points, strict=True), color=f"C{colour % 10}", label=run)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("iteration", fontsize=8)
     if names:
@@ -197,6 +197,6 @@ def save_figure(path: Path, figure: Figure, configuration: Mapping[str, Any]) ->
     footer = ", ".join(
         f"{name} {value}" for name, value in configuration.items() if isinstance(value, str | int | float)
     )
-    figure.text(0.5, 0.0, footer, ha="center", va="top", fontsize=6, color="grey", wrap=True)
+    figure.text(0.5, -0.03, footer, ha="center", va="top", fontsize=6, color="grey", wrap=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight", metadata={"Description": json.dumps(configuration)})

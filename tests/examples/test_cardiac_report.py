@@ -135,6 +135,7 @@ def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
     panels = {axes.get_title(): axes for axes in curves_figure(curves).axes}
     assert {title: len(axes.lines) for title, axes in panels.items()} == {"loss": 2, "hard loss": 1}
     assert panels["loss"].lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert panels["loss"].lines[1].get_color() == panels["hard loss"].lines[0].get_color()
 
 
 def test_a_figure_keeps_its_configuration_in_the_file(tmp_path):

@@ -61,6 +61,7 @@ def whole(flags, tmp_path_factory):
 
 def test_a_run_leaves_scores_table_and_figures(whole):
     assert sorted(path.name for path in whole.iterdir() if path.is_file()) == FILES
+    assert all((whole / method / "draw-0" / "hard_examples.png").exists() for method in ("standard", "cooperative"))
     scores = read_scores(whole / "scores.csv")
     columns = ["ACDC", "RandBias", "RandSpike", "RandGhosting", "RandMotion", "Other"]
     found = {(s.method, s.stage, s.column, s.phase, s.structure) for s in scores}
