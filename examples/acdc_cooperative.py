@@ -216,8 +216,8 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
     """Draw how hard examples come about on the middle slices of the first volumes."""
-    middle = [slice(len(images) // 2, len(images) // 2 + 1) for images, _ in volumes[:4]]
-    images, labels = (torch.cat([part[m] for part, m in zip(parts, middle)]) for parts in zip(*volumes))
+    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes[:4]]
+    images, labels = (torch.cat(parts) for parts in zip(*slices, strict=True))
     steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
     return draw_hard_examples(images, labels, **steps._asdict())
 
@@ -237,9 +237,7 @@ def conclude(outputs: Outputs) -> None:
     table = write_report(outputs.folder, scores, outputs.configuration, notes)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(
-        f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, table.json, figures, and a folder per method"
-    )
+    print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
 
 
 if __name__ == "__main__":
