@@ -317,8 +317,7 @@ def press_ctrl_c(trainer: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("pressed_after", [1, 3])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "pressed_after"), [(0, 1), (0, 3), (2, 1)])
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, num_workers, pressed_after):
     straight = tiny_trainer()
     seed_everything(5)
@@ -400,6 +399,7 @@ trainer.fit(squares(), epochs=10_000)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path):
     root = Path(__file__).parents[1]
     with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:

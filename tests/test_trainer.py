@@ -73,8 +73,7 @@ def test_accumulation_follows_the_mean_gradient():
         torch.testing.assert_close(value, model.state_dict()[name])
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize(("num_classes", "spatial_dims"), [(1, 2), (3, 2), (3, 3)])
 def test_training_lowers_the_loss(num_classes, spatial_dims):
     trainer = tiny_trainer(tiny_coop(num_classes, spatial_dims), optimizer=partial(torch.optim.Adam, lr=0.03))
     loader = squares(batch_size=3, num_classes=num_classes, size=(8,) * spatial_dims)
@@ -512,8 +511,7 @@ def test_predict_refines_as_often_as_asked(refine):
 # The best epoch -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("on_disk", [True, False])
-@pytest.mark.parametrize("monitor", ["refined_iou", "dice_1"])
+@pytest.mark.parametrize(("on_disk", "monitor"), [(True, "refined_iou"), (False, "dice_1")])
 def test_the_best_epoch_is_kept_and_loadable(tmp_path, on_disk, monitor):
     trainer = tiny_trainer(folder=tmp_path if on_disk else None, optimizer=partial(torch.optim.Adam, lr=0.05))
     val_loader = list(squares())
