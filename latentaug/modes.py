@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +90,35 @@ def borrowed_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator
     finally:
         for buffers, key, original in reversed(saved):
             buffers[key] = original
+
+
+@contextmanager
+def constant_weights(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Build no graph to the weights, until the context is left or the function that it yields is called.
+
+    Unlike under `torch.no_grad()`, what is computed meanwhile may be changed in place later.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> with constant_weights(model) as thaw:
+        ...     before = model(torch.ones(2))
+        ...     thaw()
+        ...     after = model(before)
+        >>> before.requires_grad, after.requires_grad
+        (False, True)
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad and weight.is_leaf]
+
+    def thaw() -> None:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield thaw
+    finally:
+        thaw()
 
 
 @contextmanager

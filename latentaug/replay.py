@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from latentaug.modes import (
     RandomState,
     borrowed_buffers,
+    constant_weights,
     frozen_norm_statistics,
     is_norm_statistic,
     preserved_random_state,
@@ -63,7 +64,6 @@ class Plan:
     cloned: frozenset[Key]  # calls whose results are changed in place later, so that a clone is taken at return
     clone_inputs: bool
     buffers: tuple[str, ...]  # buffers, other than normalisation statistics, that a pass changes
-    graph: bool  # the model itself does not switch gradients off around the earliest code
     fast: bool = True
 
     def chosen(self, spot: Spot) -> Key:
@@ -97,6 +97,7 @@ class Record:
         self.inner = inner  # calls of watched modules made inside this one
         self.impure = impure  # it changed its inputs
         self.cloned = cloned
+        self.grad = torch.is_grad_enabled()
         self.codes: dict[Path, tuple[Tensor, Tensor]] = {}  # what stands in the tree, and the live code
 
     def intact(self) -> bool:
@@ -225,8 +226,9 @@ class Capture:
             for kind, dtype, enabled, cache in self.autocast:
                 # Weights cast without a graph must not be found in the cache by later code with one.
                 stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=cache and not detach))
-            # Detached, what comes before the code runs without a graph; `again` switches gradients on at the code.
-            stack.enter_context(torch.set_grad_enabled(grad and not (detach and self.plan.graph)))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            if grad and detach:
+                again.at_code = stack.enter_context(constant_weights(self.model))
             if not update:
                 stack.enter_context(frozen_norm_statistics(self.model))
                 lent = {name: value.clone() for name, value in self.buffers.items()}
@@ -256,6 +258,7 @@ class _Replay:
         self.records = {} if full else capture.records
         self.counts: Counter[str] = Counter()
         self.reached = False
+        self.at_code: Callable[[], None] = lambda: None  # what to do when the code is reached
         self._started = False
 
     def handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -290,8 +293,7 @@ class _Replay:
         if first:
             self.reached = True
             entry.random.restore()
-            if self.grad and capture.plan.graph:
-                torch.set_grad_enabled(True)
+            self.at_code()
         put = {}
         with torch.set_grad_enabled(self.grad):
             for path, new in wanted.items():
@@ -421,13 +423,12 @@ def _plan(trace: Call, spots: tuple[Spot, ...], call: int, buffers: tuple[str, .
         cloned=frozenset(),
         clone_inputs=trace.impure,
         buffers=buffers,
-        graph=True,
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
     kept = _skippable(trace, tapped[0])
     moved = frozenset(entry.key for entry in [*kept, *tapped] if entry.moved())
-    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved, graph=tapped[0].grad)
+    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved)
 
 
 def _skippable(trace: Call, tapped: Call) -> list[Call]:
@@ -553,7 +554,9 @@ def _recomputed_with_the_old_code(
     if called:
         return not _same(exact, gradients)
     nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
-    return not capture.plan.graph and any("CheckpointFunction" in type(node).__name__ for node in nodes)
+    return not capture.taps[capture.earliest].grad and any(
+        "CheckpointFunction" in type(node).__name__ for node in nodes
+    )
 
 
 def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:

@@ -53,7 +53,7 @@ class _Shared:
             self.busy = before
 
     def distrust(self, model: nn.Module, key: Any) -> None:
-        """Drop a plan that did not fit a pass, so that the next makes another; the second time, skip nothing any more."""
+        """Drop a plan that did not fit a pass, so that the next makes another; if that fails too, skip nothing more."""
         plan = self.plans.pop(key)
         if key in self.distrusted:
             self.plans[key] = without_skipping(model, plan, "it does not call the same modules in every pass")

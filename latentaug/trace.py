@@ -225,7 +225,6 @@ class Call:
     given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
     inputs: frozenset[int] = frozenset()
     impure: bool = False
-    grad: bool = False  # gradients were enabled when it returned
 
     @property
     def key(self) -> tuple[str, int]:
@@ -295,7 +294,6 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] =
         finally:
             stack.pop()
         call.finish = next(clock)
-        call.grad = torch.is_grad_enabled()
         call.impure = watch.changed()
         call.output = map_tensors(output, lambda tensor: tensor)
         call.tensors = list(tensors_in(output))

@@ -10,7 +10,7 @@ import dataclasses
 import random
 import warnings
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +84,15 @@ def change_code(
             return output
         code = at(output, path)
         seen.code = code.clone()
-        return swapped(output, code, change(code).clone())
+        return swapped(output, code, change(code))
 
     module.__dict__["forward"] = forward
     return seen
 
 
-def gradients(model: nn.Module, output: Any) -> list[Tensor | None]:
-    """Return the gradient of an objective that sees every output, by every parameter that wants one."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def gradients(model: nn.Module, output: Any, more: Sequence[Tensor] = ()) -> list[Tensor | None]:
+    """Return the gradient of an objective that sees every output, by every parameter that wants one, and by `more`."""
+    wanted = [*(parameter for parameter in model.parameters() if parameter.requires_grad), *more]
     terms = [t for t in leaves(output) if t.requires_grad]
     if not wanted or not terms:
         return []
@@ -280,8 +280,8 @@ class AliasingViews(Base):
         a = self.stem(x)
         low, high, whole = self.first(a), self.second(a), self.whole(a)
         z = self.up(self.code(a * 1))
-        low += z[:, :2]
         high.mul_(2)
+        low += z[:, :2]
         return self.head(whole + z) * low.mean() * high.mean()
 
 
@@ -468,15 +468,14 @@ class DirectForward(PoppingDecoder):
         return self.decoder.forward(a, b, z)
 
 
-@hostile("encoder.stages.2", fast=False)
+@hostile("encoder.stages.2")
 class HookedSkips(nn.Module):
     """The user's own hooks collect the features."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.decoder = nn.Sequential(OrderedDict(stages=Pyramid().stages)), Decoder()
+        self.encoder, self.decoder = Encoder(Pyramid().stages), Decoder()
         self.features: list[Tensor] = []
-        self.encoder = Encoder(Pyramid().stages)
         for stage in self.encoder.stages:
             stage.register_forward_hook(self.collect)
 
@@ -990,7 +989,7 @@ class LossInTheOutput(Base):
         return self.head(y + a), y.square().mean() if self.training else None, [self.head(a), self.head(y)]
 
 
-@hostile("encoder", path=(1,))
+@hostile("encoder", path=(1,), fast=False)
 class CodeBesideItsInput(nn.Module):
     """The tapped module hands its input through, and that is changed in place later."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentaug.tap import LatentTap
 from tests.hostile_models import (
@@ -16,6 +20,7 @@ from tests.hostile_models import (
     change_code,
     close,
     gradients,
+    leaves,
     random_state,
     same,
     seed_all,
@@ -33,19 +38,45 @@ def unchanged(code: Tensor) -> Tensor:
 
 def oracle(case: Case, train: bool, change: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Any, Tensor]:
     """Run a fresh model, seeded alike, with the code changed as the layer returns it."""
-    number = case.call
-    if number < 0:
-        model = case.model(train)
-        seen = change_code(model, case.layer, case.path, None, change)
-        seed_all(0)
-        model(case.images())
-        number += seen.calls
     model = case.model(train)
-    seen = change_code(model, case.layer, case.path, number, change)
+    seen = change_code(model, case.layer, case.path, number_of_the_call(case, train), change)
     seed_all(0)
     output = model(case.images())
     assert seen.code is not None
     return model, output, seen.code
+
+
+def number_of_the_call(case: Case, train: bool) -> int:
+    if case.call >= 0:
+        return case.call
+    model = case.model(train)
+    seen = change_code(model, case.layer, case.path, None, unchanged)
+    seed_all(0)
+    model(case.images())
+    return seen.calls + case.call
+
+
+def detached_oracle(case: Case) -> tuple[Any, list[Tensor | None]]:
+    """Like the oracle in train mode, with weights that are constants until the code, and gradients from there on."""
+    model = case.model(True)
+    weights = weights_of(model)
+    leaf = []
+
+    def change(code: Tensor) -> Tensor:
+        for weight in weights:
+            weight.requires_grad_(True)
+        leaf.append(halved(code.detach()).requires_grad_())
+        with torch.enable_grad():
+            return leaf[0] * 1
+
+    change_code(model, case.layer, case.path, number_of_the_call(case, True), change)
+    for weight in weights:
+        weight.requires_grad_(False)
+    seed_all(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+        output = model(case.images())
+    return output, gradients(model, output, leaf)
 
 
 ROWS = [
@@ -90,3 +121,102 @@ def test_replays_equal_the_oracle(case: Case, train: bool) -> None:
             assert random_state() == stream
             assert traces(model) == before
             type(model).forward(model, case.images(1))  # behind the tap's back; nothing of it may be remembered
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts what tensors are put through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "convolution" in str(function) or "addmm" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_fast_replay_skips_what_it_may_and_nothing_else(case: Case) -> None:
+    model = case.model(False)
+    with LatentTap(model, case.spot, call=case.call) as tap:
+        model(case.images())
+        counts = []
+        for full in (False, True):
+            with torch.no_grad(), CountOperations() as operations:
+                tap.replay(halved(tap.code), full=full)
+            counts.append(operations.count)
+    assert (counts[0] < counts[1]) is case.fast
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_detached_replay_gives_gradients_to_what_follows_only(case: Case) -> None:
+    expected, expected_gradients = detached_oracle(case)
+    model = case.model(True)
+    seed_all(0)
+    with LatentTap(model, case.spot, call=case.call) as tap:
+        model(case.images())
+        new = halved(tap.code.detach()).requires_grad_()
+        before = traces(model)
+        for full in (False, True):
+            output = tap.replay(new, full=full, detach=True)
+            # Not bitwise: which kernel nn.Linear takes depends on whether its weight requires a gradient.
+            assert close(list(leaves(output)), list(leaves(expected)))
+            found = gradients(model, output, [new])
+            assert close(found, expected_gradients)
+            assert float(found[-1].norm()) > 0
+        assert traces(model) == before
+
+
+def weights_of(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+# Negative controls: each helper must notice what it is there to notice.
+
+
+def test_the_oracle_changes_the_code() -> None:
+    case = CASES["SkipConnection"]
+    (_, plain, code), (_, changed, seen) = oracle(case, False, unchanged), oracle(case, False, halved)
+    assert torch.equal(code, seen)
+    assert not same(plain, changed)
+    untouched = case.model(False)
+    seed_all(0)
+    assert same(untouched(case.images()), plain)
+
+
+def test_same_and_close_notice_the_smallest_difference() -> None:
+    a = torch.ones(3, dtype=torch.float64)
+    assert same({"a": [a]}, {"a": [a.clone()]})
+    assert not same(a, a + 1e-15)
+    assert not same(a, [a, a])
+    assert not same([], [])
+    assert close([a, None], [a, torch.zeros(3)])
+    assert not close([a], [a + 1e-9])
+    assert not close([a], [None])
+    assert not close([a], [])
+
+
+def test_traces_notice_what_is_left_behind() -> None:
+    model = CASES["BatchNorm"].model(True)
+    before = traces(model)
+    assert traces(model) == before
+    for leave in (
+        lambda: model.stem.register_forward_hook(lambda *_: None),
+        lambda: model.stem.__dict__.__setitem__("forward", model.stem.forward),
+        lambda: model.norms.eval(),
+        lambda: setattr(model.norms[0], "momentum", 0.0),
+        lambda: setattr(model.norms[0], "running_mean", torch.zeros(4)),
+        lambda: model.stem.weight.detach().mul_(1),
+        lambda: model.stem.requires_grad_(False),
+    ):
+        before = traces(model)
+        leave()
+        assert traces(model) != before
+
+
+def test_random_state_notices_a_draw_from_any_stream() -> None:
+    for draw in (lambda: torch.rand(()), random.random, lambda: np.random.rand()):  # noqa: NPY002
+        before = random_state()
+        assert random_state() == before
+        draw()
+        assert random_state() != before
