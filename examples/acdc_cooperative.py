@@ -202,7 +202,7 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
     torch.manual_seed(seed)
     network = FTN(num_classes=4, width=preset.width, depth=preset.depth)
     example = torch.zeros(2, 1, preset.side, preset.side)
-    model = CooperativeModel(network, num_classes=4, example=example).to(device)
+    model = CooperativeModel(network, num_classes=4, example=example).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
     trainer = CooperativeTrainer(model, optimizer, step=METHODS[method], seed=seed, folder=folder)
     if (folder / "last.pt").exists():
