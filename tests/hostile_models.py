@@ -151,7 +151,7 @@ def close(a: list[Tensor | None], b: list[Tensor | None], tolerance: float = 1e-
     if len(a) != len(b):
         return False
     for x, y in zip(a, b, strict=True):
-        x, y = (torch.zeros(()) if t is None else t for t in (x, y))
+        x, y = (torch.zeros(()) if t is None else t.detach() for t in (x, y))
         if float((x - y).norm()) > tolerance * max(1.0, float(y.norm())):
             return False
     return True
