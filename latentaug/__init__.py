@@ -13,6 +13,7 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 """
 
 from latentaug.allocator import tune_allocator
+from latentaug.callbacks import Callback
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.cooperative import (
     CooperativeModel,
@@ -34,6 +35,7 @@ from latentaug.masks import (
     top_mask,
 )
 from latentaug.networks import FTN
+from latentaug.optimization import PerStep
 from latentaug.saliency import SaliencyCalculator, latent_saliency
 from latentaug.tap import LatentTap
 from latentaug.trainer import CooperativeTrainer
@@ -45,6 +47,7 @@ __all__ = [
     "CHANNELS_LAST",
     "FTN",
     "TOKENS",
+    "Callback",
     "CodeDecoupler",
     "Compose",
     "CooperativeModel",
@@ -58,6 +61,7 @@ __all__ = [
     "Location",
     "Masker",
     "OneOf",
+    "PerStep",
     "RandomApply",
     "RandomChannelMask",
     "ReconstructionHead",

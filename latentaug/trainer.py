@@ -491,24 +491,6 @@ class CooperativeTrainer:
         return self._optimization.settings() | {"seed": None if self.generator is None else "given"}
 
 
-def standard_backward(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    generator: torch.Generator | None = None,
-) -> CooperativeOutput:
-    """Fill the gradients of the standard losses alone: the method's baseline, without hard examples.
-
-    For `CooperativeTrainer(step=standard_backward)`, or a loop of your own; see `cooperative_backward`.
-    """
-    output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
-    with torch.autocast(output.loss.device.type, enabled=False):
-        torch.autograd.backward(output.loss if scaler is None else scaler.scale(output.loss))
-    return output
-
-
 def _unwrap(model: nn.Module) -> CooperativeModel | None:
     inner = getattr(model, "module", model)
     return inner if isinstance(inner, CooperativeModel) else None

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import latentaug.trainer
 from latentaug.callbacks import Callback, CSVLog, Progress, TensorBoardLog, default_callbacks
-from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward, standard_backward
 from latentaug.metrics import Overlap
 from latentaug.optimization import PerStep
-from latentaug.trainer import CooperativeTrainer, standard_backward
+from latentaug.trainer import CooperativeTrainer
 from tests.tiny_training import At, TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
 # The loop -------------------------------------------------------------------------------------------------------------
