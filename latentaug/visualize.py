@@ -103,33 +103,6 @@ def draw_hard_examples(
     return figure
 
 
-def draw_segmentations(images: Tensor, panels: dict[str, Tensor], *, samples: int = 4) -> Figure:
-    """Draw images, and label maps over them, a row for each sample.
-
-    Args:
-        images: [B, C, *S]; the first channel is drawn, and of volumes the middle slice.
-        panels: Title and label map [B, *S] of each further column.
-        samples: Rows, at most. Default 4.
-
-    Example:
-        >>> import torch
-        >>> images, labels = torch.rand(2, 1, 16, 16), torch.randint(4, (2, 16, 16))
-        >>> figure = draw_segmentations(images, {"labels": labels})
-        >>> len(figure.axes)
-        4
-    """
-    classes = max(int(panel.max()) + 1 for panel in panels.values())
-    rows = min(samples, images.shape[0])
-    figure, axes = _grid(rows, 1 + len(panels), aspect=images.shape[-2] / images.shape[-1])
-    painters = [("image", images, _image_painter())]
-    painters += [(title, panel, _segmentation_painter(images, classes)) for title, panel in panels.items()]
-    for column, (title, tensor, paint) in enumerate(painters):
-        axes[0][column].set_title(title, fontsize=9)
-        for row in range(rows):
-            paint(axes[row][column], row, tensor.detach().float().cpu())
-    return figure
-
-
 # Painters: each puts one sample of a tensor on one pair of axes ---------------------------------------------------
 
 
