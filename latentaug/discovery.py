@@ -121,7 +121,7 @@ def infer_layout(shape: Sequence[int], image: Sequence[int]) -> tuple[Layout, tu
         tokens, 1 prefix (16, 16)
     """
     shape, size = tuple(shape), tuple(image[2:])
-    if len(shape) < 3 or shape[0] != image[0]:
+    if len(shape) < 3 or not size or shape[0] != image[0]:
         return None
     if len(shape) == len(size) + 2:
         options = [(CHANNELS_FIRST, shape[2:]), (CHANNELS_LAST, shape[1:-1])]
@@ -202,7 +202,8 @@ def find_spot(model: nn.Module, layer: str | nn.Module | Location) -> tuple[str,
         ValueError: There is no such submodule; the error names the closest.
         TypeError: `layer` is something else.
     """
-    names = {_WRAPPER.sub("", name).strip("."): name for name, _ in model.named_modules(remove_duplicate=False)}
+    real = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    names = {_WRAPPER.sub("", name).strip("."): name for name in real} | {name: name for name in real}
     if isinstance(layer, Location):
         return find_spot(model, layer.name)[0] if layer.name else "", layer.index
     if isinstance(layer, nn.Module):
@@ -219,6 +220,8 @@ def find_spot(model: nn.Module, layer: str | nn.Module | Location) -> tuple[str,
     if layer not in names and (match := re.fullmatch(r"(.*?)((?:\[[^\[\]]+\])+)", layer)):
         name = match[1]
         path = tuple(_key(text) for text in re.findall(r"\[([^\[\]]+)\]", match[2]))
+    if name not in names:
+        name = _WRAPPER.sub("", name).strip(".")
     if name not in names:
         close = difflib.get_close_matches(name, [n for n in names if n], n=3, cutoff=0.3)
         hint = f"; closest: {', '.join(map(repr, close))}" if close else ""
@@ -330,7 +333,7 @@ def complete_spots(
         RuntimeError: A target is not called at all.
     """
     with sandbox(model, device_of(model, args, kwargs)):
-        args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
+        args, kwargs = map_tensors((args, kwargs), torch.clone)
         trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(name for name, _ in targets))
     spots: dict[Spot, tuple[int, ...]] = {}
     for name, path in targets:
@@ -407,7 +410,7 @@ def _fixed_size(
             break
 
         def resize(tensor: Tensor, size: list[int] = size) -> Tensor:
-            if not tensor.is_floating_point() or tensor.shape[2:] != image.shape[2:]:
+            if tensor.shape[2:] != image.shape[2:]:
                 return tensor[:1] if tensor.ndim and tensor.shape[0] == image.shape[0] else tensor
             return nn.functional.interpolate(tensor[:1].float(), size=size).to(tensor.dtype)
 

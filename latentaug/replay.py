@@ -320,7 +320,12 @@ def _hand_out(tensor: Tensor, *, clone: bool, detach: bool) -> Tensor:
 
 
 def _new_code(new: NewCode, current: Tensor) -> Tensor:
-    code = current if new is None else new if isinstance(new, Tensor) else new(current)
+    code = current if new is None else new(current) if callable(new) else new
+    if not isinstance(code, Tensor):
+        raise TypeError(
+            f"LatentTap.replay needs a tensor, or a callable that returns one; got {type(code).__name__}. "
+            "Pass mask.apply or mask.apply(tap.code)."
+        )
     if code.shape != current.shape or code.device != current.device:
         raise ValueError(
             f"LatentTap.replay needs a code of shape {tuple(current.shape)} on {current.device}; "
@@ -359,8 +364,10 @@ def make_plan(
         RuntimeError: A tapped module is not called, or even a full replay does not repeat the forward pass.
     """
     with sandbox(model, device_of(model, args, kwargs)):
+        # A model that is compiled would be compiled again for a batch of another size.
+        size = None if any(is_compiled(module) for module in model.modules()) else 2
         try:
-            sample = _sample(args, kwargs, size=2)
+            sample = _sample(args, kwargs, size)
             trace, changed = _trace(model, spots, sample)
         except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
             sample = _sample(args, kwargs, size=None)
@@ -395,8 +402,8 @@ def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> 
     batch = next((t.shape[0] for _, t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim), None)
 
     def cut(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
-        return (tensor[:size] if tensor.ndim and tensor.shape[0] == batch else tensor).clone()
+        part = tensor.detach()[:size] if tensor.ndim and tensor.shape[0] == batch else tensor.detach()
+        return part.clone().requires_grad_(tensor.requires_grad)
 
     return map_tensors((args, kwargs), cut)
 
@@ -486,9 +493,8 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
         return plan
     if not capture.can_skip():
         return without_skipping(model, plan, "it does not call the same modules in every pass")
-    with torch.no_grad():  # other values, so that anything remembered between calls is not A's any more
-        other_args, other_kwargs = map_tensors(inputs, _other)
-        model(*other_args, **other_kwargs)
+    args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
+    model(*args, **kwargs)
     try:
         replayed = capture.replay(halved)
     except Exception:  # whatever a model raises that misses what a skipped module would have left for it

@@ -55,28 +55,27 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
         >>> map_tensors({"out": [torch.ones(1), None]}, lambda t: t + 1)
         {'out': [tensor([2.]), None]}
     """
-    done: dict[int, Tensor] = {}
+    return _mapped(tree, function, {})
 
-    def mapped(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            if id(node) not in done:
-                done[id(node)] = function(node)
-            return done[id(node)]
-        children = [(key, mapped(child)) for key, child in children_of(node)]
-        if isinstance(node, tuple):
-            values = [child for _, child in children]
-            return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)
-        if not children:
-            return copy.copy(node) if isinstance(node, list | dict) else node
-        result = copy.copy(node)
-        for key, child in children:
-            if isinstance(node, list | Mapping):
-                result[key] = child
-            else:
-                object.__setattr__(result, key, child)
-        return result
 
-    return mapped(tree)
+def _mapped(node: Any, function: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        if id(node) not in done:
+            done[id(node)] = function(node)
+        return done[id(node)]
+    children = [(key, _mapped(child, function, done)) for key, child in children_of(node)]
+    if isinstance(node, tuple):
+        values = [child for _, child in children]
+        return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)
+    if not children:
+        return copy.copy(node) if isinstance(node, list | dict) else node
+    result = copy.copy(node)
+    for key, child in children:
+        if isinstance(node, list | Mapping):
+            result[key] = child
+        else:
+            object.__setattr__(result, key, child)
+    return result
 
 
 def item_at(tree: Any, path: Path) -> Any:
@@ -187,10 +186,10 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
 
 
-def visible_modules(model: nn.Module, inside: frozenset[str] = frozenset()) -> dict[str, nn.Module]:
+def visible_modules(model: nn.Module, inside: frozenset[str] | None = None) -> dict[str, nn.Module]:
     """Name every submodule whose calls Python sees, the model itself under "".
 
-    Scripted and compiled submodules are one block each, unless a name of `inside` lies in them.
+    Scripted submodules are one block each; compiled ones too if `inside` is given and no name in it lies in them.
     """
     found: dict[str, nn.Module] = {}
     opaque: list[str] = []
@@ -199,8 +198,10 @@ def visible_modules(model: nn.Module, inside: frozenset[str] = frozenset()) -> d
             continue
         found[name] = module
         prefix = f"{name}."
-        closed = isinstance(module, torch.jit.ScriptModule) or is_compiled(module)
-        if name and closed and not any(wanted.startswith(prefix) for wanted in inside):
+        compiled = inside is not None and is_compiled(module)
+        if isinstance(module, torch.jit.ScriptModule) or (
+            name and compiled and not any(wanted.startswith(prefix) for wanted in inside or ())
+        ):
             opaque.append(prefix)
     return found
 
@@ -266,13 +267,14 @@ class InputWatch:
         return [tuple(tensor.shape) for _, tensor in tensors_in(self._given)]
 
 
-def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] = frozenset()) -> tuple[Call, Any]:
+def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] | None = None) -> tuple[Call, Any]:
     """Run a pass of `model` and return the tree of its calls, with what the pass returned.
 
     Args:
         model: The model that `run` calls once.
         run: Performs the pass.
-        inside: Names of submodules that must be seen even in a compiled submodule.
+        inside: Names of submodules that must be seen, so that only those compiled ones that hold them run uncompiled.
+            Default: all must be.
 
     Raises:
         RuntimeError: `run` did not call the model.

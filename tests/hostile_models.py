@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 # The oracle -------------------------------------------------------------------------------------------------------
@@ -155,6 +156,18 @@ def close(a: list[Tensor | None], b: list[Tensor | None], tolerance: float = 1e-
         if float((x - y).norm()) > tolerance * max(1.0, float(y.norm())):
             return False
     return True
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the convolutions and matrix products that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "convolution" in str(function) or "addmm" in str(function)
+        return function(*args, **(kwargs or {}))
 
 
 # The rows ---------------------------------------------------------------------------------------------------------

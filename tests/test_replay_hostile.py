@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentaug.tap import LatentTap
 from tests.hostile_models import (
     CASES,
     Case,
+    CountOperations,
     change_code,
     close,
     gradients,
@@ -121,18 +121,6 @@ def test_replays_equal_the_oracle(case: Case, train: bool) -> None:
             assert random_state() == stream
             assert traces(model) == before
             type(model).forward(model, case.images(1))  # behind the tap's back; nothing of it may be remembered
-
-
-class CountOperations(TorchDispatchMode):
-    """Counts what tensors are put through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "convolution" in str(function) or "addmm" in str(function)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
