@@ -1,0 +1,42 @@
+"""What the README and the guides show runs as it stands, and their links lead somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_code_on_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_the_readme_shows_three_ways() -> None:
+    assert len(blocks(ROOT / "README.md")) == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["custom_loop", "wrap_unet"])
+def test_short_examples_run_and_learn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "examples" / f"{name}.py"
+    assert len(path.read_text().splitlines()) < 40
+    runpy.run_path(str(path), run_name="__main__")
+    losses = [float(line) for line in re.findall(r"(?:loss|segmentation) (\d+\.\d+)", capsys.readouterr().out)]
+    assert losses[-1] < losses[0]
