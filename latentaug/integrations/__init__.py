@@ -1,1 +1,0 @@
-"""Adapters to training frameworks, one thin module each; the framework is imported inside."""
