@@ -510,7 +510,7 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Tensor] 
     ranked = _ranked(root, args, kwargs, logits)
     shown = ranked[:1] + [c for c in ranked[1:] if c.call.parent is None or c.call.parent.name == ""][:11]
     rows = []
-    with preserved_modes(root):
+    with preserved_modes(root), sandbox(root, device_of(root, args, kwargs)):
         root.eval()
         for candidate in shown:
             spot = Spot(candidate.call.name, candidate.path)
