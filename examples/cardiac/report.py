@@ -188,7 +188,7 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("iteration", fontsize=8)
     if names:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
