@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,18 @@ from torch import Tensor, nn
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.modes import preserved_modes
 from latentaug.replay import Spot, captured, device_of, make_plan, relative_change, sandbox
-from latentaug.trace import Call, Path, ancestors, is_compiled, item_at, map_tensors, record, tensors_in
+from latentaug.trace import (
+    Call,
+    Path,
+    ancestors,
+    is_compiled,
+    item_at,
+    map_tensors,
+    overridden,
+    record,
+    tensors_in,
+    visible_modules,
+)
 
 _DECODER = re.compile(r"(^|[._])(decod\w*|up\w*|head\w*|aux\w*|classif\w*|seg\w*_head|neck)([._]|\d|$)", re.IGNORECASE)
 _PREFIXES = (0, 1, 2, 5)  # none, a class token, class and distillation tokens, class and four register tokens
@@ -271,6 +283,7 @@ class _Candidate:
     call: Call
     path: Path
     tensor: Tensor
+    node: Any
     layout: Layout
     stride: tuple[int, ...]
 
@@ -376,7 +389,12 @@ def _ranked(
             f"{tuple(image.shape)}; its modules return {_returned(trace)}. Pass layer= with the name of the module "
             "whose output should be masked."
         )
-    best = _best(level)
+    best = next((c for c in _by_preference(level) if _is_used(model, c, args, kwargs, logits)), None)
+    if best is None:
+        raise ValueError(
+            f"find_bottleneck found no code in {type(model).__name__} whose replacement would change the output. "
+            "Pass layer= with the name of the module whose output should be masked."
+        )
     rest = sorted((c for c in found if c is not best), key=lambda c: (c.sites, -c.channels))
     return [best, *_outermost(rest)]
 
@@ -396,7 +414,7 @@ def _differentiable(tensor: Tensor) -> Tensor:
 def _candidates(call: Call, image: tuple[int, ...], reachable: set[Any]) -> Iterator[_Candidate]:
     for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
         if node is not None and node in reachable and (fit := infer_layout(tensor.shape, image)):
-            yield _Candidate(call, path, tensor, *fit)
+            yield _Candidate(call, path, tensor, node, *fit)
 
 
 def _fixed_size(
@@ -443,7 +461,9 @@ def _level(call: Call, found: list[_Candidate], image: tuple[int, ...]) -> list[
     smallest_here = min(c.sites for c in here)
     if smallest_inside >= smallest_here:
         return here
-    before, after = _entry(call, image) / smallest_here, smallest_here / smallest_inside
+    # A level of a U nested in itself is alone in returning the coarsest code; what it reduces itself counts, then.
+    owner = child if all(c.call is child for c in here if c.sites == smallest_here) else call
+    before, after = _entry(owner, image) / smallest_here, smallest_here / smallest_inside
     enter = after > before or (math.isclose(after, before) and not _DECODER.search(child.name))
     return (_level(child, inside[id(child)], image) or here) if enter else here
 
@@ -462,12 +482,42 @@ def _within(call: Call | None, ancestor: Call) -> bool:
     return False
 
 
-def _best(level: list[_Candidate]) -> _Candidate:
-    smallest = min(c.sites for c in level)
-    codes = [c for c in level if math.isclose(c.sites, smallest)]
-    encoder = [c for c in codes if not _DECODER.search(c.call.name)] or codes
-    most = max(c.channels for c in encoder)
-    return max(enumerate(c for c in encoder if c.channels == most), key=lambda item: (item[1].call.finish, item[0]))[1]
+def _by_preference(level: list[_Candidate]) -> list[_Candidate]:
+    """Sort the coarsest codes of a level: not named like a decoder, most channels, latest, computed from the most."""
+    coarsest = min(c.sites for c in level)
+    return sorted(
+        (c for c in level if math.isclose(c.sites, coarsest)),
+        key=lambda c: (bool(_DECODER.search(c.call.name)), -c.channels, -c.call.finish, -len(ancestors([c.node]))),
+    )
+
+
+def _is_used(
+    model: nn.Module,
+    candidate: _Candidate,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    logits: Callable[[Any], Tensor] | None,
+) -> bool:
+    """Tell whether the output follows from the tensor that the module returns, and not from another that it is in."""
+    calls: Counter[str] = Counter()
+
+    def poison(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = (name, calls[name])
+        calls[name] += 1
+        output = original(*args, **kwargs)
+        if key != candidate.call.key:
+            return output
+        code = item_at(output, candidate.path)
+        # Not a number spreads to all that is computed from it, however faint the signal of an untrained model.
+        return map_tensors(output, lambda t: torch.full_like(t, math.nan) if t is code else t)
+
+    with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.no_grad():
+        model.eval()
+        args, kwargs = map_tensors((args, kwargs), torch.clone)
+        with overridden(visible_modules(model), poison):
+            output = model(*args, **kwargs)
+    result = output if logits is None else logits(output)
+    return any(bool(tensor.isnan().any()) for _, tensor in tensors_in(result))
 
 
 def _outermost(candidates: list[_Candidate]) -> list[_Candidate]:
