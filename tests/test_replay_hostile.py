@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,40 +19,16 @@ from tests.hostile_models import (
     change_code,
     close,
     gradients,
+    halved,
     leaves,
+    number_of_the_call,
+    oracle,
     random_state,
     same,
     seed_all,
     traces,
+    unchanged,
 )
-
-
-def halved(code: Tensor) -> Tensor:
-    return code * 0.5
-
-
-def unchanged(code: Tensor) -> Tensor:
-    return code
-
-
-def oracle(case: Case, train: bool, change: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Any, Tensor]:
-    """Run a fresh model, seeded alike, with the code changed as the layer returns it."""
-    model = case.model(train)
-    seen = change_code(model, case.layer, case.path, number_of_the_call(case, train), change)
-    seed_all(0)
-    output = model(case.images())
-    assert seen.code is not None
-    return model, output, seen.code
-
-
-def number_of_the_call(case: Case, train: bool) -> int:
-    if case.call >= 0:
-        return case.call
-    model = case.model(train)
-    seen = change_code(model, case.layer, case.path, None, unchanged)
-    seed_all(0)
-    model(case.images())
-    return seen.calls + case.call
 
 
 def detached_oracle(case: Case) -> tuple[Any, list[Tensor | None]]:
