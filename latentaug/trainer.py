@@ -209,6 +209,9 @@ class CooperativeTrainer:
         length = length_of(loader)
         self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
         with self._session(loader):
+            if self._done(epochs, max_steps) and self._unlogged():  # interrupted between its last update and its scores
+                started = time.monotonic() - self._position.seconds
+                self._end_epoch(val_loader, monitor, self._position.batches == length, started)
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
                 for group in grouped(self._draw(loader), self._accumulate):
@@ -437,6 +440,10 @@ class CooperativeTrainer:
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
         return self._stopping or finished or (max_steps is not None and self.global_step >= max_steps)
+
+    def _unlogged(self) -> bool:
+        """Whether there are updates that no row of the history counts."""
+        return self.global_step > (self.history[-1]["step"] if self.history else 0)
 
     def _check_fit(
         self, val_loader: Iterable[Any] | None, epochs: int | None, max_steps: int | None, monitor: str

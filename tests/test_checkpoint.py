@@ -360,6 +360,26 @@ def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path):
     assert len(resumed.history) == 2
 
 
+@pytest.mark.parametrize(("steps", "epoch"), [(3, 1), (5, 1)])
+def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path, steps, epoch):
+    straight = tiny_trainer()
+    seed_everything(5)
+    straight.fit(squares(), squares(), max_steps=steps)
+
+    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(steps, press_ctrl_c)])
+    seed_everything(5)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(squares(), squares(), max_steps=steps)
+
+    resumed = tiny_trainer()
+    resumed.resume(tmp_path / "last.pt")
+    resumed.fit(squares(), squares(), max_steps=steps)
+    assert (resumed.epoch, resumed.global_step) == (straight.epoch, straight.global_step) == (epoch, steps)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+    for one, other in zip(straight.history, resumed.history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     def twice(trainer: Any) -> None:
         press_ctrl_c(trainer)
