@@ -137,7 +137,7 @@ class CooperativeModel(nn.Module):
 
     Raises:
         ValueError: Arguments, images or labels don't fit; values are checked on the first batch only.
-        TypeError: No logits in what the model returns.
+        TypeError: `masker` is no masker, or there are no logits in what the model returns.
         RuntimeError: Called in train mode where gradients are disabled.
 
     References:
@@ -188,8 +188,7 @@ class CooperativeModel(nn.Module):
         self.separate = separate
         self.read_logits = _first_logits if logits is None else logits
         self._unchecked = True
-        masker = paper_masks() if masker is None else masker
-        self.image_masker, self.shape_masker = masker if isinstance(masker, tuple | list) else (masker, masker)
+        self.image_masker, self.shape_masker = _masker_pair(paper_masks() if masker is None else masker)
 
         declared = _declaration(model)
         if declared is not None and layer is None:
@@ -242,8 +241,9 @@ class CooperativeModel(nn.Module):
                     "the model's own output."
                 )
             return self.model(images)
-        labels = squeeze_labels(labels, images.ndim - 2).long()
+        labels = squeeze_labels(labels, images.ndim - 2)
         self._check_once(images, labels)
+        labels = labels.long()
         if not self.training:
             return self._standard_stage(images, labels, None, make_hard=False)
         if not torch.is_grad_enabled():
@@ -441,7 +441,8 @@ class CooperativeModel(nn.Module):
                     f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
                     "without bounds, such as z-scored ones."
                 )
-        unknown = (labels != self.ignore_index) & ((labels < 0) | (labels >= max(self.num_classes, 2)))
+        known = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.long())
+        unknown = ~known & (labels != self.ignore_index)
         if unknown.any():
             raise ValueError(
                 f"CooperativeModel needs labels in 0 … {max(self.num_classes, 2) - 1} or ignore_index="
@@ -591,6 +592,16 @@ def _placed(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
     """Give a new head the model's device and precision."""
     like = next(model.parameters(), example)
     return head.to(like.device, like.dtype)
+
+
+def _masker_pair(masker: object) -> tuple[Masker, Masker]:
+    pair = masker if isinstance(masker, tuple | list) else (masker, masker)
+    if len(pair) != 2 or not all(isinstance(one, Masker) for one in pair):
+        raise TypeError(
+            f"masker must be a Masker, or a pair of them for image code and shape code; got "
+            f"{[type(one).__name__ for one in pair]}. Pass an instance, such as paper_masks()."
+        )
+    return pair[0], pair[1]
 
 
 def _complete_weights(given: Mapping[str, float]) -> dict[str, float]:

@@ -154,6 +154,9 @@ class ShapePrior(nn.Module):
     Shape:
         probabilities: [B, num_classes, *S], any S.   output: logits of the same shape.
 
+    Raises:
+        ValueError: There is no class, no level, or a temperature that isn't positive.
+
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079 (the STN).
 
@@ -174,6 +177,10 @@ class ShapePrior(nn.Module):
         temperature: float = 2.0,
     ) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, which means one logit; got {num_classes}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive; got {temperature}. 1 leaves logits as they are.")
         self.num_classes = num_classes
         self.temperature = temperature
         self.encoder = Encoder(num_classes, width, depth, spatial_dims)

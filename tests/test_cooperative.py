@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import latentaug.cooperative
-from latentaug.compose import OneOf
+from latentaug.compose import OneOf, paper_masks
 from latentaug.cooperative import (
     WEIGHTS,
     CooperativeModel,
@@ -20,7 +20,7 @@ from latentaug.cooperative import (
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot
 from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
-from latentaug.masks import RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
+from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.networks import FTN
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
@@ -71,7 +71,7 @@ class Tokens(nn.Module):
         return F.pixel_shuffle(pixels, 4)
 
 
-class Spy(nn.Module):
+class Spy(Masker):
     """A masker that remembers what it was given and what it made."""
 
     def __init__(self, masker):
@@ -652,6 +652,16 @@ class TestRefusals:
             cooperative()(images, labels)
         with pytest.raises(ValueError, match=r"needs labels in 0 … 1 or ignore_index=-100; got 255"):
             cooperative(num_classes=1)(images, labels)
+
+    def test_labels_between_classes(self):
+        images, labels = batch()
+        with pytest.raises(ValueError, match=r"needs labels in 0 … 2 or ignore_index=-100; got 0\.5"):
+            cooperative()(images, labels / 2)
+
+    @pytest.mark.parametrize("masker", ["paper", TargetedChannelMask, (paper_masks(),), (paper_masks(), None)])
+    def test_other_things_than_maskers(self, masker):
+        with pytest.raises(TypeError, match=r"masker must be a Masker, or a pair of them .* got .* Pass an instance"):
+            cooperative(masker=masker)
 
     def test_one_hot_labels(self):
         images, labels = batch()

@@ -154,6 +154,17 @@ class TestEncoderAndDecoder:
         assert [block.shortcut.out_channels for block in decoder.blocks] == decoder_widths
         assert decoder(encoder(torch.rand(2, 1, 64))).shape == (2, 1, 64)
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_classes": 0}, "num_classes must be at least 1, which means one logit; got 0"),
+            ({"num_classes": 3, "temperature": 0.0}, r"temperature must be positive; got 0\.0"),
+        ],
+    )
+    def test_a_prior_of_nothing_is_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            ShapePrior(**options)
+
     def test_depth_zero_is_refused(self):
         with pytest.raises(ValueError, match="depth must be at least 1; got 0"):
             Encoder(1, width=4, depth=0, spatial_dims=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentaug.cooperative import CooperativeModel, cooperative_backward
-from latentaug.masks import TargetedChannelMask, TargetedSpatialMask
+from latentaug.masks import Masker, TargetedChannelMask, TargetedSpatialMask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 MASKERS = {"channel": TargetedChannelMask, "spatial": TargetedSpatialMask}
@@ -31,7 +31,7 @@ NETWORKS = {
 HARD_NORM_FROZEN = ("model.encoder", "model.decoupler", "model.segmentation_decoder", "shape_prior")
 
 
-class Remembering(torch.nn.Module):
+class Remembering(Masker):
     """A masker that keeps the masks it made."""
 
     def __init__(self, masker):
