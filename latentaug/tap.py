@@ -151,15 +151,11 @@ class LatentTap:
     def __enter__(self) -> Self:
         if self._context is not None:
             raise RuntimeError("This LatentTap is open already. Make another one for a nested context.")
-        self._shared.lock.acquire()
-        try:
-            with ExitStack() as stack:
-                wrappers = {f"wrapper {i}": module for i, module in enumerate(_compiled_wrappers(self._model))}
-                stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
-                self._context = stack.pop_all()
-        except BaseException:
-            self._shared.lock.release()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(self._shared.lock)
+            wrappers = {f"wrapper {i}": module for i, module in enumerate(_compiled_wrappers(self._model))}
+            stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
+            self._context = stack.pop_all()
         self._shared.open.append(weakref.ref(self))
         return self
 
@@ -174,10 +170,7 @@ class LatentTap:
             )
         self._shared.open.pop()
         context, self._context, self._capture = self._context, None, None
-        try:
-            context.close()
-        finally:
-            self._shared.lock.release()
+        context.close()
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name != "" or self._shared.busy or self._running:

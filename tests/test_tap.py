@@ -929,6 +929,57 @@ def test_a_model_that_changes_once_is_planned_anew(images: Tensor, caplog: pytes
     assert not caplog.records
 
 
+def test_a_model_that_changes_again_is_replayed_in_full(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "latentaug")
+    model = Shrinks().double()
+    for depth in (3, 2, 2, 1, 1, 3):
+        model.depth = depth
+        with LatentTap(model, "code") as tap:
+            logits = model(images)
+            with torch.no_grad(), CountOperations() as operations:
+                assert torch.equal(tap.replay(tap.code), logits)
+    assert operations.count == 5  # three blocks, the code, the head
+    assert len(caplog.records) == 1
+
+
+def test_a_cell_that_is_called_more_or_less_often_is_followed(images: Tensor) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps, self.cell, self.head = 3, conv(3, 3), conv(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.steps):
+                x = x + self.cell(x).tanh()
+            return self.head(x)
+
+    model = Steps().double()
+    for steps in (3, 5, 2):
+        model.steps = steps
+        with LatentTap(model, "cell") as tap:
+            logits = model(images)
+            assert torch.equal(tap.replay(tap.code), logits)
+            x = images
+            for step in range(steps):
+                x = x + model.cell(x).tanh() if step < steps - 1 else x + (tap.code * 0.5).tanh()
+            assert torch.equal(tap.replay(tap.code * 0.5), model.head(x))
+    with LatentTap(model, "cell", call=2) as tap:
+        model.steps = 3
+        model(images)
+        model.steps = 2
+        with pytest.raises(ValueError, match=r"needs `call` within the 2 calls of 'cell'; got 2"):
+            model(images)
+
+
+def test_a_replay_that_does_not_come_to_the_code_says_so(images: Tensor) -> None:
+    model = Shrinks().double()
+    with LatentTap(model, "blocks.1") as tap:
+        model(images)
+        model.depth = 1
+        with pytest.raises(RuntimeError, match=r"did not come to 'blocks.1' again: Shrinks calls other modules"):
+            tap.replay(tap.code)
+
+
 def test_a_layer_left_out_of_a_pass_is_named(images: Tensor) -> None:
     model = Shrinks().double()
     with LatentTap(model, "blocks.1") as tap:
