@@ -85,7 +85,7 @@ def read_acdc(
 
     Args:
         root: The folder with `training/`, with `database/`, or with the patients' folders.
-        patients: Three-digit numbers; None reads all. See `missing_patients` for those that are not there.
+        patients: Three-digit numbers; None reads all. Who is not there is left out.
         size: Side of the centre crop in voxels of `SPACING`.
         percentiles: Raw intensities are clipped to these; preprocessed files are never clipped.
 
@@ -120,7 +120,7 @@ def read_mnms(
 
     Args:
         root: The folder with the CSV and the split folders.
-        patients: External codes; None reads all of `splits`. See `missing_patients` for those that are not there.
+        patients: External codes; None reads all of `splits`. Who is not there is left out.
         size: Side of the centre crop in voxels of `SPACING`.
         percentiles: Intensities of a frame are clipped to these.
         splits: Which split folders to read, of `MNMS_SPLITS`. The default holds the 150 labelled subjects.
@@ -156,7 +156,7 @@ def read_preprocessed(
 
     Args:
         root: The folder with one folder per patient.
-        patients: Folder names; None reads all. See `missing_patients` for those that are not there.
+        patients: Folder names; None reads all. Who is not there is left out.
         size: Side of the centre crop in voxels of `SPACING`.
 
     Raises:
@@ -177,11 +177,6 @@ def read_preprocessed(
         if any(f.cropped[name] or (f.labels == label).any() for f in frames)
     )
     return [replace(f, structures=structures, cropped={s: f.cropped[s] for s in structures}) for f in frames]
-
-
-def missing_patients(frames: Iterable[Frame], patients: Iterable[str]) -> list[str]:
-    """Those of the patients asked for that were not in the data set."""
-    return sorted(set(patients) - {frame.patient for frame in frames})
 
 
 def halve(frame: Frame) -> Frame:

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from .augment import rescale
-from .data import Frame
+from .data import STRUCTURES, Frame
 
 if TYPE_CHECKING:
     from latentaug import CooperativeModel
 
 PART = "/"
 """In a column's name, sets a part of a test set apart ("M&Ms/A", a vendor): shown on its own, not in the average."""
-
-STRUCTURES = {"LV": 1, "MYO": 2, "RV": 3}
 
 
 class Score(NamedTuple):
@@ -59,7 +57,7 @@ def dice(predicted: Tensor, labels: Tensor, value: int) -> float:
 def frame_scores(predicted: Tensor, frame: Frame) -> dict[str, float]:
     """Score a predicted volume [D, H, W] on every structure that its data set labels; absent ones are left out."""
     labels = torch.as_tensor(frame.labels)
-    scores = {name: dice(predicted, labels, STRUCTURES[name]) for name in frame.structures}
+    scores = {name: dice(predicted, labels, 1 + STRUCTURES.index(name)) for name in frame.structures}
     return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 

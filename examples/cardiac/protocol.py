@@ -111,7 +111,8 @@ def choose_split(available: Collection[str], draw: int, setting: int = 10) -> Sp
         )
     if len(available) < 3:
         raise DataError(
-            f"{len(available)} patients do not make a training, a validation and a test set. Give at least 3."
+            "a training, a validation and a test set need a patient each; found only "
+            f"{', '.join(sorted(available)) or 'none'}. Give at least 3."
         )
     shuffled = random.Random(draw).sample(sorted(available), len(available))
     fifth = max(1, len(shuffled) // 5)

@@ -49,6 +49,8 @@ class Study:
 
     def __init__(self, sources: Sources, preset: Preset, split_file: Path | None = None) -> None:
         self.sources, self.preset, self.split_file = sources, preset, split_file
+        if not sources.acdc.is_dir():
+            raise DataError(f"{sources.acdc}: no such folder; pass the folder that ACDC was unpacked to.")
         # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
         self.available = {path.parent.name.removeprefix("patient") for path in sources.acdc.rglob("*.nii.gz")}
         if not self.available:
@@ -61,7 +63,10 @@ class Study:
         """Return who trains, validates and is tested in a draw."""
         if self.split_file is not None:
             return read_split(self.split_file, self.available)
-        return choose_split(self.available, draw, self.preset.patients)
+        try:
+            return choose_split(self.available, draw, self.preset.patients)
+        except DataError as error:
+            raise DataError(f"{self.sources.acdc}: {error}") from None
 
     def training(self, draw: int) -> list[Frame]:
         """Return the frames to train on, with a margin for augmentation to turn into the corners."""
@@ -110,10 +115,6 @@ class Study:
         if (patients, size) not in self._acdc:
             self._acdc[patients, size] = read_acdc(self.sources.acdc, patients=patients, size=size)
         return self._acdc[patients, size]
-
-    def _corrupt(self, frames: Iterable[Frame], name: str) -> list[Frame]:
-        repeats, spacing = range(self.preset.corruption_draws), self.preset.corruption_spacing
-        return self._shrunk(corrupt(frame, name, repeat, spacing=spacing) for frame in frames for repeat in repeats)
 
     def _shrunk(self, frames: Iterable[Frame]) -> list[Frame]:
         return [halve(frame) if self.preset.halve else frame for frame in frames]

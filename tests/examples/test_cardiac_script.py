@@ -144,7 +144,8 @@ def bad_flags(data):
     """Flags that cannot work, and what the one line must name."""
     acdc = ["--acdc", str(data / "acdc")]
     return {
-        "missing folder": (["--acdc", str(data / "absent")], "absent"),
+        "missing folder": (["--acdc", str(data / "absent")], f"{data / 'absent'}: no such folder"),
+        "one patient": (["--acdc", str(data / "other")], f"{data / 'other'}: a training, a validation and a test"),
         "missing test set": ([*acdc, "--external", f"X={data / 'absent'}"], "absent"),
         "missing M&Ms": ([*acdc, "--mnms", str(data / "absent")], "absent"),
         "test set without a name": ([*acdc, "--external", str(data / "other")], "NAME=DIR"),
