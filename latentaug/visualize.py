@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from latentaug.heads import to_labels
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -88,11 +90,11 @@ def draw_hard_examples(
         ("image saliency", image_saliency, _saliency_painter(size)),
         ("mask", image_factor, _mask_painter(size)),
         ("hard image", hard_images, _image_painter()),
-        ("prediction", _label_map(logits), segmentation),
+        ("prediction", to_labels(logits), segmentation),
         ("shape saliency", shape_saliency, _saliency_painter(size)),
         ("mask", shape_factor, _mask_painter(size)),
-        ("hard segmentation", _label_map(hard_segmentation), segmentation),
-        ("refined", _label_map(refined), segmentation),
+        ("hard segmentation", to_labels(hard_segmentation), segmentation),
+        ("refined", to_labels(refined), segmentation),
     ]
     rows = min(samples, images.shape[0])
     figure, axes = _grid(rows, len(columns), aspect=size[0] / size[1])
@@ -172,10 +174,6 @@ def _plane(tensor: Tensor) -> Array:
         tensor = tensor[tensor.shape[0] // 2]
     plane: Array = tensor.numpy()
     return plane
-
-
-def _label_map(logits: Tensor) -> Tensor:
-    return (logits > 0).squeeze(1) if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, Any]:
