@@ -54,7 +54,7 @@ def test_a_changed_default_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_library_imports_no_extra() -> None:
-    extras = ("matplotlib", "tensorboard", "torch.utils.tensorboard", "monai", "nibabel", "torchio", "scipy", "rich")
+    extras = ("matplotlib", "tensorboard", "torch.utils.tensorboard", "monai", "nibabel", "torchio", "scipy")
     code = f"import sys, latentaug; print([name for name in {extras} if name in sys.modules])"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]"
