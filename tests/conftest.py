@@ -11,6 +11,7 @@ from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 
 settings.register_profile("latentaug", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentaug")
+torch.set_num_threads(1)  # the tests' tensors are small; threads that wait for each other only cost time
 
 SHAPES = {
     "channels_first": (CHANNELS_FIRST, (2, 8, 3, 5)),
