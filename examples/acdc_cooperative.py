@@ -24,12 +24,13 @@ from typing import Any, NoReturn
 
 import torch
 from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
 from cardiac.metrics import Score, evaluate
 from cardiac.outputs import Outputs
 from cardiac.phantom import make_phantom
 from cardiac.protocol import PRESETS, Preset
-from cardiac.report import curves_figure, save_figure, write_report
+from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
 from matplotlib.figure import Figure
 
@@ -44,6 +45,8 @@ from latentaug import (
 from latentaug.visualize import draw_hard_examples
 
 METHODS = {"standard": standard_backward, "cooperative": cooperative_backward}
+TAKEN = {"ACDC", AVERAGE, *PARAMETERS}
+"""Columns of the table that no further test set may be called."""
 ROUNDS = 5
 """A run is validated after every pass over its slices, and at least this often."""
 
@@ -116,8 +119,8 @@ def run(options: argparse.Namespace) -> None:
 
 def prepare(options: argparse.Namespace) -> torch.device:
     """Check device, threads and seed, and set them up."""
-    if options.seed < 0 or (options.threads is not None and options.threads < 1):
-        raise DataError("--seed must be 0 or more, and --threads 1 or more. Change it or leave it out.")
+    if not 0 <= options.seed < 2**32 or (options.threads is not None and options.threads < 1):
+        raise DataError("--seed must be in 0..2^32 - 1, and --threads 1 or more. Change it or leave it out.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
@@ -145,6 +148,8 @@ def find(options: argparse.Namespace) -> Sources:
             raise DataError(
                 f"--external must be NAME=DIR, letters and digits, each name once; got {pair!r}. Correct it."
             )
+        if name in TAKEN:
+            raise DataError(f"--external {name}: the table has a column of that name. Call the test set otherwise.")
         external[name] = Path(folder)
     return Sources(options.acdc, options.mnms, external)
 

@@ -40,7 +40,7 @@ class Outputs:
         self.folder = folder or Path("runs") / f"{configuration['preset']}-{digest}"
         self.configuration = configuration
         file = self.folder / "configuration.json"
-        there = json.loads(file.read_text()) if file.exists() else configuration
+        there = _read_json(file) if file.exists() else configuration
         if changed := [name for name in {**there, **configuration} if there.get(name) != configuration.get(name)]:
             theirs, ours = there.get(changed[0]), configuration.get(changed[0])
             raise DataError(
@@ -74,8 +74,20 @@ class Outputs:
         for method in methods:
             for done in sorted(self.folder.glob(f"{method}/draw-*/done.json")):
                 draw = int(done.parent.name.removeprefix("draw-"))
-                scores, log = read_scores(done.with_name("scores.csv")), _read_log(done.with_name("log.csv"))
-                yield Finished(method, draw, scores, log, json.loads(done.read_text()))
+                try:
+                    scores, log = read_scores(done.with_name("scores.csv")), _read_log(done.with_name("log.csv"))
+                except OSError as error:
+                    raise DataError(
+                        f"{error.filename}: cannot be read ({error.strerror}). Remove {done.parent}, to train again."
+                    ) from None
+                yield Finished(method, draw, scores, log, _read_json(done))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not a file of this script ({error}). Remove it, or pass another --output.") from None
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

@@ -149,6 +149,9 @@ def bad_flags(data):
         "missing test set": ([*acdc, "--external", f"X={data / 'absent'}"], "absent"),
         "missing M&Ms": ([*acdc, "--mnms", str(data / "absent")], "absent"),
         "test set without a name": ([*acdc, "--external", str(data / "other")], "NAME=DIR"),
+        "test set of a taken name": ([*acdc, "--external", f"RandBias={data / 'other'}"], "--external RandBias"),
+        "test set called as the mean": ([*acdc, "--external", f"average={data / 'other'}"], "--external average"),
+        "too large a seed": ([*acdc, "--seed", str(10**30)], "--seed must be in"),
         "the same folder twice": ([*acdc, "--external", f"X={data / 'acdc'}"], "another folder"),
         "test set alone": (["--external", f"X={data / 'other'}"], "need --acdc"),
         "missing split": ([*acdc, "--split", str(data / "absent.json")], "absent.json"),
@@ -188,6 +191,23 @@ def test_a_broken_file_is_named_and_nothing_is_written(data, tmp_path, capsys):
 def test_results_of_other_settings_are_not_mixed(whole, flags, capsys):
     assert acdc_cooperative.main([*flags, "--seed", "1", "--output", str(whole)]) == 2
     assert "that run has seed 0, this one 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda folder: (folder / "configuration.json").write_text('{"preset": '), "configuration.json: not a file of"),
+        (lambda folder: (folder / "standard" / "draw-0" / "log.csv").unlink(), "log.csv: cannot be read"),
+        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv").unlink(), "scores.csv: cannot be read"),
+    ],
+)
+def test_damaged_results_are_named(whole, flags, tmp_path, capsys, spoil, named):
+    shutil.copytree(whole, tmp_path / "run")
+    spoil(tmp_path / "run")
+    assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(flags, tmp_path, capsys):
