@@ -482,13 +482,7 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
         )
     halved = [code.detach().mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
     expected = capture.replay(halved, full=True)
-    gradients = _gradients(model, expected, halved)
-    if _recomputed_with_the_old_code(capture, expected, halved, gradients):
-        raise RuntimeError(
-            f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
-            f"{type(model).__name__}, and the backward pass would compute that part again with the old code. Tap the "
-            "module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any case."
-        )
+    gradients = _checked_gradients(capture, expected, halved)
     if not plan.kept:
         return plan
     if not capture.can_skip():
@@ -539,10 +533,12 @@ def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     return captures[-1], output
 
 
-def _recomputed_with_the_old_code(
-    capture: Capture, output: Any, codes: list[Tensor], gradients: list[Tensor | None] | None
-) -> bool:
-    """Tell whether the gradients would be others if activation checkpointing came upon the new codes too."""
+def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
+    """Differentiate a replay from `codes`, as `_gradients` does.
+
+    Raises:
+        RuntimeError: In the backward pass, activation checkpointing would compute from the old codes again.
+    """
     spots, model, called = capture.plan.spots, capture.model, False
 
     def keep(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -556,13 +552,20 @@ def _recomputed_with_the_old_code(
         return map_tensors(tree, lambda t: put[id(t)].clone() if id(t) in put else t)
 
     with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
-        exact = _gradients(model, output, codes)
+        gradients = _gradients(model, output, codes)
     if called:
-        return not _same(exact, gradients)
-    nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
-    return not capture.taps[capture.earliest].grad and any(
-        "CheckpointFunction" in type(node).__name__ for node in nodes
-    )
+        astray = not _same(gradients, _gradients(model, output, codes))
+    else:
+        nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
+        reentrant = any("CheckpointFunction" in type(node).__name__ for node in nodes)
+        astray = reentrant and not capture.taps[capture.earliest].grad
+    if astray:
+        raise RuntimeError(
+            f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
+            f"{type(model).__name__}, and the backward pass would compute that part again with the old code. Tap the "
+            "module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any case."
+        )
+    return gradients
 
 
 def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:

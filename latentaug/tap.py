@@ -178,7 +178,8 @@ class LatentTap:
         self._capture = None
         with self._shared.ours():
             for tap in filter(None, (reference() for reference in self._shared.open)):
-                tap._plan(args, kwargs)  # the dry runs of all taps, before the pass of any is under way
+                if tap is not self:
+                    tap._plan(args, kwargs)  # the dry runs of all taps, before the pass of any is under way
             plan = self._plan(args, kwargs)
         capture = Capture(self._root, plan, args, kwargs)
         self._running = True
