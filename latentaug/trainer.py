@@ -108,7 +108,7 @@ class CooperativeTrainer:
         num_classes: int | None = None,
         example: Tensor | None = None,
         scheduler: SchedulerChoice | PerStep | None = None,
-        batch: Callable[[Any], tuple[Tensor, Tensor]] = as_pair,
+        batch: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
         step: TrainingStep = cooperative_backward,
         precision: Precision = "float32",
         accumulate: int = 1,
@@ -128,7 +128,8 @@ class CooperativeTrainer:
         self.best: Best | None = None
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
-        self._to_pair, self._step, self._accumulate, self._allocator = batch, step, accumulate, allocator
+        self._to_pair = as_pair if batch is None else batch
+        self._step, self._accumulate, self._allocator = step, accumulate, allocator
         self._folder = None if folder is None else Path(folder)
         self._position = Position()
         self._resumed_random: dict[str, Any] | None = None
