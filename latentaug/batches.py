@@ -36,7 +36,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
 
     Args:
         images: Floating-point images.
-        labels: Their labels, integer or boolean.
+        labels: Their labels, of any type that holds whole numbers.
         num_classes: 1 for one logit, with labels 0 and 1.
         ignore_index: Label of pixels that don't count.
 
@@ -44,7 +44,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
         images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: [B, *S].
 
     Raises:
-        TypeError: The images aren't floating point, or the labels are.
+        TypeError: The images aren't floating point, or the labels are complex.
         ValueError: The shapes don't fit each other, or a label is out of range.
 
     Example:
@@ -53,8 +53,8 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
     """
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point; got {images.dtype}. Scale them, for example images / 255.")
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be class indices, integers; got {labels.dtype}. Pass labels.long().")
+    if labels.is_complex():
+        raise TypeError(f"labels must be class indices; got {labels.dtype}. Pass labels.real.long().")
     labels = squeeze_labels(labels, images.ndim - 2)
     if images.ndim < 3 or labels.shape != images.shape[:1] + images.shape[2:]:
         expected = (*images.shape[:1], *images.shape[2:])
@@ -62,8 +62,11 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
             f"labels must be {expected} for images of shape {tuple(images.shape)}; got {tuple(labels.shape)}. "
             "Labels are class indices, without a channel per class."
         )
-    labels = labels.long()
+    given, labels = labels, labels.long()
     if labels.device.type == "cpu":
+        if given.is_floating_point() and not torch.equal(labels.to(given.dtype), given):
+            broken = given[labels.to(given.dtype) != given][0].item()
+            raise ValueError(f"labels must be whole numbers, class indices; got {broken:g}. Round or threshold them.")
         highest = max(num_classes - 1, 1)
         counted = labels.where(labels != ignore_index, 0)
         if counted.min() < 0 or counted.max() > highest:

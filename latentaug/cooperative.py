@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from latentaug.tap import LatentTap, Layer
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
 Stage: TypeAlias = Literal["both", "plain", "standard", "hard"]
+_STAGES = get_args(Stage)
 
 WEIGHTS = {
     "segmentation": 1.0,
@@ -251,6 +252,8 @@ class CooperativeModel(nn.Module):
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
                 "torch.no_grad() or inference_mode, or call .eval() first to validate."
             )
+        if stage not in _STAGES:
+            raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}.")
         if stage == "hard":
             if hard_examples is None:
                 raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
@@ -261,7 +264,13 @@ class CooperativeModel(nn.Module):
         return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
 
     def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
-        """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result."""
+        """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result.
+
+        Raises:
+            ValueError: `steps` is negative.
+        """
+        if steps < 0:
+            raise ValueError(f"The shape prior needs 0 or more steps of refinement; got {steps}.")
         for _ in range(steps):
             logits = self.shape_prior.refine(logits)
         return logits

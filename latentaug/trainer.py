@@ -140,6 +140,11 @@ class CooperativeTrainer:
         self.model = model.to(self.device)
         self._cooperative = _unwrap(model)
         if self._cooperative is not None:
+            if num_classes not in (None, self._cooperative.num_classes):
+                raise ValueError(
+                    f"CooperativeTrainer needs num_classes={self._cooperative.num_classes}, as the CooperativeModel "
+                    f"has, or None; got {num_classes}."
+                )
             self._optimization.attach(self._cooperative)
         elif num_classes is None:
             raise ValueError(

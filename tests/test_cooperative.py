@@ -629,6 +629,14 @@ class TestRefusals:
             cooperative_backward(coop, *batch())
         assert all(parameter.grad is None for parameter in coop.parameters())
 
+    def test_unknown_stage(self):
+        with pytest.raises(ValueError, match="stage must be one of 'both', 'plain', 'standard', 'hard'; got 'hrad'"):
+            cooperative()(*batch(), stage="hrad")
+
+    def test_negative_refinement(self):
+        with pytest.raises(ValueError, match="needs 0 or more steps of refinement; got -1"):
+            cooperative().predict(batch()[0], refine=-1)
+
     def test_hard_stage_needs_hard_examples(self):
         with pytest.raises(ValueError, match="needs `hard_examples` for stage='hard'"):
             cooperative()(*batch(), stage="hard")

@@ -178,11 +178,12 @@ BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
     "a tensor": (IMAGES, TypeError, r"two tensors; got a Tensor of shape \(2, 1, 8, 8\)"),
     "three parts": ((IMAGES, LABELS, "name"), TypeError, "got a tuple of 3: Tensor, Tensor, str"),
     "arrays": ([IMAGES.numpy(), LABELS.numpy()], TypeError, "got a list of 2: ndarray, ndarray"),
-    "float labels": (
-        (IMAGES, LABELS.float()),
-        TypeError,
-        r"integers; got torch.float32\. Pass labels\.long",
+    "labels between classes": (
+        (IMAGES, LABELS + 0.5),
+        ValueError,
+        r"must be whole numbers, class indices; got \d\.5\. Round",
     ),
+    "complex labels": ((IMAGES, LABELS + 0j), TypeError, r"class indices; got torch.complex64"),
     "integer images": (
         (IMAGES.byte(), LABELS),
         TypeError,
@@ -269,3 +270,18 @@ def test_an_empty_validation_loader_is_refused():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_trainer(**options)
+
+
+def test_whole_labels_of_any_type_train_alike():
+    losses = []
+    for labels in (LABELS, LABELS.float(), LABELS.byte()):
+        trainer = tiny_trainer(seed=0)
+        torch.manual_seed(0)
+        trainer.fit([(IMAGES, labels)], epochs=1)
+        losses.append(trainer.history[-1]["loss"])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_another_number_of_classes_than_the_model_has_is_refused():
+    with pytest.raises(ValueError, match=r"needs num_classes=3, as the CooperativeModel has, or None; got 7"):
+        CooperativeTrainer(tiny_trainer().model, num_classes=7)
