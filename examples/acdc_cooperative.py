@@ -184,7 +184,10 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
     )
     validation = validation_batches(study.validation(draw), device)
     trainer.fit(loader, validation, max_steps=iterations)
-    trainer.load_best()
+    try:
+        trainer.load_best()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
     scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw)
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)

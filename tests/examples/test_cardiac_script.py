@@ -225,3 +225,15 @@ def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     assert acdc_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == made
+
+
+def test_lost_best_weights_are_one_line_and_exit_code_2(flags, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "standard" / "draw-0"
+    (folder / "best.pt").unlink()
+    (folder / "done.json").unlink()
+    assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "best.pt" in error
+    assert f"Remove {folder}, to start over." in error
