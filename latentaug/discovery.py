@@ -214,8 +214,6 @@ def find_spot(model: nn.Module, layer: str | nn.Module | Location) -> tuple[str,
         ValueError: There is no such submodule; the error names the closest.
         TypeError: `layer` is something else.
     """
-    real = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    names = {_WRAPPER.sub("", name).strip("."): name for name in real} | {name: name for name in real}
     if isinstance(layer, Location):
         return find_spot(model, layer.name)[0] if layer.name else "", layer.index
     if isinstance(layer, nn.Module):
@@ -227,22 +225,26 @@ def find_spot(model: nn.Module, layer: str | nn.Module | Location) -> tuple[str,
         return found, None
     if not isinstance(layer, str):
         raise TypeError(f"`layer` needs a dotted name, a module, a Location or None; got {type(layer).__name__}.")
-    path: Path | None = None
-    name = layer
-    if layer not in names and (match := re.fullmatch(r"(.*?)((?:\[[^\[\]]+\])+)", layer)):
-        name = match[1]
-        path = tuple(_key(text) for text in re.findall(r"\[([^\[\]]+)\]", match[2]))
-    if name not in names:
-        name = _WRAPPER.sub("", name).strip(".")
-    if name not in names:
-        close = difflib.get_close_matches(name, [n for n in names if n], n=3, cutoff=0.3)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    name, path = layer, None
+    if name not in modules and (match := re.fullmatch(r"(.*?)((?:\[[^\[\]]+\])+)", layer)):
+        name, path = match[1], tuple(_key(text) for text in re.findall(r"\[([^\[\]]+)\]", match[2]))
+    if name not in modules:
+        bare = {_bare(real): real for real in modules}
+        name = bare.get(_bare(name), name)
+    if name not in modules:
+        close = difflib.get_close_matches(name, list(filter(None, bare)), n=3, cutoff=0.3)
         hint = f"; closest: {', '.join(map(repr, close))}" if close else ""
         raise ValueError(
             f"LatentTap found no submodule {name!r} in {type(model).__name__}{hint}. "
             "Pass one of its names, or the module itself."
         )
-    module = model.get_submodule(names[name])
-    return next(n for n, candidate in model.named_modules() if candidate is module), path
+    return next(real for real, module in modules.items() if module is modules[name]), path
+
+
+def _bare(name: str) -> str:
+    """Leave out what wrappers put into a name."""
+    return _WRAPPER.sub("", name).strip(".")
 
 
 def _key(text: str) -> Any:
