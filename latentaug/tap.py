@@ -122,14 +122,24 @@ class LatentTap:
         self._running = False
         if example is not None:
             with self._shared.lock, self._shared.ours():
-                self._spots(*as_inputs(example))
+                args, kwargs = as_inputs(example)
+                self._spots(args, kwargs)
+                shapes = self._shared.spots[self._targets, self._call].values()
+                self._seen = list(shapes), _image_shape(args, kwargs)
 
     # Reading ------------------------------------------------------------------------------------------------------
 
     @property
     def layers(self) -> list[Location]:
         """The tapped locations; known once the model was called, or at once if `example` was given."""
-        return self._locate()
+        if self._seen is None:
+            raise RuntimeError(
+                "LatentTap.layers is known once the model was called in the context. Call it first, or pass example=."
+            )
+        shapes, image = self._seen
+        spots = tuple(self._shared.spots[self._targets, self._call])
+        given: tuple[Layer | None, ...] = self._wanted or (None,) * len(spots)
+        return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
 
     @property
     def layout(self) -> Layout:
@@ -264,9 +274,7 @@ class LatentTap:
                 self._shared.spots[key] = {Spot(location.name, location.index): location.shape}
             else:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
-        spots = self._shared.spots[key]
-        self._seen = list(spots.values()), _image_shape(args, kwargs)
-        return tuple(spots)
+        return tuple(self._shared.spots[key])
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         spots = self._spots(args, kwargs)
@@ -277,16 +285,6 @@ class LatentTap:
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
         return spots, self._call, tuple(module.training for module in self._root.modules())
-
-    def _locate(self) -> list[Location]:
-        if self._seen is None:
-            raise RuntimeError(
-                "LatentTap.layers is known once the model was called in the context. Call it first, or pass example=."
-            )
-        shapes, image = self._seen
-        spots = tuple(self._shared.spots[self._targets, self._call])
-        given: tuple[Layer | None, ...] = self._wanted or (None,) * len(spots)
-        return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
