@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.modes import preserved_modes
-from latentaug.replay import Spot, captured, device_of, make_plan, relative_change, sandbox
+from latentaug.planning import captured, make_plan, relative_change, sandbox
+from latentaug.replay import Spot, device_of
 from latentaug.trace import (
     Call,
     Path,

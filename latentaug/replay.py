@@ -7,10 +7,9 @@ call is its return value, which `make_plan` establishes call by call and then pr
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,25 +21,18 @@ from latentaug.modes import (
     borrowed_buffers,
     constant_weights,
     frozen_norm_statistics,
-    is_norm_statistic,
     preserved_random_state,
 )
 from latentaug.trace import (
-    Call,
     InputWatch,
     Path,
-    ancestors,
     is_compiled,
     item_at,
     map_tensors,
     overridden,
-    record,
-    storage_of,
     tensors_in,
     version_of,
 )
-
-logger = logging.getLogger("latentaug")
 
 Key: TypeAlias = tuple[str, int]
 NewCode: TypeAlias = Tensor | Callable[[Tensor], Tensor] | None
@@ -348,254 +340,3 @@ def device_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     tensor = next((t for _, t in tensors_in((args, kwargs))), None)
     tensor = next(model.parameters(), tensor) if tensor is None else tensor
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-# Planning ---------------------------------------------------------------------------------------------------------
-
-
-def make_plan(
-    model: nn.Module, spots: tuple[Spot, ...], call: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Plan:
-    """Find out what a replay of `model` from `spots` may skip, and prove it on two samples of the inputs.
-
-    Parameters, buffers, gradients, modes and random state are left as they were.
-
-    Raises:
-        RuntimeError: A tapped module is not called, or even a full replay does not repeat the forward pass.
-    """
-    with sandbox(model, device_of(model, args, kwargs)):
-        # A model that is compiled would be compiled again for a batch of another size.
-        size = None if any(is_compiled(module) for module in model.modules()) else 2
-        try:
-            sample = _sample(args, kwargs, size)
-            trace, changed = _trace(model, spots, sample)
-        except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
-            sample = _sample(args, kwargs, size=None)
-            trace, changed = _trace(model, spots, sample)
-        plan = _plan(trace, spots, call, changed)
-        return _proved(model, plan, sample)
-
-
-@contextmanager
-def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the model run, with gradients, for our own purposes: its buffers and the random streams stay as they are."""
-    lent = {name: value.clone() for name, value in _plain_buffers(model)}
-    with (
-        preserved_random_state(device),
-        frozen_norm_statistics(model),
-        borrowed_buffers(model, lent),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        yield
-
-
-def _plain_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, module in model.named_modules():
-        for name, value in module.named_buffers(recurse=False):
-            if not is_norm_statistic(module, name):
-                yield f"{path}.{name}" if path else name, value
-
-
-def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> Any:
-    """Copy the inputs, of a batch the first samples only."""
-    batch = next((t.shape[0] for _, t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim), None)
-
-    def cut(tensor: Tensor) -> Tensor:
-        part = tensor.detach()[:size] if tensor.ndim and tensor.shape[0] == batch else tensor.detach()
-        return part.clone().requires_grad_(tensor.requires_grad)
-
-    return map_tensors((args, kwargs), cut)
-
-
-def _trace(model: nn.Module, spots: tuple[Spot, ...], inputs: Any) -> tuple[Call, tuple[str, ...]]:
-    args, kwargs = map_tensors(inputs, torch.clone)
-    before = {name: (value, version_of(value)) for name, value in _plain_buffers(model)}
-    trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(spot.name for spot in spots))
-    changed = []
-    for name, value in _plain_buffers(model):
-        old, version = before.get(name, (None, None))
-        if value is not old or version_of(value) != version:
-            changed.append(name)
-    return trace, tuple(changed)
-
-
-def _plan(trace: Call, spots: tuple[Spot, ...], call: int, buffers: tuple[str, ...]) -> Plan:
-    totals = Counter(entry.name for entry in trace.walk())
-    plan = Plan(
-        spots=spots,
-        call=call,
-        totals={spot.name: totals[spot.name] for spot in spots},
-        kept=frozenset(),
-        cloned=frozenset(),
-        clone_inputs=trace.impure,
-        buffers=buffers,
-    )
-    keys = {plan.chosen(spot) for spot in spots}
-    tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
-    kept = _skippable(trace, tapped[0])
-    moved = frozenset(entry.key for entry in [*kept, *tapped] if entry.moved())
-    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved)
-
-
-def _skippable(trace: Call, tapped: Call) -> list[Call]:
-    """Outermost calls that finished before the code and whose only effect is what they returned."""
-    rejected: set[Call] = set()
-    while True:
-        kept = list(_finished(trace, tapped, rejected))
-        shared = {call for call in kept if call.moved() and _shares(call, kept)}
-        if not shared:
-            return kept
-        rejected |= shared
-
-
-def _finished(call: Call, tapped: Call, rejected: set[Call]) -> Iterator[Call]:
-    for child in call.children:
-        if child is tapped or child.start > tapped.finish:
-            continue
-        if child.finish < tapped.finish and not child.impure and child not in rejected:
-            yield child
-        else:
-            yield from _finished(child, tapped, rejected)
-
-
-def _shares(call: Call, others: list[Call]) -> bool:
-    """Tell whether something that `call` returned, and that was changed later, is also known elsewhere."""
-    moved = {storage_of(tensor) for tensor in call.moved()}
-    if moved & call.inputs:
-        return True
-    return any(moved & {storage_of(t) for _, t in other.tensors} for other in others if other is not call)
-
-
-# Proving ----------------------------------------------------------------------------------------------------------
-
-
-def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
-    """Compare replays with the model's own forward, and drop to full replay where the fast one is not the same."""
-    args, kwargs = map_tensors(inputs, torch.clone)
-    capture, output = captured(model, plan, args, kwargs)
-    if not _same(output, capture.replay([None] * len(plan.spots), full=True)):
-        raise RuntimeError(
-            f"LatentTap cannot replay {type(model).__name__}: run again with the same inputs and random state, it "
-            "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
-            "inputs, parameters, buffers and the global random streams only."
-        )
-    halved = [code.detach().mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
-    expected = capture.replay(halved, full=True)
-    gradients = _checked_gradients(capture, expected, halved)
-    if not plan.kept:
-        return plan
-    if not capture.can_skip():
-        return without_skipping(model, plan, "it does not call the same modules in every pass")
-    args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
-    model(*args, **kwargs)
-    try:
-        replayed = capture.replay(halved)
-    except Exception:  # whatever a model raises that misses what a skipped module would have left for it
-        replayed = None
-    if not _same(replayed, expected):
-        return without_skipping(model, plan, "it keeps state between modules that their outputs do not show")
-    if gradients is None or not _same(_gradients(model, replayed, halved), gradients):
-        return without_skipping(model, plan, "gradients reach it in a way that outputs of modules do not show")
-    return plan
-
-
-def _other(tensor: Tensor) -> Tensor:
-    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if tensor.is_floating_point() else tensor.clone()
-
-
-def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
-    """Differentiate by the weights and the codes, or the codes alone where that is all the model allows; or None."""
-    results = [t for _, t in tensors_in(output) if t.requires_grad]
-    if not results:
-        return []
-    objective = torch.stack([t.float().square().mean() for t in results]).sum()
-    codes = [code for code in codes if code.requires_grad]
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for wanted in (weights + codes, codes):
-        try:
-            return list(torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True))
-        except RuntimeError:  # reentrant checkpointing; or a model that nobody can train, only run
-            continue
-    return None
-
-
-def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Capture, Any]:
-    """Run the model once, and return what replays need together with its output."""
-    captures: list[Capture] = []
-
-    def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        captures.append(Capture(model, plan, args, kwargs))
-        return captures[-1].run(original, args, kwargs)
-
-    with overridden({"": model}, handle):
-        output = model(*args, **kwargs)
-    return captures[-1], output
-
-
-def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
-    """Differentiate a replay from `codes`, as `_gradients` does.
-
-    Raises:
-        RuntimeError: In the backward pass, activation checkpointing would compute from the old codes again.
-    """
-    spots, model, called = capture.plan.spots, capture.model, False
-
-    def keep(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal called
-        called = True
-        tree = original(*args, **kwargs)
-        put = {}
-        for spot, old, new in zip(spots, capture.codes, codes, strict=True):
-            if spot.name == name and _same(item_at(tree, spot.path), old):  # not another call of the same module
-                put[id(item_at(tree, spot.path))] = new
-        return map_tensors(tree, lambda t: put[id(t)].clone() if id(t) in put else t)
-
-    with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
-        gradients = _gradients(model, output, codes)
-    if called:
-        astray = not _same(gradients, _gradients(model, output, codes))
-    else:
-        nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
-        reentrant = any("CheckpointFunction" in type(node).__name__ for node in nodes)
-        astray = reentrant and not capture.taps[capture.earliest].grad
-    if astray:
-        raise RuntimeError(
-            f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
-            f"{type(model).__name__}, and the backward pass would compute that part again with the old code. Tap the "
-            "module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any case."
-        )
-    return gradients
-
-
-def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:
-    """Return the plan for full replay, and say why; once, as plans are kept."""
-    logger.info("%s is replayed in full, because %s; the results are the same.", type(model).__name__, reason)
-    return replace(plan, fast=False)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Tell whether two trees hold the same numbers, up to the rounding of kernels that are not deterministic."""
-    left, right = list(tensors_in(a)), list(tensors_in(b))
-    return len(left) == len(right) and all(
-        path == other_path and x.shape == y.shape and _close(x.detach(), y.detach())
-        for (path, x), (other_path, y) in zip(left, right, strict=True)
-    )
-
-
-def relative_change(a: Any, b: Any) -> float:
-    """Return ‖a - b‖ / ‖b‖ over all floating-point tensors of two like trees."""
-    left, right = (torch.cat([_wide(t).flatten() for _, t in tensors_in(x) if t.is_floating_point()]) for x in (a, b))
-    return float((left - right).norm() / right.norm().clamp_min(torch.finfo(right.dtype).tiny))
-
-
-def _close(x: Tensor, y: Tensor) -> bool:
-    if not x.is_floating_point() or not bool(y.isfinite().all()):
-        return bool(((x == y) | (x.isnan() & y.isnan())).all())
-    tolerance = 1e-2 if x.element_size() < 4 else 1e-5
-    return bool((_wide(x) - _wide(y)).norm() <= tolerance * _wide(y).norm())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

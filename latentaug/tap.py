@@ -24,7 +24,8 @@ from latentaug.discovery import (
     unwrap,
 )
 from latentaug.layout import Layout
-from latentaug.replay import Capture, NewCode, Plan, Spot, make_plan, without_skipping
+from latentaug.planning import make_plan, without_skipping
+from latentaug.replay import Capture, NewCode, Plan, Spot
 from latentaug.trace import Path, is_compiled, overridden
 
 logger = logging.getLogger("latentaug")

@@ -15,6 +15,7 @@ LEVELS = [
     {"layout", "modes", "losses", "allocator"},
     {"masks", "trace", "heads"},
     {"compose", "replay", "networks"},
+    {"planning"},
     {"discovery"},
     {"tap", "saliency"},
     {"cooperative"},
@@ -23,9 +24,9 @@ LEVELS = [
     {"trainer"},
     {"integrations", "visualize"},
 ]
-BESIDE = {"saliency": {"tap"}, "discovery": {"replay"}}
+BESIDE = {"saliency": {"tap"}}
 STRANGERS = {  # rooms that must know nothing of one another, whatever their level
-    "masks": {"tap", "trace", "replay", "discovery", "losses", "heads"},
+    "masks": {"tap", "trace", "replay", "planning", "discovery", "losses", "heads"},
     "tap": {"masks", "compose", "losses", "heads"},
     "losses": {"masks", "tap"},
     "visualize": {"trainer", "cooperative", "tap", "discovery"},
