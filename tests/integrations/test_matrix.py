@@ -1,0 +1,180 @@
+"""The tap on networks of other libraries: found where expected, replayed as the oracle says, left as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentaug.cooperative import CooperativeModel, cooperative_backward
+from latentaug.discovery import find_bottleneck
+from latentaug.layout import Layout
+from latentaug.masks import TargetedChannelMask, TargetedSpatialMask
+from latentaug.saliency import latent_saliency
+from latentaug.tap import LatentTap
+from tests.hostile_models import close, gradients, halved, leaves, oracle, random_state, same, seed_all, traces
+from tests.integrations.handwritten_rows import ROWS as HANDWRITTEN
+from tests.integrations.monai_rows import ROWS as MONAI
+from tests.integrations.nnunet_rows import ROWS as NNUNET
+from tests.integrations.rows import Row, parameters, unused
+from tests.integrations.smp_rows import ROWS as SMP
+from tests.integrations.torchvision_rows import ROWS as TORCHVISION
+from tests.integrations.transformers_rows import ROWS as TRANSFORMERS
+
+ROWS = [*SMP, *TORCHVISION, *MONAI, *TRANSFORMERS, *NNUNET, *HANDWRITTEN]
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*deprecated.*"),  # what the libraries themselves use
+    pytest.mark.filterwarnings("ignore::UserWarning:monai"),
+]
+
+EACH = pytest.mark.parametrize("row", parameters(ROWS))
+EACH_IN_EACH_MODE = pytest.mark.parametrize(
+    ("row", "train"),
+    [
+        pytest.param(
+            row, train, id=f"{row}-{'train' if train else 'eval'}", marks=[] if row.quick else pytest.mark.slow
+        )
+        for row in ROWS
+        for train in row.modes
+    ],
+)
+
+
+def test_the_matrix_is_as_wide_as_promised() -> None:
+    names = [str(row) for row in ROWS]
+    assert len(set(names)) == len(names) >= 90
+    assert {row.library for row in ROWS if row.quick} == {row.library for row in ROWS}
+
+
+@EACH
+def test_the_bottleneck_is_the_expected_one(row: Row) -> None:
+    model = row.model(True)
+    before, stream, expected = traces(model), random_state(), copy.deepcopy(model)
+    location = find_bottleneck(model, row.images())
+    assert (location.name, location.index, location.shape) == (row.layer, row.path, row.code)
+    assert location.layout == row.layout
+    assert traces(model) == before
+    assert random_state() == stream
+    assert same(model.state_dict(), expected.state_dict())
+
+
+@EACH_IN_EACH_MODE
+def test_replays_equal_the_oracle(row: Row, train: bool) -> None:
+    reference, expected, code = oracle(row, train, halved)
+    expected_gradients = gradients(reference, expected)
+    model = row.model(train)
+    with LatentTap(model, row.spot, call=row.call) as tap:
+        call_with_another_batch(model, row)
+        seed_all(0)
+        output = model(row.images())
+        assert torch.equal(tap.code, code)
+        saliency = latent_saliency(objective(output), tap.code)
+        assert float(saliency.abs().max()) > 0
+        check_axes(tap.code, saliency, tap.layout, row)
+        for full in (False, True):
+            assert same(tap.replay(None, full=full), output)
+            for _ in range(2):
+                replayed = tap.replay(halved(tap.code), full=full)
+                assert same(replayed, expected)
+            assert close(gradients(model, replayed), expected_gradients, tolerance=row.tolerance)
+
+
+def call_with_another_batch(model: nn.Module, row: Row) -> None:
+    """Run a forward pass that the later replays must not remember."""
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    with torch.no_grad():
+        model(row.images(1))
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
+
+
+def objective(output: Any) -> Tensor:
+    return torch.stack([t.square().mean() for t in leaves(output) if t.requires_grad]).sum()
+
+
+def check_axes(code: Tensor, saliency: Tensor, layout: Layout, row: Row) -> None:
+    """See that a channel mask is the same at all sites, a spatial one in all channels, and prefix tokens are kept."""
+    assert (tuple(code.shape), layout) == (row.code, row.layout)
+    assert saliency.shape == code.shape
+    channels, prefix = code.shape[layout.channel_dim], layout.prefix_tokens
+    by_channel, by_site = (
+        masker(code, saliency, layout=layout).factor.expand_as(code).movedim(layout.channel_dim, 1).flatten(2)
+        for masker in (TargetedChannelMask(0.5, score="magnitude"), TargetedSpatialMask(0.5, score="magnitude"))
+    )
+    assert (by_channel[..., prefix:] == by_channel[..., -1:]).all()
+    assert (by_channel[..., -1] != 1).sum(1).tolist() == [int(channels * 0.5)] * len(code)
+    assert (by_site == by_site[:, :1]).all()
+    assert (by_site[:, 0, prefix:] != 1).any(1).all()
+    assert (by_site[..., :prefix] == 1).all()
+
+
+@EACH
+def test_a_cooperative_step_trains_every_parameter_that_the_model_uses(row: Row) -> None:
+    images = row.images().float()
+    model = row.model(True).float()
+    seed_all(0)
+    idle = unused(model, model(images))
+    labels = torch.randint(max(row.classes, 2), (len(images), *images.shape[2:]))
+    coop = CooperativeModel(model, num_classes=row.classes, example=images, image_range=None, logits=row.logits)
+    before = traces(model)
+    output = cooperative_backward(coop, images, labels)
+    assert {name: (*now[:6], now[7]) for name, now in traces(model).items()} == {
+        name: (*then[:6], then[7]) for name, then in before.items()
+    }
+    assert coop.model is model
+    assert all(bool(term.isfinite()) for term in output.losses.values())
+    assert output.hard_images is not None
+    assert output.hard_images.shape == images.shape
+    assert output.logits.shape == (len(images), row.classes, *images.shape[2:])
+    without = {name for name, p in coop.named_parameters() if p.requires_grad and p.grad is None}
+    assert without <= {f"model.{name}" for name in idle}
+    assert all(bool(p.grad.isfinite().all()) for p in coop.parameters() if p.grad is not None)
+
+
+@EACH
+def test_nothing_is_left_behind(row: Row) -> None:
+    model, images = row.model(False), row.images()
+    with torch.no_grad():
+        expected = model(images)  # some libraries install hooks of their own now
+    state, before = copy.deepcopy(model.state_dict()), traces(model)
+    pickled = _pickles(model)
+    with LatentTap(model) as tap:
+        model(images)
+        tap.replay(torch.zeros_like(tap.code))
+    assert traces(model) == before
+    assert same(model.state_dict(), state)
+    with torch.no_grad():
+        assert same(model(images), expected)
+        assert same(copy.deepcopy(model)(images), expected)
+    assert _pickles(model) == pickled
+
+
+def _pickles(model: nn.Module) -> bool:
+    try:
+        return bool(pickle.dumps(model))
+    except Exception:  # lambdas and local classes of the library's own
+        return False
+
+
+def test_a_network_without_a_coarser_grid_is_refused() -> None:
+    nets = pytest.importorskip("monai.networks.nets")
+    with pytest.raises(ValueError, match="found no code in HighResNet on a coarser grid than its input"):
+        find_bottleneck(nets.HighResNet(2, 1, 2), torch.randn(2, 1, 32, 32))
+
+
+def test_metadata_of_monai_tensors_travel_along() -> None:
+    data, nets = pytest.importorskip("monai.data"), pytest.importorskip("monai.networks.nets")
+    model = nets.BasicUNet(2, 1, 2, features=(4, 8, 16, 32, 64, 8)).eval()
+    images = data.MetaTensor(torch.randn(2, 1, 64, 64), meta={"filename": "a"})
+    with LatentTap(model) as tap:
+        logits = model(images)
+        replayed = tap.replay(tap.code)
+    assert isinstance(logits, data.MetaTensor)
+    assert isinstance(replayed, data.MetaTensor)
+    assert torch.equal(replayed.as_tensor(), logits.as_tensor())
