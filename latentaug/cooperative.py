@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from latentaug.compose import paper_masks
-from latentaug.discovery import Location, find_bottleneck
-from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, resize, to_labels
+from latentaug.discovery import Location, find_bottleneck, unwrap
+from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, to_labels
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
 from latentaug.masks import LatentMask, Masker
 from latentaug.modes import frozen_norm_statistics, preserved_modes
+from latentaug.outputs import Prediction, at_size, finest, read_logits
+from latentaug.planning import sandbox
 from latentaug.saliency import latent_saliency
 from latentaug.tap import LatentTap, Layer
+from latentaug.trace import depends
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -123,7 +126,10 @@ class CooperativeModel(nn.Module):
             without bounds, such as z-scored ones: nothing is clamped, and noise is relative to the batch's deviation.
         ignore_index: Label of pixels that don't count; the shape prior sees zeros there.
         separate: Stop the gradient from the shape prior into the model (an ablation of the paper).
-        logits: Reads the logits from what the model returns. Default: a tensor, "out", "logits" or the first of a list.
+        logits: Callable that returns the logits, or a list of them, from what the model returns. Default: a tensor,
+            "out" and "aux", "logits", or all that fit in a list or tuple. Under deep supervision all enter the
+            segmentation losses, each by its resolution, and the finest that passes through the codes is the
+            segmentation.
         reconstruction: Your own module (code, size) -> images, in place of the head that would be made.
         shape_prior: Your own `ShapePrior`, in place of the one that would be made.
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
@@ -173,7 +179,7 @@ class CooperativeModel(nn.Module):
         image_range: tuple[float, float] | None = (0.0, 1.0),
         ignore_index: int = -100,
         separate: bool = False,
-        logits: Callable[[Any], Tensor] | None = None,
+        logits: Callable[[Any], Any] | None = None,
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
         hard_norm_frozen: Sequence[str] = (),
@@ -187,7 +193,8 @@ class CooperativeModel(nn.Module):
         self.image_range = image_range
         self.ignore_index = ignore_index
         self.separate = separate
-        self.read_logits = _first_logits if logits is None else logits
+        self.read_logits = logits
+        self._main_outputs: dict[int, int] = {}  # position by the number of outputs, where several are finest
         self._unchecked = True
         self.image_masker, self.shape_masker = _masker_pair(paper_masks() if masker is None else masker)
 
@@ -207,6 +214,7 @@ class CooperativeModel(nn.Module):
         self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
         self._check_image_range()
         self.hard_norm_frozen = _existing(self, hard_norm_frozen)
+        self._try(example)
 
     @property
     def reconstruction(self) -> nn.Module:
@@ -280,7 +288,7 @@ class CooperativeModel(nn.Module):
         """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients."""
         with preserved_modes(self):
             self.eval()
-            logits = self._read(self.model(images), images.shape[2:])
+            logits = self._predicted(self.model(images), images.shape[2:]).main
             return to_labels(self.refine(logits, refine))
 
     def explain(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> HardExamples:
@@ -293,9 +301,10 @@ class CooperativeModel(nn.Module):
         """
         labels = squeeze_labels(labels, images.ndim - 2).long()
         with preserved_modes(self), torch.enable_grad(), LatentTap(self.eval().model, self._tapped) as tap:
-            logits = self._read(self.model(images), labels.shape[1:])
+            predicted = self._predicted(self.model(images), labels.shape[1:], tap.codes)
+            logits = predicted.main
             image_code = self._masked_image_code(tap, self._reconstruction_loss(tap, images), generator)
-            shape_codes = self._masked_shape_codes(tap, self.loss(logits, labels), generator)
+            shape_codes = self._masked_shape_codes(tap, predicted.loss(self.loss, labels), generator)
             hard_images = self._decoded(image_code, images)
             hard_segmentation = self._replayed(tap, shape_codes, labels)
             refined = self.shape_prior.refine(hard_segmentation).detach()
@@ -318,12 +327,13 @@ class CooperativeModel(nn.Module):
         inputs = self._with_noise(images, generator) if self.training else images
         hard_images = hard_segmentation = None
         with LatentTap(self.model, self._tapped) as tap:
-            logits = self._read(self.model(inputs), labels.shape[1:])
+            predicted = self._predicted(self.model(inputs), labels.shape[1:], tap.codes)
+            logits = predicted.main
             hot = one_hot(labels, self.num_classes, ignore_index=self.ignore_index, dtype=logits.dtype)
             from_labels: Tensor = self.shape_prior(hot)
             refined = self._refined(logits)
             terms = {
-                "segmentation": self.loss(logits, labels),
+                "segmentation": predicted.loss(self.loss, labels),
                 "reconstruction": self._reconstruction_loss(tap, images),
                 "shape_from_logits": self.loss(refined, labels),
                 "shape_from_labels": self.loss(from_labels, labels),
@@ -345,10 +355,11 @@ class CooperativeModel(nn.Module):
             _constant_norm_parameters(self, self.hard_norm_frozen),
             LatentTap(self.model, self._tapped) as tap,
         ):
-            logits = self._read(self.model(hard_images), labels.shape[1:])
+            predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
+            logits = predicted.main
             refined = self._refined(logits)
             terms = {
-                "hard_image_segmentation": self.loss(logits, labels),
+                "hard_image_segmentation": predicted.loss(self.loss, labels),
                 "hard_image_reconstruction": self._reconstruction_loss(tap, images),
                 "shape_from_hard_image": self.loss(refined, labels),
                 "shape_from_hard_segmentation": self.loss(self.shape_prior.refine(hard_segmentation), labels),
@@ -393,7 +404,8 @@ class CooperativeModel(nn.Module):
                 [one.mask.apply(one.code) for one in masked] if len(masked) == 1 else [one.mask.apply for one in masked]
             )
             given = dict(zip(self.shape_codes, new, strict=True))
-            return self._read(tap.replay([given.get(location) for location in self._tapped]), labels.shape[1:])
+            output = tap.replay([given.get(location) for location in self._tapped])
+            return self._predicted(output, labels.shape[1:]).main
 
     def _reconstruction_loss(self, tap: LatentTap, images: Tensor) -> Tensor:
         """Compare the clean images with what the image code of this pass holds of them."""
@@ -420,16 +432,31 @@ class CooperativeModel(nn.Module):
         low, high = self.image_range
         return (images + noise * (high - low)).clamp(low, high)
 
-    def _read(self, output: Any, size: Sequence[int]) -> Tensor:
+    def _predicted(self, output: Any, size: Sequence[int], codes: Sequence[Tensor] = ()) -> Prediction:
         """Read the logits from what the model returned, at the size given."""
-        logits = self.read_logits(output)
-        if logits.ndim != len(size) + 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"CooperativeModel needs logits [B, {self.num_classes}, *S] with {len(size)} spatial axes; got "
-                f"{tuple(logits.shape)}. Check `num_classes`, or pass logits=, a callable that reads them from what "
-                f"{type(self.model).__name__} returns."
-            )
-        return resize(logits, size)
+        outputs = read_logits(output, self.num_classes, len(size), self.read_logits)
+        return at_size(outputs, self._main_output(outputs, codes), size)
+
+    def _main_output(self, outputs: Sequence[Tensor], codes: Sequence[Tensor]) -> int:
+        """Say which output the segmentation is: the first of the finest that all the codes have a part in.
+
+        Networks such as UNet++ return outputs of one size of which only the last passes through the bottleneck.
+        """
+        candidates = finest(outputs)
+        if len(candidates) > 1 and codes and len(outputs) not in self._main_outputs:
+            whole = (i for i in candidates if all(depends(outputs[i], code) for code in codes))
+            self._main_outputs[len(outputs)] = next(whole, candidates[0])
+        return self._main_outputs.get(len(outputs), candidates[0])
+
+    def _try(self, example: Tensor) -> None:
+        """Read the logits of one pass, so that what does not fit is refused here and not in the first step."""
+        with preserved_modes(self.model), sandbox(unwrap(self.model), example.device):
+            self.model.eval()
+            with torch.no_grad():
+                outputs = read_logits(self.model(example), self.num_classes, example.ndim - 2, self.read_logits)
+            if len(finest(outputs)) > 1:
+                with LatentTap(self.model, self._tapped) as tap:
+                    self._predicted(self.model(example), example.shape[2:], tap.codes)
 
     def _check_once(self, images: Tensor, labels: Tensor) -> None:
         """Look at the values of the first batch; looking at every one would make the host wait for the device."""
@@ -624,24 +651,6 @@ def _existing(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"hard_norm_frozen must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
     return tuple(names)
-
-
-def _first_logits(output: Any) -> Tensor:
-    """Read the logits as most libraries return them."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        for key in ("out", "logits"):
-            if key in output:
-                return _first_logits(output[key])
-    elif getattr(output, "logits", None) is not None:
-        return _first_logits(output.logits)
-    elif isinstance(output, list | tuple) and output:
-        return _first_logits(output[0])
-    raise TypeError(
-        f"CooperativeModel finds no logits in what the model returns, a {type(output).__name__}. "
-        "Pass logits=, a callable that reads them from it."
-    )
 
 
 @contextmanager

@@ -109,6 +109,14 @@ def ancestors(nodes: Iterable[Any]) -> set[Any]:
     return seen
 
 
+def depends(result: Tensor, source: Tensor) -> bool:
+    """Tell whether `source` has a part in the graph of `result`."""
+    nodes = ancestors([result.grad_fn])
+    if source.grad_fn is not None:
+        return source.grad_fn in nodes
+    return any(getattr(node, "variable", None) is source for node in nodes)
+
+
 # Standing in for forward ------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(latentaug.__file__).parent
 LEVELS = [
     {"layout", "modes", "losses", "allocator"},
     {"masks", "trace", "heads"},
-    {"compose", "replay", "networks"},
+    {"compose", "replay", "networks", "outputs"},
     {"planning"},
     {"discovery"},
     {"tap", "saliency"},

@@ -461,11 +461,13 @@ class TestLabels:
         "wrap",
         [
             lambda x: x,
-            lambda x: {"out": x, "aux": x[:1]},
+            lambda x: {"out": x, "aux": x},
             lambda x: SimpleNamespace(logits=x),
             lambda x: (x, None),
             lambda x: [x, x[..., ::2, ::2]],
             lambda x: {"logits": [x]},
+            lambda x: {"masks": x, "features": x[:, :1]},
+            lambda x: torch.stack([x, x * 2], 1),
         ],
     )
     def test_logits_are_read_from_what_libraries_return(self, wrap):
@@ -492,6 +494,57 @@ class TestLabels:
         expected = F.interpolate(coop(images), size=(16, 20), mode="bilinear")
         torch.testing.assert_close(coop(images, labels).logits, expected)
         assert coop.predict(images).shape == labels.shape
+
+
+class Supervised(UNet):
+    """Returns logits of the first level, of a coarser one, and last those that passed through the bottleneck."""
+
+    def __init__(self):
+        super().__init__()
+        self.early = nn.Conv2d(4, 3, 1)
+        self.coarse = nn.Conv2d(8, 3, 1)
+
+    def forward(self, images):
+        stem = self.stem(images)
+        return [self.early(stem), self.coarse(self.down(stem)), super().forward(images)]
+
+
+class TestDeepSupervision:
+    def test_all_outputs_enter_the_segmentation_losses_by_their_resolution(self):
+        torch.manual_seed(0)
+        coop = cooperative(Supervised(), layer="bottleneck", input_noise=0.0).eval()
+        images, labels = batch()
+        early, coarse, full = coop(images)
+        expected = (
+            segmentation_loss(early, labels) / 2.5
+            + segmentation_loss(F.interpolate(coarse, size=(16, 20), mode="bilinear"), labels) / 5
+            + segmentation_loss(full, labels) / 2.5
+        )
+        torch.testing.assert_close(coop(images, labels).losses["segmentation"], expected)
+
+    def test_every_head_learns_from_the_hard_images_too(self):
+        torch.manual_seed(0)
+        coop = cooperative(Supervised(), layer="bottleneck")
+        output = coop(*batch())
+        heads = [coop.model.early.weight, coop.model.coarse.weight, coop.model.final.weight]
+        gradients = torch.autograd.grad(output.losses["hard_image_segmentation"], heads)
+        assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
+
+    def test_the_segmentation_is_the_finest_output_that_passes_through_the_code(self):
+        torch.manual_seed(0)
+        coop = cooperative(Supervised(), layer="bottleneck").eval()
+        images, labels = batch()
+        assert torch.equal(coop(images, labels).logits, coop(images)[2])
+        assert torch.equal(coop.predict(images, refine=0), coop(images)[2].argmax(1))
+        hard = coop.train()(images, labels)
+        assert not torch.equal(hard.hard_segmentation, hard.logits)
+
+    def test_a_reader_of_your_own_may_leave_outputs_out(self):
+        torch.manual_seed(0)
+        coop = cooperative(Supervised(), layer="bottleneck", logits=lambda outputs: outputs[1:]).eval()
+        images, labels = batch()
+        assert torch.equal(coop(images, labels).logits, coop(images)[2])
+        assert len(coop._predicted(coop(images), (16, 20)).outputs) == 2
 
 
 class TestModes:
@@ -677,22 +730,20 @@ class TestRefusals:
             cooperative()(images, one_hot(labels, 3))
 
     def test_logits_of_another_number_of_classes(self):
-        coop = cooperative(UNet(num_classes=4))
         with pytest.raises(
             ValueError, match=r"needs logits \[B, 3, \*S\] .* got \(3, 4, 16, 20\). Check `num_classes`"
         ):
-            coop(*batch())
+            cooperative(UNet(num_classes=4))
 
     def test_no_logits_in_the_output(self):
         class Odd(UNet):
             def forward(self, images):
-                return {"masks": super().forward(images)}
+                return {"masks": super().forward(images).movedim(1, -1)}
 
         torch.manual_seed(0)
-        coop = cooperative(Odd(), layer="bottleneck")
-        with pytest.raises(TypeError, match=r"finds no logits in what the model returns, a dict. Pass logits="):
-            coop(*batch())
-        coop.read_logits = lambda output: output["masks"]
+        with pytest.raises(ValueError, match=r"needs logits .* got \(3, 16, 20, 3\). .* pass logits="):
+            cooperative(Odd(), layer="bottleneck")
+        coop = cooperative(Odd(), layer="bottleneck", logits=lambda output: output["masks"].movedim(-1, 1))
         assert coop(*batch()).loss.isfinite()
 
     def test_unknown_weights(self):
