@@ -22,7 +22,8 @@ from latentaug.cooperative import (
     cooperative_backward,
     standard_backward,
 )
-from latentaug.discovery import Description, Location, describe, find_bottleneck
+from latentaug.description import Description, describe
+from latentaug.discovery import Location, find_bottleneck
 from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.losses import reconstruction_loss, segmentation_loss

@@ -5,18 +5,18 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.modes import preserved_modes
-from latentaug.planning import captured, make_plan, relative_change, sandbox
+from latentaug.planning import sandbox
 from latentaug.replay import Spot, device_of
 from latentaug.trace import (
     Call,
@@ -33,8 +33,9 @@ from latentaug.trace import (
 
 _DECODER = re.compile(r"(^|[._])(decod\w*|up\w*|head\w*|aux\w*|classif\w*|seg\w*_head|neck)([._]|\d|$)", re.IGNORECASE)
 _PREFIXES = (0, 1, 2, 5)  # none, a class token, class and distillation tokens, class and four register tokens
-_LARGEST_TEST = 2**19  # sites; a test at twice the size of a large volume takes longer than it is worth
 _WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class _Location(NamedTuple):
@@ -68,55 +69,13 @@ class Location(_Location):
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of sites along each spatial axis of the image that the code came from."""
-        shape = list(self.shape[1:])
-        del shape[self.layout.channel_dim - 1 if self.layout.channel_dim > 0 else self.layout.channel_dim]
-        return tuple(shape)
+        return _grid(self.shape, self.layout)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One candidate of a `Description`."""
-
-    location: Location
-    type: str
-    chosen: bool
-    saved: float
-    influence: float | None
-
-    @property
-    def leak(self) -> float | None:
-        """Share of the output that does not pass through the code: 1 - influence, clipped to 0..1."""
-        return None if self.influence is None else min(max(1 - self.influence, 0.0), 1.0)
-
-
-@dataclass(frozen=True)
-class Description:
-    """Candidates for the tap of a model; print it."""
-
-    model: str
-    rows: list[Row]
-
-    def __str__(self) -> str:
-        head = ("", "layer", "type", "shape", "layout", "stride", "saves", "influence", "leak")
-        body = [
-            (
-                "*" if row.chosen else "",
-                str(row.location),
-                row.type,
-                "x".join(map(str, row.location.shape)),
-                str(row.location.layout),
-                "x".join(map(str, row.location.stride)),
-                f"{row.saved:.0%}",
-                "n/a" if row.influence is None else f"{row.influence:.3f}",
-                "n/a, signal dead: train first" if row.leak is None else f"{row.leak:.3f}",
-            )
-            for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *body]
-        ]
-        return "\n".join([f"{self.model}: * is the layer that layer=None takes", *(line.rstrip() for line in lines)])
+def _grid(shape: Shape, layout: Layout) -> Shape:
+    sites = list(shape)
+    del sites[layout.channel_dim], sites[0]
+    return tuple(sites)
 
 
 # Shapes -----------------------------------------------------------------------------------------------------------
@@ -133,37 +92,75 @@ def infer_layout(shape: Sequence[int], image: Sequence[int]) -> tuple[Layout, tu
         >>> print(layout, stride)
         tokens, 1 prefix (16, 16)
     """
-    shape, size = tuple(shape), tuple(image[2:])
-    if len(shape) < 3 or not size or shape[0] != image[0]:
-        return None
+    return next(_layouts(tuple(shape), tuple(image)), None)
+
+
+def _layouts(
+    shape: tuple[int, ...], image: tuple[int, ...], grids: Collection[Shape] = ()
+) -> Iterator[tuple[Layout, tuple[int, ...]]]:
+    """Yield the layouts, with strides, that a code may have, the likeliest first.
+
+    `grids` are those that other codes of the pass lie on: how many tokens they make up is looked for first.
+    """
+    size = image[2:]
+    if len(shape) < 3 or not size or shape[0] != image[0] or 0 in shape:
+        return
     if len(shape) == len(size) + 2:
         options = [(CHANNELS_FIRST, shape[2:]), (CHANNELS_LAST, shape[1:-1])]
-        fits = [(layout, [s / g for s, g in zip(size, grid, strict=True)]) for layout, grid in options]
-        fits = [(layout, ratios) for layout, ratios in fits if min(ratios) >= 0.99]
-        if not fits:
-            return None
-        layout, ratios = min(fits, key=lambda fit: max(fit[1]) / min(fit[1]))  # channels first where they tie
-        return layout, tuple(max(1, round(ratio)) for ratio in ratios)
-    return _token_layout(shape, size) if len(shape) == 3 else None
+        # The more alike and the rounder the strides, the likelier; channels first where they tie.
+        for layout, grid in sorted(options, key=lambda option: _oddness(size, option[1])):
+            if all(g <= s for g, s in zip(grid, size, strict=True)):
+                yield layout, _stride(size, grid)
+            elif all(g <= 2 * s for g, s in zip(grid, size, strict=True)):
+                return  # as fine as the input: no code, however its channels might be counted as sites
+    if len(shape) == 3:
+        yield from _token_layouts(shape, size, grids)
 
 
-def _token_layout(shape: tuple[int, ...], size: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]] | None:
-    for exact in (True, False):
-        for axis in (1, 2):
-            for prefix in _PREFIXES if axis == 1 else (0,):
-                for stride in range(1, max(size) + 1):
-                    if exact and any(s % stride for s in size):
-                        continue
-                    if math.prod(-(-s // stride) for s in size) == shape[axis] - prefix:
-                        layout = Layout(-1, prefix) if axis == 1 else CHANNELS_FIRST
-                        return layout, (stride,) * len(size)
-    return None
+def _oddness(size: Shape, grid: Shape) -> tuple[float, bool]:
+    ratios = [s / g for s, g in zip(size, grid, strict=True)]
+    return max(ratios) / min(ratios), not all(_strides(s, g) for s, g in zip(size, grid, strict=True))
+
+
+def _strides(size: int, sites: int) -> list[int]:
+    """List the strides that may turn `size` pixels into so many sites, the likeliest first.
+
+    Each convolution of a strided stack rounds, up or down. One that divides, or else a power of two, is the likeliest.
+    """
+    near = range(max(1, size // (sites + 1)), size // max(1, sites - 1) + 2)
+    fits = [s for s in near if size // s <= sites <= -(-size // s)]
+    return sorted(fits, key=lambda s: (s * sites != size, s & (s - 1) != 0, abs(s - size / sites)))
+
+
+def _stride(size: Shape, grid: Shape) -> tuple[int, ...]:
+    """Return the stride of each axis: a divisor, or else one power of two for all, or else the nearest that fits."""
+    axes = [_strides(s, g) for s, g in zip(size, grid, strict=True)]
+    shared = [stride for stride in axes[0] if stride & (stride - 1) == 0 and all(stride in axis for axis in axes)]
+    if shared and any(s % g for s, g in zip(size, grid, strict=True)):
+        return (shared[0],) * len(grid)
+    return tuple(axis[0] if axis else max(1, round(s / g)) for axis, s, g in zip(axes, size, grid, strict=True))
+
+
+def _token_layouts(
+    shape: tuple[int, ...], size: Shape, grids: Collection[Shape]
+) -> Iterator[tuple[Layout, tuple[int, ...]]]:
+    seen = {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
+    even = [stride for stride in range(1, max(size) + 1) if not any(s % stride for s in size)]
+    known = [
+        seen,
+        {math.prod(s // stride for s in size): (stride,) * len(size) for stride in reversed(even)},
+        {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in range(max(size), 0, -1)},
+    ]
+    for strides in known:
+        for axis, prefix in [*((1, prefix) for prefix in _PREFIXES), (2, 0)]:
+            if (stride := strides.get(shape[axis] - prefix)) is not None:
+                yield (Layout(-1, prefix) if axis == 1 else CHANNELS_FIRST), stride
 
 
 def image_in(inputs: Any) -> Tensor | None:
-    """Return the image among a model's inputs: the first tensor [B, C, *S], of floating point if there is one."""
+    """Return the image among a model's inputs: the first tensor [B, C, *S] of most axes, better one of floats."""
     images = [tensor for _, tensor in tensors_in(inputs) if tensor.ndim >= 3]
-    return next((image for image in images if image.is_floating_point()), images[0] if images else None)
+    return max(images, key=lambda image: (image.ndim, image.is_floating_point()), default=None)
 
 
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -282,11 +279,14 @@ def spot_in(name: str, path: Path | None, output: Any) -> Spot:
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidate:
+class Candidate:
+    """A tensor on a coarser grid than the input that some call returned, and that the output depends on."""
+
     call: Call
     path: Path
     tensor: Tensor
     node: Any
+    learned: bool
     layout: Layout
     stride: tuple[int, ...]
 
@@ -297,14 +297,16 @@ class _Candidate:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return int(self.tensor.shape[self.layout.channel_dim])
 
     @property
     def location(self) -> Location:
+        """Where it is, as a user may pass it."""
         return Location(self.call.name, self.path, self.layout, tuple(self.tensor.shape), self.stride)
 
 
-def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], Tensor] | None = None) -> Location:
+def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | None = None) -> Location:
     """Find the deepest latent code of an encoder-decoder by running it once.
 
     Among the tensors that modules return and that the output depends on, takes the one at the coarsest grid, from the
@@ -329,10 +331,10 @@ def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], T
 
 
 def bottleneck(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, logits: Callable[[Any], Tensor] | None = None
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, logits: Callable[[Any], Any] | None = None
 ) -> Location:
     """Do what `find_bottleneck` does, for a model that is not wrapped and arguments that are spelled out."""
-    return _ranked(model, args, kwargs, logits)[0].location
+    return ranked(model, args, kwargs, logits)[0].location
 
 
 def complete_spots(
@@ -368,31 +370,23 @@ def complete_spots(
     return spots
 
 
-def _ranked(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Tensor] | None
-) -> list[_Candidate]:
+def ranked(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Any] | None
+) -> list[Candidate]:
     """Return the candidates, the bottleneck first."""
     image = image_in((args, kwargs))
     if image is None:
         raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
-    trace = _dry_run(model, args, kwargs)
-    reachable = ancestors(trace.nodes if logits is None else [logits(trace.output).grad_fn])
-    fixed = _fixed_size(model, args, kwargs, image, trace)
-    found = [
-        candidate
-        for call in trace.walk()
-        if call is not trace
-        for candidate in _candidates(call, tuple(image.shape), reachable)
-        if math.prod(candidate.stride) >= 2 and (candidate.call.key, candidate.path) not in fixed
-    ]
-    level = _level(trace, found, tuple(image.shape))
+    look = _look(model, args, kwargs, image, logits)
+    found = _candidates(model, look, _seen_again(model, args, kwargs, image, look.training))
+    level = _level(look.trace, found, look)
     if not level:
         raise ValueError(
             f"find_bottleneck found no code in {type(model).__name__} on a coarser grid than its input "
-            f"{tuple(image.shape)}; its modules return {_returned(trace)}. Pass layer= with the name of the module "
-            "whose output should be masked."
+            f"{look.image}; its modules return {_returned(look.trace)}. Pass layer= with the name of the "
+            "module whose output should be masked."
         )
-    best = next((c for c in _by_preference(level) if _is_used(model, c, args, kwargs, logits)), None)
+    best = next((c for c in _by_preference(model, level, look) if _is_used(model, c, args, kwargs, look)), None)
     if best is None:
         raise ValueError(
             f"find_bottleneck found no code in {type(model).__name__} whose replacement would change the output. "
@@ -402,56 +396,222 @@ def _ranked(
     return [best, *_outermost(rest)]
 
 
-def _dry_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)):
-        model.eval()
-        args, kwargs = map_tensors((args, kwargs), _differentiable)
-        return record(model, lambda: model(*args, **kwargs))[0]
+# Looking ----------------------------------------------------------------------------------------------------------
 
 
+class _Uncut(TorchFunctionMode):
+    """Keeps the graph whole where a model cuts it by `no_grad` or `detach`: what follows still depends on the code."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return None
+        if func is Tensor.detach:
+            return args[0].view_as(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _Ways:
+    """Counts the ways through the autograd graph, from the inputs to the outputs, that lead over a node.
+
+    Where no input has a gradient, all being integers, ways start at the weights.
+    """
+
+    def __init__(self, outputs: Iterable[Any], inputs: Iterable[Any]):
+        self._ends = Counter(node for node in outputs if node is not None)
+        self._order = _topological(self._ends)
+        self._starts = {node for node in inputs if node in self._order} or {
+            node for node in self._order if not _parents(node)
+        }
+        self._before = self._around(frozenset())
+        self._after: Counter[Any] = Counter(self._ends)
+        for node in reversed(self._order):
+            for parent in _parents(node):
+                self._after[parent] += self._after[node]
+
+    def _around(self, closed: Collection[Any]) -> dict[Any, int]:
+        """Count the ways from the inputs to each node that avoid the closed ones."""
+        ways: dict[Any, int] = {}
+        for node in self._order:
+            arriving = (node in self._starts) + sum(ways[parent] for parent in _parents(node))
+            ways[node] = 0 if node in closed else arriving
+        return ways
+
+    def over(self, node: Any) -> int:
+        """Count the ways over a node: none if the outputs do not depend on it, or it not on the inputs."""
+        return self._before.get(node, 0) * self._after[node]
+
+    def over_any(self, nodes: Collection[Any]) -> int:
+        """Count the ways over at least one of the nodes."""
+        around = self._around(nodes)
+        return sum(times * (self._before[end] - around[end]) for end, times in self._ends.items())
+
+    def lead_past(self, nodes: Collection[Any]) -> bool:
+        """Tell whether some way leads over none of the nodes."""
+        around = self._around(nodes)
+        return any(around[end] for end in self._ends)
+
+    def after(self, node: Any) -> set[Any]:
+        """Collect what follows from a node."""
+        following = {node}
+        following.update(other for other in self._order if any(parent in following for parent in _parents(other)))
+        return following - {node}
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _topological(ends: Iterable[Any]) -> dict[Any, None]:
+    """Order nodes such that each comes after those that it depends on."""
+    order: dict[Any, None] = {}
+    stack = [(end, False) for end in ends]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order[node] = None
+        elif node not in order:
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in _parents(node) if parent not in order)
+    return order
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a dry run showed."""
+
+    trace: Call
+    image: Shape
+    ways: _Ways
+    training: bool
+    logits: Callable[[Any], Any] | None
+
+
+def _look(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, logits: Callable[[Any], Any] | None
+) -> _Look:
+    """Run the model once with gradients: in eval mode, or in train mode if it then returns labels, not logits."""
+    for training in (False, True):
+        inputs = map_tensors((args, kwargs), _differentiable)
+        trace = _dry_run(model, *inputs, training=training)
+        ends = [tensor.grad_fn for tensor in _results(trace.output, logits)]
+        if any(end is not None for end in ends):
+            break
+    starts = [tensor.grad_fn for _, tensor in tensors_in(inputs)]
+    return _Look(trace, tuple(image.shape), _Ways(ends, starts), training, logits)
+
+
+def _results(output: Any, logits: Callable[[Any], Any] | None) -> list[Tensor]:
+    return [tensor for _, tensor in tensors_in(output if logits is None else logits(output))]
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _differentiable(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().clone()
     return tensor.requires_grad_() * 1 if tensor.is_floating_point() else tensor
 
 
-def _candidates(call: Call, image: tuple[int, ...], reachable: set[Any]) -> Iterator[_Candidate]:
-    for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
-        if node is not None and node in reachable and (fit := infer_layout(tensor.shape, image)):
-            yield _Candidate(call, path, tensor, node, *fit)
+def _dry_run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, graph: bool = True
+) -> Call:
+    def run() -> Any:
+        own_args, own_kwargs = map_tensors((args, kwargs), torch.clone)
+        return model(*own_args, **own_kwargs)
+
+    with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.set_grad_enabled(graph):
+        model.train(training)
+        if graph:
+            try:
+                with _Uncut():
+                    return record(model, run)[0]
+            except Exception:  # such as a model that changes its weights under no_grad; if it fails again, so be it
+                pass
+        return record(model, run)[0]
 
 
-def _fixed_size(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, trace: Call
-) -> set[Any]:
-    """Find tensors whose grid does not follow the input's, pooled to fixed bins; none if the model allows no test."""
-    shapes = {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors}
-    for factor in (0.5, 2.0):
-        size = [max(1, int(s * factor)) for s in image.shape[2:]]
-        if math.prod(size) > max(_LARGEST_TEST, math.prod(image.shape[2:])):
-            break
+class _Seen(NamedTuple):
+    """Shapes of what was returned in a pass, and of the image in it."""
+
+    image: Shape
+    shapes: dict[Any, Shape]
+
+    def readings(self) -> dict[Any, list[tuple[Layout, Shape]]]:
+        """Read the layouts that each tensor may have, with the strides; the likeliest first."""
+        fits = {shape: infer_layout(shape, self.image) for shape in set(self.shapes.values())}
+        grids = {_grid(shape, fit[0]) for shape, fit in fits.items() if fit and len(shape) == len(self.image)}
+        return {key: list(_layouts(shape, self.image, grids)) for key, shape in self.shapes.items()}
+
+
+def _seen(trace: Call, image: Shape) -> _Seen:
+    return _Seen(image, {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors})
+
+
+def _seen_again(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, training: bool
+) -> _Seen | None:
+    """Look at one sample of another size: half, or twice as long where that is too small; None if the model refuses."""
+    *axes, last = image.shape[2:]
+    for size in ([max(1, s // 2) for s in image.shape[2:]], [*axes, 2 * last]):
 
         def resize(tensor: Tensor, size: list[int] = size) -> Tensor:
             if tensor.shape[2:] != image.shape[2:]:
                 return tensor[:1] if tensor.ndim and tensor.shape[0] == image.shape[0] else tensor
             return nn.functional.interpolate(tensor[:1].float(), size=size).to(tensor.dtype)
 
-        small_args, small_kwargs = map_tensors((args, kwargs), resize)
         try:
-            other = _dry_run(model, small_args, small_kwargs)
+            trace = _dry_run(model, *map_tensors((args, kwargs), resize), training=training, graph=False)
         except Exception:  # models of one size refuse any other in their own ways
             continue
-        resized = {(call.key, path): tuple(t.shape) for call in other.walk() for path, t in call.tensors}
-        return {key for key, shape in shapes.items() if key in resized and shape[1:] == resized[key][1:]}
-    return set()
+        return _seen(trace, (1, image.shape[1], *size))
+    return None
 
 
-def _level(call: Call, found: list[_Candidate], image: tuple[int, ...]) -> list[_Candidate]:
+def _candidates(model: nn.Module, look: _Look, again: _Seen | None) -> list[Candidate]:
+    """List the tensors that a tap could take, on a grid that is coarser than the input's and follows its size."""
+    latest = {call.name: call for call in look.trace.walk()}  # a tap takes a module's last call
+    readings = _seen(look.trace, look.image).readings()
+    others = again.readings() if again else {}
+    found: list[Candidate] = []
+    fixed: list[Candidate] = []
+    for call in latest.values():
+        if call is look.trace:
+            continue
+        learned = any(True for _ in model.get_submodule(call.name).parameters())
+        for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
+            key = (call.key, path)
+            shape, other = tuple(tensor.shape), again.shapes.get(key) if again else None
+            fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
+            if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
+                continue
+            candidate = Candidate(call, path, tensor, node, learned, *fits[0])
+            (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
+    # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
+    return found or fixed
+
+
+def _in_both(
+    fits: list[tuple[Layout, Shape]], shape: Shape, others: list[tuple[Layout, Shape]], other: Shape
+) -> list[tuple[Layout, Shape]]:
+    """Keep the layouts that fit at both sizes with as many channels: sites follow the input's size, channels do not."""
+    layouts = {layout for layout, _ in others}
+    return [
+        (layout, stride)
+        for layout, stride in fits
+        if layout in layouts and shape[layout.channel_dim] == other[layout.channel_dim]
+    ]
+
+
+# Choosing ---------------------------------------------------------------------------------------------------------
+
+
+def _level(call: Call, found: list[Candidate], look: _Look) -> list[Candidate]:
     """Descend from the model to the level of modules at which its grid shrinks most; return that level's candidates.
 
     At each level stands the choice between the codes that its modules return and smaller ones inside one of them. The
     larger share of the reduction decides: a U-Net nested in a wrapper, or in itself, is entered; a detour inside a
     decoder is not. Where they tie, a module that is named like a decoder is not entered.
     """
+    found = _without_detours(call, found, look.ways)
     inside = {id(child): [c for c in found if _within(c.call, child)] for child in call.children}
     here = [c for child in call.children for c in found if c.call is child]
     deeper = [child for child in call.children if any(c.call is not child for c in inside[id(child)])]
@@ -460,18 +620,40 @@ def _level(call: Call, found: list[_Candidate], image: tuple[int, ...]) -> list[
     child = min(deeper, key=lambda child: min(c.sites for c in inside[id(child)]))
     smallest_inside = min(c.sites for c in inside[id(child)])
     if not here:
-        return _level(child, inside[id(child)], image)
+        return _level(child, inside[id(child)], look)
     smallest_here = min(c.sites for c in here)
     if smallest_inside >= smallest_here:
         return here
     # A level of a U nested in itself is alone in returning the coarsest code; what it reduces itself counts, then.
     owner = child if all(c.call is child for c in here if c.sites == smallest_here) else call
-    before, after = _entry(owner, image) / smallest_here, smallest_here / smallest_inside
+    before, after = _entry(owner, look.image) / smallest_here, smallest_here / smallest_inside
     enter = after > before or (math.isclose(after, before) and not _DECODER.search(child.name))
-    return (_level(child, inside[id(child)], image) or here) if enter else here
+    return (_level(child, inside[id(child)], look) or here) if enter else here
 
 
-def _entry(call: Call, image: tuple[int, ...]) -> float:
+def _without_detours(call: Call, found: list[Candidate], ways: _Ways) -> list[Candidate]:
+    """Drop grids that only thin branches visit.
+
+    Encoders grow wider as they get coarser. What narrows on a coarser grid, such as context pooled for a decoder, is a
+    detour, unless all that reaches the output passes there.
+    """
+    kept = found
+    here = [c for c in found if c.call.parent is call]
+    for sites in sorted({c.sites for c in found}, reverse=True):
+        finer = [c for c in here if c in kept and c.sites > sites]
+        coarse = [c for c in kept if c.sites <= sites]
+        if not finer or not coarse:
+            continue
+        nearest = min(c.sites for c in finer)
+        sources = ancestors([c.node for c in coarse])
+        widths = [c.channels for c in finer if c.sites == nearest and c.node in sources]
+        width = max((c.channels for c in coarse if c.learned), default=0)
+        if widths and width < max(widths) and ways.lead_past({c.node for c in coarse}):
+            kept = [c for c in kept if c.sites > sites]
+    return kept
+
+
+def _entry(call: Call, image: Shape) -> float:
     """Return the finest grid among the inputs of a call, as a share of the image's sites."""
     fits = [fit for shape in call.given if (fit := infer_layout(shape, image))]
     return max((1 / math.prod(stride) for _, stride in fits), default=1.0)
@@ -485,21 +667,43 @@ def _within(call: Call | None, ancestor: Call) -> bool:
     return False
 
 
-def _by_preference(level: list[_Candidate]) -> list[_Candidate]:
-    """Sort the coarsest codes of a level: not named like a decoder, most channels, latest, computed from the most."""
+def _by_preference(model: nn.Module, level: list[Candidate], look: _Look) -> list[Candidate]:
+    """Sort the coarsest codes of a level: on the main road, not named like a decoder, most channels, latest.
+
+    Last come those that no weights follow: they are the output, or nearly.
+    """
     coarsest = min(c.sites for c in level)
-    return sorted(
-        (c for c in level if math.isclose(c.sites, coarsest)),
-        key=lambda c: (bool(_DECODER.search(c.call.name)), -c.channels, -c.call.finish, -len(ancestors([c.node]))),
+    group = [c for c in level if math.isclose(c.sites, coarsest)]
+    all_ways = look.ways.over_any({c.node for c in group})
+    returned = {call: {c.node for c in group if c.call is call} for call in {c.call for c in group}}
+    off_road = {call for call, nodes in returned.items() if 2 * look.ways.over_any(nodes) < all_ways}
+    group.sort(
+        key=lambda c: (
+            c.call in off_road,
+            bool(_DECODER.search(c.call.name)),
+            -c.channels,
+            -c.call.finish,
+            -len(ancestors([c.node])),
+        )
+    )
+    weighted = [call for call in look.trace.walk() if _has_weights(model.get_submodule(call.name))]
+    return sorted(group, key=lambda c: not _is_followed(c, weighted, look.ways))
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def _is_followed(candidate: Candidate, weighted: list[Call], ways: _Ways) -> bool:
+    """Tell whether weights act on what comes of the code."""
+    following = ways.after(candidate.node)
+    return any(
+        call.start > candidate.call.finish and any(node in following for node in call.nodes) for call in weighted
     )
 
 
 def _is_used(
-    model: nn.Module,
-    candidate: _Candidate,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    logits: Callable[[Any], Tensor] | None,
+    model: nn.Module, candidate: Candidate, args: tuple[Any, ...], kwargs: dict[str, Any], look: _Look
 ) -> bool:
     """Tell whether the output follows from the tensor that the module returns, and not from another that it is in."""
     calls: Counter[str] = Counter()
@@ -515,17 +719,16 @@ def _is_used(
         return map_tensors(output, lambda t: torch.full_like(t, math.nan) if t is code else t)
 
     with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.no_grad():
-        model.eval()
+        model.train(look.training)
         args, kwargs = map_tensors((args, kwargs), torch.clone)
         with overridden(visible_modules(model), poison):
             output = model(*args, **kwargs)
-    result = output if logits is None else logits(output)
-    return any(bool(tensor.isnan().any()) for _, tensor in tensors_in(result))
+    return any(bool(tensor.isnan().any()) for tensor in _results(output, look.logits))
 
 
-def _outermost(candidates: list[_Candidate]) -> list[_Candidate]:
+def _outermost(candidates: list[Candidate]) -> list[Candidate]:
     """Keep one candidate for each tensor: that of the outermost module that returns it."""
-    kept: dict[int, _Candidate] = {}
+    kept: dict[int, Candidate] = {}
     for candidate in candidates:
         known = kept.get(id(candidate.tensor))
         if known is None or _within(known.call, candidate.call):
@@ -536,57 +739,3 @@ def _outermost(candidates: list[_Candidate]) -> list[_Candidate]:
 def _returned(trace: Call) -> str:
     seen = [f"{call.name} {tuple(t.shape)}" for call in trace.walk() if call is not trace for _, t in call.tensors]
     return ", ".join(seen[:8]) + (", …" if len(seen) > 8 else "") if seen else "nothing"
-
-
-# Describing -------------------------------------------------------------------------------------------------------
-
-
-def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Tensor] | None = None) -> Description:
-    """List a model's latent codes, with what tapping each of them would bring; print the result.
-
-    For every candidate: path, type of module, shape, layout, stride, the share of the forward's time that a replay
-    saves, and the *influence* ‖f(code = 0) - f‖ / ‖f‖ with its complement, the *leak*: what skip connections carry
-    past the code. Timings are of one run each, in eval mode.
-
-    Args:
-        model: Any segmentation model.
-        example: An input batch, as in `find_bottleneck`.
-        logits: Reads the logits from the model's output. Default: every tensor in it counts.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))
-        >>> [str(row.location) for row in describe(model, torch.randn(1, 1, 16, 16)).rows]
-        ['0']
-    """
-    root = unwrap(model)
-    args, kwargs = as_inputs(example)
-    ranked = _ranked(root, args, kwargs, logits)
-    shown = ranked[:1] + [c for c in ranked[1:] if c.call.parent is None or c.call.parent.name == ""][:11]
-    rows = []
-    with preserved_modes(root), sandbox(root, device_of(root, args, kwargs)):
-        root.eval()
-        for candidate in shown:
-            spot = Spot(candidate.call.name, candidate.path)
-            saved, influence = _effect(root, spot, candidate.call.number, args, kwargs, logits)
-            kind = type(root.get_submodule(candidate.call.name)).__name__
-            rows.append(Row(candidate.location, kind, candidate is ranked[0], saved, influence))
-    return Description(type(root).__name__, rows)
-
-
-def _effect(
-    model: nn.Module,
-    spot: Spot,
-    call: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    logits: Callable[[Any], Tensor] | None,
-) -> tuple[float, float | None]:
-    plan = make_plan(model, (spot,), call, args, kwargs)
-    with torch.no_grad():
-        start = time.perf_counter()
-        capture, output = captured(model, plan, args, kwargs)
-        middle = time.perf_counter()
-        without = capture.replay([torch.zeros_like])
-        end = time.perf_counter()
-    influence = relative_change(*(result if logits is None else logits(result) for result in (without, output)))
-    return max(0.0, 1 - (end - middle) / (middle - start)), None if influence < 1e-4 else influence

@@ -17,7 +17,7 @@ LEVELS = [
     {"compose", "replay", "networks", "outputs"},
     {"planning"},
     {"discovery"},
-    {"tap", "saliency"},
+    {"tap", "saliency", "description"},
     {"cooperative"},
     {"metrics", "checkpoint", "interruption", "batches", "optimization"},
     {"callbacks"},

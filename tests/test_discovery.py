@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from latentaug.description import Description, describe
 from latentaug.discovery import (
-    Description,
     Location,
     as_inputs,
-    describe,
     find_bottleneck,
     find_spot,
     image_in,

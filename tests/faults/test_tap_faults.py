@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentaug.discovery import describe, find_bottleneck
+from latentaug.description import describe
+from latentaug.discovery import find_bottleneck
 from latentaug.saliency import SaliencyCalculator, latent_saliency
 from latentaug.tap import LatentTap
 from tests.hostile_models import conv, random_state, same, seed_all, traces
