@@ -27,6 +27,7 @@ from latentaug.trace import (
     map_tensors,
     overridden,
     record,
+    storage_of,
     tensors_in,
     visible_modules,
 )
@@ -95,12 +96,10 @@ def infer_layout(shape: Sequence[int], image: Sequence[int]) -> tuple[Layout, tu
     return next(_layouts(tuple(shape), tuple(image)), None)
 
 
-def _layouts(
-    shape: tuple[int, ...], image: tuple[int, ...], grids: Collection[Shape] = ()
-) -> Iterator[tuple[Layout, tuple[int, ...]]]:
+def _layouts(shape: Shape, image: Shape, grids: Collection[Shape] | None = None) -> Iterator[tuple[Layout, Shape]]:
     """Yield the layouts, with strides, that a code may have, the likeliest first.
 
-    `grids` are those that other codes of the pass lie on: how many tokens they make up is looked for first.
+    Tokens make up one of `grids`, if given; or else any that one stride would leave of the image.
     """
     size = image[2:]
     if len(shape) < 3 or not size or shape[0] != image[0] or 0 in shape:
@@ -114,7 +113,7 @@ def _layouts(
             elif all(g <= 2 * s for g, s in zip(grid, size, strict=True)):
                 return  # as fine as the input: no code, however its channels might be counted as sites
     if len(shape) == 3:
-        yield from _token_layouts(shape, size, grids)
+        yield from _token_layouts(shape, _strided(size) if grids is None else [_known(size, grids)])
 
 
 def _oddness(size: Shape, grid: Shape) -> tuple[float, bool]:
@@ -141,16 +140,20 @@ def _stride(size: Shape, grid: Shape) -> tuple[int, ...]:
     return tuple(axis[0] if axis else max(1, round(s / g)) for axis, s, g in zip(axes, size, grid, strict=True))
 
 
-def _token_layouts(
-    shape: tuple[int, ...], size: Shape, grids: Collection[Shape]
-) -> Iterator[tuple[Layout, tuple[int, ...]]]:
-    seen = {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
-    even = [stride for stride in range(1, max(size) + 1) if not any(s % stride for s in size)]
-    known = [
-        seen,
-        {math.prod(s // stride for s in size): (stride,) * len(size) for stride in reversed(even)},
-        {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in range(max(size), 0, -1)},
+def _strided(size: Shape) -> list[dict[int, Shape]]:
+    """Tell the stride by the number of sites that it leaves, for strides that divide the size and for all others."""
+    even = [stride for stride in range(max(size), 0, -1) if not any(s % stride for s in size)]
+    return [
+        {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in strides}
+        for strides in (even, range(max(size), 0, -1))
     ]
+
+
+def _known(size: Shape, grids: Collection[Shape]) -> dict[int, Shape]:
+    return {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
+
+
+def _token_layouts(shape: Shape, known: list[dict[int, Shape]]) -> Iterator[tuple[Layout, Shape]]:
     for strides in known:
         for axis, prefix in [*((1, prefix) for prefix in _PREFIXES), (2, 0)]:
             if (stride := strides.get(shape[axis] - prefix)) is not None:
@@ -378,20 +381,9 @@ def ranked(
     if image is None:
         raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
     look = _look(model, args, kwargs, image, logits)
-    found = _candidates(model, look, _seen_again(model, args, kwargs, image, look.training))
-    level = _level(look.trace, found, look)
-    if not level:
-        raise ValueError(
-            f"find_bottleneck found no code in {type(model).__name__} on a coarser grid than its input "
-            f"{look.image}; its modules return {_returned(look.trace)}. Pass layer= with the name of the "
-            "module whose output should be masked."
-        )
-    best = next((c for c in _by_preference(model, level, look) if _is_used(model, c, args, kwargs, look)), None)
-    if best is None:
-        raise ValueError(
-            f"find_bottleneck found no code in {type(model).__name__} whose replacement would change the output. "
-            "Pass layer= with the name of the module whose output should be masked."
-        )
+    again = _seen_again(model, args, kwargs, image, look.training)
+    found = _candidates(model, look, again, guess=again is not None) or _candidates(model, look, again, guess=True)
+    best = _best(model, found, look, args, kwargs)
     rest = sorted((c for c in found if c is not best), key=lambda c: (c.sites, -c.channels))
     return [best, *_outermost(rest)]
 
@@ -411,15 +403,15 @@ class _Uncut(TorchFunctionMode):
 
 
 class _Ways:
-    """Counts the ways through the autograd graph, from the inputs to the outputs, that lead over a node.
+    """Counts the ways through the autograd graph, from the images to the outputs, that lead over a node.
 
-    Where no input has a gradient, all being integers, ways start at the weights.
+    Where no image has a gradient, all being integers, ways start at the weights.
     """
 
-    def __init__(self, outputs: Iterable[Any], inputs: Iterable[Any]):
+    def __init__(self, outputs: Iterable[Any], images: Iterable[Any]):
         self._ends = Counter(node for node in outputs if node is not None)
         self._order = _topological(self._ends)
-        self._starts = {node for node in inputs if node in self._order} or {
+        self._starts = {node for node in images if node in self._order} or {
             node for node in self._order if not _parents(node)
         }
         self._before = self._around(frozenset())
@@ -429,7 +421,7 @@ class _Ways:
                 self._after[parent] += self._after[node]
 
     def _around(self, closed: Collection[Any]) -> dict[Any, int]:
-        """Count the ways from the inputs to each node that avoid the closed ones."""
+        """Count the ways from the images to each node that avoid the closed ones."""
         ways: dict[Any, int] = {}
         for node in self._order:
             arriving = (node in self._starts) + sum(ways[parent] for parent in _parents(node))
@@ -437,7 +429,7 @@ class _Ways:
         return ways
 
     def over(self, node: Any) -> int:
-        """Count the ways over a node: none if the outputs do not depend on it, or it not on the inputs."""
+        """Count the ways over a node: none if the outputs do not depend on it, or it not on the images."""
         return self._before.get(node, 0) * self._after[node]
 
     def over_any(self, nodes: Collection[Any]) -> int:
@@ -496,7 +488,7 @@ def _look(
         ends = [tensor.grad_fn for tensor in _results(trace.output, logits)]
         if any(end is not None for end in ends):
             break
-    starts = [tensor.grad_fn for _, tensor in tensors_in(inputs)]
+    starts = [tensor.grad_fn for _, tensor in tensors_in(inputs) if tensor.shape[2:] == image.shape[2:]]
     return _Look(trace, tuple(image.shape), _Ways(ends, starts), training, logits)
 
 
@@ -530,20 +522,28 @@ def _dry_run(
 
 
 class _Seen(NamedTuple):
-    """Shapes of what was returned in a pass, and of the image in it."""
+    """Shapes of what was returned in a pass, of what modules were given, and of the image."""
 
     image: Shape
-    shapes: dict[Any, Shape]
+    returned: dict[Any, Shape]
+    given: frozenset[Shape]
 
-    def readings(self) -> dict[Any, list[tuple[Layout, Shape]]]:
-        """Read the layouts that each tensor may have, with the strides; the likeliest first."""
-        fits = {shape: infer_layout(shape, self.image) for shape in set(self.shapes.values())}
-        grids = {_grid(shape, fit[0]) for shape, fit in fits.items() if fit and len(shape) == len(self.image)}
-        return {key: list(_layouts(shape, self.image, grids)) for key, shape in self.shapes.items()}
+    def readings(self, *, guess: bool) -> dict[Any, list[tuple[Layout, Shape]]]:
+        """Read the layouts that each tensor may have, with the strides; the likeliest first.
+
+        Tokens are known by the grids that were seen elsewhere; others are guessed if asked for.
+        """
+        seen = {shape: infer_layout(shape, self.image) for shape in {*self.returned.values(), *self.given}}
+        grids = {_grid(shape, fit[0]) for shape, fit in seen.items() if fit and len(shape) == len(self.image)}
+        return {
+            key: [*_layouts(shape, self.image, grids), *(_layouts(shape, self.image) if guess else ())]
+            for key, shape in self.returned.items()
+        }
 
 
 def _seen(trace: Call, image: Shape) -> _Seen:
-    return _Seen(image, {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors})
+    returned = {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors}
+    return _Seen(image, returned, frozenset(shape for call in trace.walk() for shape in call.given))
 
 
 def _seen_again(
@@ -566,11 +566,11 @@ def _seen_again(
     return None
 
 
-def _candidates(model: nn.Module, look: _Look, again: _Seen | None) -> list[Candidate]:
+def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bool) -> list[Candidate]:
     """List the tensors that a tap could take, on a grid that is coarser than the input's and follows its size."""
     latest = {call.name: call for call in look.trace.walk()}  # a tap takes a module's last call
-    readings = _seen(look.trace, look.image).readings()
-    others = again.readings() if again else {}
+    readings = _seen(look.trace, look.image).readings(guess=guess)
+    others = again.readings(guess=guess) if again else {}
     found: list[Candidate] = []
     fixed: list[Candidate] = []
     for call in latest.values():
@@ -579,14 +579,26 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None) -> list[Cand
         learned = any(True for _ in model.get_submodule(call.name).parameters())
         for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
             key = (call.key, path)
-            shape, other = tuple(tensor.shape), again.shapes.get(key) if again else None
+            shape, other = tuple(tensor.shape), again.returned.get(key) if again else None
             fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
             if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
+                continue
+            if _passed_through(call, tensor, look.ways):
                 continue
             candidate = Candidate(call, path, tensor, node, learned, *fits[0])
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
     return found or fixed
+
+
+def _passed_through(call: Call, tensor: Tensor, ways: _Ways) -> bool:
+    """Tell whether a call returns what a call inside it made and others inside it used: too late to replace it."""
+    inside = [inner for inner in call.walk() if inner is not call]
+    made = max((inner.finish for inner in inside if any(t is tensor for _, t in inner.tensors)), default=None)
+    return made is not None and any(
+        inner.start > made and storage_of(tensor) in inner.inputs and any(map(ways.over, inner.nodes))
+        for inner in inside
+    )
 
 
 def _in_both(
@@ -602,6 +614,28 @@ def _in_both(
 
 
 # Choosing ---------------------------------------------------------------------------------------------------------
+
+
+def _best(
+    model: nn.Module, found: list[Candidate], look: _Look, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Candidate:
+    """Choose the bottleneck.
+
+    Raises:
+        ValueError: There is none.
+    """
+    lacking = f"on a coarser grid than its input {look.image}"
+    while level := _level(look.trace, found, look):
+        coarsest = _by_preference(model, level, look)
+        for candidate in coarsest:
+            if _is_used(model, candidate, args, kwargs, look):
+                return candidate
+        lacking = "whose replacement would change the output"
+        found = [c for c in found if c not in coarsest]
+    raise ValueError(
+        f"find_bottleneck found no code in {type(model).__name__} {lacking}; its modules return "
+        f"{_returned(look.trace)}. Pass layer= with the name of the module whose output should be masked."
+    )
 
 
 def _level(call: Call, found: list[Candidate], look: _Look) -> list[Candidate]:
@@ -622,10 +656,16 @@ def _level(call: Call, found: list[Candidate], look: _Look) -> list[Candidate]:
     if not here:
         return _level(child, inside[id(child)], look)
     smallest_here = min(c.sites for c in here)
+    coarsest = [c for c in here if c.sites == smallest_here]
+    if smallest_inside == smallest_here and all(_is_decoder(c) for c in coarsest):
+        encoders = [
+            child for child in deeper if any(c.sites == smallest_here and not _is_decoder(c) for c in inside[id(child)])
+        ]
+        return (_level(encoders[0], inside[id(encoders[0])], look) or here) if encoders else here
     if smallest_inside >= smallest_here:
         return here
     # A level of a U nested in itself is alone in returning the coarsest code; what it reduces itself counts, then.
-    owner = child if all(c.call is child for c in here if c.sites == smallest_here) else call
+    owner = child if all(c.call is child for c in coarsest) else call
     before, after = _entry(owner, look.image) / smallest_here, smallest_here / smallest_inside
     enter = after > before or (math.isclose(after, before) and not _DECODER.search(child.name))
     return (_level(child, inside[id(child)], look) or here) if enter else here
@@ -651,6 +691,11 @@ def _without_detours(call: Call, found: list[Candidate], ways: _Ways) -> list[Ca
         if widths and width < max(widths) and ways.lead_past({c.node for c in coarse}):
             kept = [c for c in kept if c.sites > sites]
     return kept
+
+
+def _is_decoder(candidate: Candidate) -> bool:
+    """Tell whether the names of module and output say so; it breaks ties only."""
+    return any(_DECODER.search(str(name)) for name in (candidate.call.name, *candidate.path))
 
 
 def _entry(call: Call, image: Shape) -> float:
@@ -680,7 +725,7 @@ def _by_preference(model: nn.Module, level: list[Candidate], look: _Look) -> lis
     group.sort(
         key=lambda c: (
             c.call in off_road,
-            bool(_DECODER.search(c.call.name)),
+            _is_decoder(c),
             -c.channels,
             -c.call.finish,
             -len(ancestors([c.node])),
@@ -705,8 +750,9 @@ def _is_followed(candidate: Candidate, weighted: list[Call], ways: _Ways) -> boo
 def _is_used(
     model: nn.Module, candidate: Candidate, args: tuple[Any, ...], kwargs: dict[str, Any], look: _Look
 ) -> bool:
-    """Tell whether the output follows from the tensor that the module returns, and not from another that it is in."""
+    """Tell whether the output follows from the tensor that the module returns, and is not just that tensor itself."""
     calls: Counter[str] = Counter()
+    poisoned: list[Tensor] = []
 
     def poison(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = (name, calls[name])
@@ -716,14 +762,17 @@ def _is_used(
             return output
         code = item_at(output, candidate.path)
         # Not a number spreads to all that is computed from it, however faint the signal of an untrained model.
-        return map_tensors(output, lambda t: torch.full_like(t, math.nan) if t is code else t)
+        poisoned.append(torch.full_like(code, math.nan))
+        return map_tensors(output, lambda t: poisoned[0] if t is code else t)
 
     with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.no_grad():
         model.train(look.training)
         args, kwargs = map_tensors((args, kwargs), torch.clone)
         with overridden(visible_modules(model), poison):
             output = model(*args, **kwargs)
-    return any(bool(tensor.isnan().any()) for tensor in _results(output, look.logits))
+    itself = {storage_of(tensor) for tensor in poisoned}
+    results = [tensor for tensor in _results(output, look.logits) if storage_of(tensor) not in itself]
+    return any(bool(tensor.isnan().any()) for tensor in results)
 
 
 def _outermost(candidates: list[Candidate]) -> list[Candidate]:

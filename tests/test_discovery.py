@@ -464,7 +464,7 @@ def test_logits_say_what_must_depend_on_the_code() -> None:
             self.up = nn.Upsample(scale_factor=2)
 
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"side": self.side(x), "logits": self.up(self.main(x))}
+            return {"side": self.up(self.side(x)), "logits": self.up(self.main(x))}
 
     model = TwoHeads()
     assert str(find_bottleneck(model, images())) == "side"
