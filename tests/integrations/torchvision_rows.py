@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ def torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
-LIBRARY = "torchvision"
+row = partial(Row, library="torchvision")
+SMALL = (2, 3, 32, 48)
+
+# The backbones return a dictionary: under "out" or "high" what the head upsamples, under "aux" or "low" a finer code.
+# The ResNets dilate their last two stages and so stay at stride 8; the MobileNets stay at stride 16.
 ROWS = [
-    Row(
-        library=LIBRARY,
+    row(
         name="LR-ASPP mobilenet_v3_large",
         build=torchvision("lraspp_mobilenet_v3_large"),
         layer="backbone",
@@ -30,5 +34,30 @@ ROWS = [
         shape=(2, 3, 64, 64),
         code=(2, 960, 4, 4),
         quick=True,
+    ),
+    row(
+        name="FCN resnet50, auxiliary head",
+        build=torchvision("fcn_resnet50", aux_loss=True),
+        layer="backbone",
+        path=("out",),
+        shape=SMALL,
+        code=(2, 2048, 4, 6),
+    ),
+    row(
+        name="DeepLabV3 mobilenet_v3_large, auxiliary head",
+        build=torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True),
+        layer="backbone",
+        path=("out",),
+        shape=(2, 3, 64, 96),
+        code=(2, 960, 4, 6),
+        tolerance=1e-10,  # biases without influence (normalisation follows) have gradients of nothing but rounding
+    ),
+    row(
+        name="DeepLabV3 resnet50",
+        build=torchvision("deeplabv3_resnet50"),
+        layer="backbone",
+        path=("out",),
+        shape=SMALL,
+        code=(2, 2048, 4, 6),
     ),
 ]
