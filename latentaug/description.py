@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from latentaug.discovery import Location, as_inputs, ranked, unwrap
+from latentaug.discovery import Candidate, Location, as_inputs, image_in, ranked, unwrap
 from latentaug.modes import preserved_modes
 from latentaug.planning import captured, make_plan, relative_change, sandbox
 from latentaug.replay import Spot, device_of
+from latentaug.trace import Call, map_tensors, tensors_in
+
+_ROWS, _ROWS_PER_GRID, _REPEATS = 6, 2, 3
+_FAINT = 1e-4  # influence below which rounding drowns it
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate of a `Description`."""
+    """One candidate of a `Description`.
+
+    Args:
+        location: Where the code is.
+        type: Type of the module that returns it.
+        chosen: Whether it is the bottleneck.
+        saved: Share of the forward's time that a replay saves; None if the model cannot be replayed from here.
+        influence: ‖f(code = 0) - f‖ / ‖f‖; None if it cannot be replayed, or no
+            signal reaches the output; 0 if nothing reads it.
+        refusal: Why it cannot be replayed, if so.
+    """
 
     location: Location
     type: str
     chosen: bool
-    saved: float
+    saved: float | None
     influence: float | None
+    refusal: str | None = None
 
     @property
     def leak(self) -> float | None:
@@ -41,33 +58,30 @@ class Description:
 
     def __str__(self) -> str:
         head = ("", "layer", "type", "shape", "layout", "stride", "saves", "influence", "leak")
-        body = [
-            (
-                "*" if row.chosen else "",
-                str(row.location),
-                row.type,
-                "x".join(map(str, row.location.shape)),
-                str(row.location.layout),
-                "x".join(map(str, row.location.stride)),
-                f"{row.saved:.0%}",
-                "n/a" if row.influence is None else f"{row.influence:.3f}",
-                "n/a, signal dead: train first" if row.leak is None else f"{row.leak:.3f}",
-            )
-            for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *body]
-        ]
+        table: list[tuple[str, ...]] = [head, *map(_cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         return "\n".join([f"{self.model}: * is the layer that layer=None takes", *(line.rstrip() for line in lines)])
 
 
-def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Tensor] | None = None) -> Description:
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.saved is None:
+        effects = (f"cannot be replayed: {row.refusal}", "", "")
+    elif row.influence is None or row.leak is None:
+        effects = (f"{row.saved:.0%}", "n/a", "n/a, signal dead: train first")
+    else:
+        effects = (f"{row.saved:.0%}", f"{row.influence:.3f}", f"{row.leak:.3f}")
+    shape, stride = ("x".join(map(str, sizes)) for sizes in (row.location.shape, row.location.stride))
+    return ("*" if row.chosen else "", str(row.location), row.type, shape, str(row.location.layout), stride, *effects)
+
+
+def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | None = None) -> Description:
     """List a model's latent codes, with what tapping each of them would bring; print the result.
 
-    For every candidate: path, type of module, shape, layout, stride, the share of the forward's time that a replay
-    saves, and the *influence* ‖f(code = 0) - f‖ / ‖f‖ with its complement, the *leak*: what skip connections carry
-    past the code. Timings are of one run each, in eval mode.
+    For the bottleneck, and for the widest codes of each grid beside or around it: path, type of module, shape, layout,
+    stride, the share of the forward's time that a replay saves, and the *influence* ‖f(code = 0) - f‖ / ‖f‖ with its
+    complement, the *leak*: what skip connections carry past the code. In eval mode, on the first sample of the
+    example; timings are the shortest of a few.
 
     Args:
         model: Any segmentation model.
@@ -80,34 +94,78 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Tensor] 
         ['0']
     """
     root = unwrap(model)
-    args, kwargs = as_inputs(example)
-    candidates = ranked(root, args, kwargs, logits)
-    shown = candidates[:1] + [c for c in candidates[1:] if c.call.parent is None or c.call.parent.name == ""][:11]
-    rows = []
-    with preserved_modes(root), sandbox(root, device_of(root, args, kwargs)):
+    inputs = as_inputs(example)
+    candidates = ranked(root, *inputs, logits)
+    with preserved_modes(root), sandbox(root, device_of(root, *inputs)):
         root.eval()
-        for candidate in shown:
-            spot = Spot(candidate.call.name, candidate.path)
-            saved, influence = _effect(root, spot, candidate.call.number, args, kwargs, logits)
-            kind = type(root.get_submodule(candidate.call.name)).__name__
-            rows.append(Row(candidate.location, kind, candidate is candidates[0], saved, influence))
+        rows = [_row(root, c, c is candidates[0], inputs, logits) for c in _shown(candidates)]
     return Description(type(root).__name__, rows)
 
 
-def _effect(
+def _shown(candidates: list[Candidate]) -> list[Candidate]:
+    """Keep the bottleneck, and a few of each grid among the codes of its level and those around it."""
+    best = candidates[0]
+    levels = list(_enclosing(best.call))
+    shown, grids = [best], Counter([best.stride])
+    for candidate in candidates[1:]:
+        if candidate.call.parent in levels and grids[candidate.stride] < _ROWS_PER_GRID:
+            shown.append(candidate)
+            grids[candidate.stride] += 1
+    return shown[:_ROWS]
+
+
+def _enclosing(call: Call) -> Iterator[Call]:
+    while call.parent is not None:
+        call = call.parent
+        yield call
+
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _row(
     model: nn.Module,
-    spot: Spot,
-    call: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    logits: Callable[[Any], Tensor] | None,
+    candidate: Candidate,
+    chosen: bool,
+    inputs: Inputs,
+    logits: Callable[[Any], Any] | None,
+) -> Row:
+    kind = type(model.get_submodule(candidate.call.name)).__name__
+    spot = Spot(candidate.call.name, candidate.path)
+    refusal = ""
+    for part in (_first_sample(inputs), inputs):  # some models insist on the batch they were called with
+        try:
+            saved, influence = _effect(model, spot, part, logits)
+        except Exception as error:  # whatever a model raises that cannot be run again
+            refusal = str(error).split(". ")[0].splitlines()[0]
+        else:
+            return Row(candidate.location, kind, chosen, saved, influence)
+    return Row(candidate.location, kind, chosen, None, None, refusal)
+
+
+def _first_sample(inputs: Inputs) -> Inputs:
+    image = image_in(inputs)
+    batch = None if image is None else image.shape[0]
+    cut: Inputs = map_tensors(inputs, lambda t: t[:1] if t.ndim and t.shape[0] == batch else t)
+    return cut
+
+
+def _effect(
+    model: nn.Module, spot: Spot, inputs: Inputs, logits: Callable[[Any], Any] | None
 ) -> tuple[float, float | None]:
-    plan = make_plan(model, (spot,), call, args, kwargs)
+    plan = make_plan(model, (spot,), -1, *inputs)
+    forward, replay = math.inf, math.inf
     with torch.no_grad():
-        start = time.perf_counter()
-        capture, output = captured(model, plan, args, kwargs)
-        middle = time.perf_counter()
-        without = capture.replay([torch.zeros_like])
-        end = time.perf_counter()
-    influence = relative_change(*(result if logits is None else logits(result) for result in (without, output)))
-    return max(0.0, 1 - (end - middle) / (middle - start)), None if influence < 1e-4 else influence
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            capture, output = captured(model, plan, *inputs)
+            middle = time.perf_counter()
+            without = capture.replay([torch.zeros_like])
+            forward, replay = min(forward, middle - start), min(replay, time.perf_counter() - middle)
+        read = logits or (lambda output: output)
+        influence = relative_change(read(without), read(output))
+        if influence < _FAINT:
+            poisoned = read(capture.replay([lambda code: torch.full_like(code, math.nan)]))
+            dead = any(bool(tensor.isnan().any()) for _, tensor in tensors_in(poisoned))
+            return max(0.0, 1 - replay / forward), None if dead else 0.0  # or else nothing reads it
+    return max(0.0, 1 - replay / forward), influence

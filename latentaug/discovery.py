@@ -33,7 +33,10 @@ from latentaug.trace import (
 )
 
 _DECODER = re.compile(r"(^|[._])(decod\w*|up\w*|head\w*|aux\w*|classif\w*|seg\w*_head|neck)([._]|\d|$)", re.IGNORECASE)
-_PREFIXES = (0, 1, 2, 5)  # none, a class token, class and distillation tokens, class and four register tokens
+# Axis of the tokens, and how many lead that are no sites: none, a class token, class and distillation tokens, class and
+# four register tokens. Registers without a class, or eight of them, are rarer than channels that come before sites.
+_TOKENS = ((1, 0), (1, 1), (1, 2), (1, 5), (2, 0))
+_RARE_TOKENS = ((1, 4), (1, 8), (1, 9))
 _WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
 
 Shape: TypeAlias = tuple[int, ...]
@@ -113,7 +116,7 @@ def _layouts(shape: Shape, image: Shape, grids: Collection[Shape] | None = None)
             elif all(g <= 2 * s for g, s in zip(grid, size, strict=True)):
                 return  # as fine as the input: no code, however its channels might be counted as sites
     if len(shape) == 3:
-        yield from _token_layouts(shape, _strided(size) if grids is None else [_known(size, grids)])
+        yield from _token_layouts(shape, size, grids)
 
 
 def _oddness(size: Shape, grid: Shape) -> tuple[float, bool]:
@@ -140,24 +143,28 @@ def _stride(size: Shape, grid: Shape) -> tuple[int, ...]:
     return tuple(axis[0] if axis else max(1, round(s / g)) for axis, s, g in zip(axes, size, grid, strict=True))
 
 
-def _strided(size: Shape) -> list[dict[int, Shape]]:
-    """Tell the stride by the number of sites that it leaves, for strides that divide the size and for all others."""
-    even = [stride for stride in range(max(size), 0, -1) if not any(s % stride for s in size)]
-    return [
-        {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in strides}
-        for strides in (even, range(max(size), 0, -1))
-    ]
+def _token_layouts(shape: Shape, size: Shape, grids: Collection[Shape] | None) -> Iterator[tuple[Layout, Shape]]:
+    if grids is None:
+        common, rare = ([(axis, n) for axis, n in ways if shape[axis] > 2 * n] for ways in (_TOKENS, _RARE_TOKENS))
+        even = [stride for stride in range(max(size), 0, -1) if not any(s % stride for s in size)]
+        yield from _tokens(shape, _strided(size, even), common + rare)
+        yield from _tokens(shape, _strided(size, range(max(size), 0, -1)), common)
+    else:
+        known = {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
+        yield from _tokens(shape, known, _TOKENS + _RARE_TOKENS)
 
 
-def _known(size: Shape, grids: Collection[Shape]) -> dict[int, Shape]:
-    return {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
+def _strided(size: Shape, strides: Iterable[int]) -> dict[int, Shape]:
+    """Tell the stride by the number of sites that it leaves."""
+    return {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in strides}
 
 
-def _token_layouts(shape: Shape, known: list[dict[int, Shape]]) -> Iterator[tuple[Layout, Shape]]:
-    for strides in known:
-        for axis, prefix in [*((1, prefix) for prefix in _PREFIXES), (2, 0)]:
-            if (stride := strides.get(shape[axis] - prefix)) is not None:
-                yield (Layout(-1, prefix) if axis == 1 else CHANNELS_FIRST), stride
+def _tokens(
+    shape: Shape, strides: dict[int, Shape], options: Iterable[tuple[int, int]]
+) -> Iterator[tuple[Layout, Shape]]:
+    for axis, prefix in options:
+        if (stride := strides.get(shape[axis] - prefix)) is not None:
+            yield (Layout(-1, prefix) if axis == 1 else CHANNELS_FIRST), stride
 
 
 def image_in(inputs: Any) -> Tensor | None:
@@ -583,8 +590,6 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bo
             fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
             if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
                 continue
-            if _passed_through(call, tensor, look.ways):
-                continue
             candidate = Candidate(call, path, tensor, node, learned, *fits[0])
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
@@ -624,6 +629,7 @@ def _best(
     Raises:
         ValueError: There is none.
     """
+    found = [c for c in found if not _passed_through(c.call, c.tensor, look.ways)]
     lacking = f"on a coarser grid than its input {look.image}"
     while level := _level(look.trace, found, look):
         coarsest = _by_preference(model, level, look)

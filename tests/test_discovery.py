@@ -72,6 +72,12 @@ def test_tokens_are_read_off_their_number(size: tuple[int, ...], stride: int, pr
         ((2, 48, 16), (2, 1, 64, 64), (CHANNELS_FIRST, (16, 16))),
         ((2, 21, 48), (2, 1, 64, 64), (Layout(-1, 5), (16, 16))),
         ((2, 9, 48), (2, 1, 47, 47), (TOKENS, (16, 16))),  # rounded up
+        ((2, 25, 32), (2, 1, 64, 64), (Layout(-1, 9), (16, 16))),
+        ((2, 16, 4, 5), (2, 1, 50, 71), (CHANNELS_FIRST, (16, 16))),  # padded, or rounded down and up
+        ((2, 16, 3, 4), (2, 1, 50, 70), (CHANNELS_FIRST, (16, 16))),
+        ((2, 16, 5, 5), (2, 1, 70, 70), (CHANNELS_FIRST, (14, 14))),  # divides, and so is likelier than 16
+        ((2, 16, 2, 4), (2, 1, 64, 96), (CHANNELS_FIRST, (32, 24))),
+        ((1, 32, 13), (1, 1, 100), (CHANNELS_FIRST, (8,))),
         ((2, 8), (2, 3, 64, 64), None),
         ((4, 8, 4, 4), (2, 3, 64, 64), None),
         ((2, 8, 128, 128), (2, 3, 64, 64), None),
@@ -108,6 +114,8 @@ def test_the_image_is_the_first_that_may_be_one() -> None:
     assert image_in([vector, labels, {"image": image}]) is image
     assert image_in([vector, labels]) is labels
     assert image_in([vector, "text"]) is None
+    words = torch.zeros(2, 7, 16)
+    assert image_in({"words": words, "image": image}) is image
 
 
 # Names ------------------------------------------------------------------------------------------------------------
@@ -373,6 +381,147 @@ class ChannelsLastEncoder(nn.Module):
         return features
 
 
+class ContextBehind(nn.Module):
+    """Strided poolings behind the code, each narrowed at once: context for a decoder, as DAPPM and PAN compute it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(nn.AvgPool2d(stride, stride) for stride in (2, 4))
+        self.narrow = nn.ModuleList(nn.Conv2d(32, 8, 1) for _ in range(2))
+        self.merge = nn.Conv2d(48, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [narrow(pool(x)) for pool, narrow in zip(self.pools, self.narrow, strict=True)]
+        return self.merge(torch.cat([x, *(F.interpolate(branch, x.shape[2:]) for branch in branches)], 1))
+
+
+class Flat(nn.Module):
+    """Encoder, a branch behind it and decoder, all side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1, self.enc2, self.enc3 = conv(3, 8, 2), conv(8, 16, 2), conv(16, 32, 2)
+        self.context = ContextBehind()
+        self.pool, self.thin = nn.MaxPool2d(2), nn.Conv2d(32, 4, 1)
+        self.head = conv(36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.enc3(F.relu(self.enc2(F.relu(self.enc1(x)))))
+        thin = F.interpolate(self.thin(self.pool(code)), code.shape[2:])
+        return F.interpolate(self.head(torch.cat([self.context(code), thin], 1)), x.shape[2:])
+
+
+class Narrowing(nn.Module):
+    """An autoencoder whose code is the narrowest: nothing goes around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(3, 16, 2), conv(16, 8, 2), conv(8, 4, 2)
+        self.up, self.head = nn.Upsample(scale_factor=8), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.third(F.relu(self.second(F.relu(self.first(x)))))))
+
+
+class SharedRelu(nn.Module):
+    """One activation for encoder and decoder: what a tap on it takes is the last call's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.relu = conv(3, 8, 2), conv(8, 16, 2), nn.ReLU()
+        self.up1, self.up2 = nn.ConvTranspose2d(16, 8, 2, 2), nn.ConvTranspose2d(8, 2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.relu(self.down2(self.relu(self.down1(x))))
+        return self.up2(self.relu(self.up1(code)))
+
+
+class CutOff(Net):
+    """The encoder is frozen by running it without a graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            *skips, code = self.encoder(x)
+        code = code.detach()
+        for up in (self.up1, self.up2):
+            code = F.relu(up(code)) + skips.pop()
+        return self.head(code)
+
+
+class Attention(nn.Module):
+    """Residual attention whose values, made last, are as wide as the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.query, self.key, self.value = (nn.Conv2d(32, channels, 1) for channels in (8, 8, 32))
+        self.head = conv(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.encoder(x)[-1]
+        scores = self.query(code).flatten(2).mT @ F.max_pool2d(self.key(code), 4).flatten(2)
+        values = F.max_pool2d(self.value(code), 4).flatten(2).mT
+        return F.interpolate(
+            self.head(code + (scores.softmax(-1) @ values).mT.unflatten(2, code.shape[2:])), x.shape[2:]
+        )
+
+
+class ResizesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(Encoder())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.net(F.interpolate(x, (16, 24))), x.shape[2:])
+
+
+class HandsThrough(nn.Module):
+    """Also returns the code of its encoder, which its decoder has used by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixel = PixelModule()
+        self.head = conv(8, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        code, pixels = self.pixel(x)
+        return {"logits": self.head(pixels) + code.mean(), "hidden": code}
+
+
+class PixelModule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(conv(3, 16, 2), conv(16, 32, 2))
+        self.decoder = nn.Sequential(nn.Upsample(scale_factor=4), conv(32, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.encoder(x)
+        return code, self.decoder(code)
+
+
+class Unpatchify(nn.Module):
+    """Tokens with a class token; the last layer is wider than they are, and its output is the logits, reordered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.out = nn.Conv2d(3, 24, 8, 8), nn.Linear(24, 24), nn.Linear(24, 2 * 64)
+        self.register_buffer("class_token", torch.zeros(1, 1, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.embed(x)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
+        pixels = self.out(self.mix(tokens)[:, 1:]).mT.unflatten(2, patches.shape[2:])
+        return F.pixel_shuffle(pixels, 8)
+
+
+class Labels(Net):
+    """Labels in eval mode, logits in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.training else logits.argmax(1)
+
+
 MODELS: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "plain": (lambda: Net(Encoder()), "encoder[2]", (2, 32, 8, 12)),
     "with a bottom": (lambda: Net(Encoder(), nn.Conv2d(32, 32, 1)), "middle", (2, 32, 8, 12)),
@@ -393,6 +542,14 @@ MODELS: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "levels of DynUNet": (LevelsOfDynUNet, "levels.inner.inner.inner", (2, 64, 4, 6)),
     "dead end": (ReadsTheFirst, "vit[0]", (2, 32, 8, 12)),
     "channels last": (SwinLike, "backbone[2]", (2, 4, 6, 32)),
+    "context behind the code": (Flat, "context", (2, 32, 4, 6)),
+    "narrowing": (Narrowing, "third", (2, 4, 4, 6)),
+    "shared activation": (SharedRelu, "down2", (2, 16, 8, 12)),
+    "encoder without a graph": (lambda: CutOff(Encoder()), "encoder[2]", (2, 32, 8, 12)),
+    "values as wide as the code": (Attention, "encoder[2]", (2, 32, 8, 12)),
+    "resizes its input": (ResizesItsInput, "net.encoder[2]", (2, 32, 4, 6)),
+    "handed through": (HandsThrough, "pixel.encoder", (2, 32, 8, 12)),
+    "unpatchified": (Unpatchify, "mix", (2, 25, 24)),
     "sequential": (
         lambda: nn.Sequential(conv(3, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 2, 2, 2)),
         "1",
@@ -429,6 +586,82 @@ def test_the_bottleneck_is_found_and_nothing_is_left_behind(name: str) -> None:
 
 def first(output: Any) -> Tensor:
     return next(iter(output.values())) if isinstance(output, dict) else output
+
+
+def test_labels_in_eval_mode_are_searched_in_train_mode() -> None:
+    model = Labels(Encoder()).eval()
+    assert str(find_bottleneck(model, images())) == "encoder[2]"
+    assert not model.training
+
+
+class TokensOfAVolume(nn.Module):
+    """A token for each of 4 x 4 x 4 sites, strided unevenly; as many channels as another grid has sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Conv3d(1, 32, (4, 8, 8), (4, 8, 8)), nn.Linear(32, 32)
+        self.up = nn.ConvTranspose3d(32, 2, (4, 8, 8), (4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.embed(x)
+        return self.up(self.mix(patches.flatten(2).mT).mT.unflatten(2, patches.shape[2:]))
+
+
+def test_tokens_of_an_uneven_grid_are_told_by_the_grids_around_and_by_another_size() -> None:
+    location = find_bottleneck(TokensOfAVolume(), torch.randn(2, 1, 16, 32, 32))
+    assert (str(location), location.layout, location.stride) == ("mix", TOKENS, (4, 8, 8))
+
+
+def test_queries_are_no_sites_though_their_number_might_be() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.pixels = conv(3, 16, 4), nn.Conv2d(16, 8, 1)
+            self.queries, self.decode = nn.Parameter(torch.randn(4, 16)), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[2:] != (32, 32):
+                raise ValueError("one size only")
+            code = self.backbone(x)
+            queries = self.queries + code.mean((2, 3))[:, None]
+            return torch.einsum("bqc,bchw->bqhw", self.decode(queries), self.pixels(code))
+
+    assert str(find_bottleneck(Queries(), torch.randn(2, 3, 32, 32))) == "backbone"
+
+
+def test_channels_are_told_from_sites_by_another_size() -> None:
+    """[2, 8, 8, 8] fits both ways at one size."""
+
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.patch(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    location = find_bottleneck(ChannelsLast(), torch.randn(2, 3, 32, 32))
+    assert (str(location), location.layout) == ("norm", CHANNELS_LAST)
+
+
+def test_integer_images_are_searched_from_the_weights() -> None:
+    class Embedded(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x / 255)
+
+    assert str(find_bottleneck(Embedded(Encoder()), torch.randint(0, 255, (2, 3, 32, 48)))) == "encoder[2]"
+
+
+def test_prompts_beside_the_image_are_no_codes() -> None:
+    class Prompted(Net):
+        def __init__(self) -> None:
+            super().__init__(Encoder())
+            self.prompt = nn.Linear(2, 64)
+
+        def forward(self, x: Tensor, points: Tensor) -> Tensor:
+            return super().forward(x) * self.prompt(points).mean()
+
+    assert str(find_bottleneck(Prompted(), (images(), torch.randn(2, 1, 2)))) == "encoder[2]"
 
 
 def test_layouts_and_strides_come_with_the_location() -> None:
@@ -584,9 +817,9 @@ def test_influence_is_the_share_of_the_output_that_a_zero_code_takes_away() -> N
     model = Net(Encoder()).eval()
     row = next(row for row in describe(model, images()).rows if row.chosen)
     with torch.no_grad():
-        logits = model(images())
+        logits = model(images()[:1])
         model.encoder.register_forward_hook(lambda module, args, output: [*output[:2], output[2] * 0])
-        without = model(images())
+        without = model(images()[:1])
     influence = float((without - logits).norm() / logits.norm())
     assert row.influence == pytest.approx(influence, rel=1e-5)
     assert row.leak == pytest.approx(max(0.0, 1 - influence), rel=1e-4)
@@ -602,6 +835,37 @@ def test_a_dead_signal_is_said_to_be_dead() -> None:
     assert row.influence is None
     assert row.leak is None
     assert "n/a, signal dead: train first" in str(description)
+
+
+def test_a_skip_that_nobody_reads_is_all_leak() -> None:
+    class Unread(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            code = self.encoder(x)[-1]
+            return self.head(F.relu(self.up2(F.relu(self.up1(code)))))
+
+    rows = {str(row.location): row for row in describe(Unread(Encoder()), images()).rows}
+    assert rows["encoder[2]"].influence
+    assert (rows["encoder[1]"].influence, rows["encoder[1]"].leak) == (0, 1)
+
+
+def test_a_model_that_cannot_be_replayed_is_described_too() -> None:
+    class Counts(Net):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    description = describe(Counts(Encoder()), images())
+    row = description.rows[0]
+    assert (str(row.location), row.saved, row.influence, row.leak) == ("encoder[2]", None, None, None)
+    assert "cannot be replayed: LatentTap cannot replay Counts" in str(description)
+
+
+def test_descriptions_of_large_models_stay_short() -> None:
+    model = nn.Sequential(conv(3, 8, 2), *(conv(8, 8) for _ in range(30)), conv(8, 16, 2), nn.Upsample(scale_factor=4))
+    strides = [row.location.stride for row in describe(nn.Sequential(model), images()).rows]
+    assert strides == [(4, 4), (2, 2), (2, 2)]
 
 
 def test_described_logits_count_alone() -> None:
