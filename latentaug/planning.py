@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.modes import borrowed_buffers, frozen_norm_statistics, is_norm_statistic, preserved_random_state
+from latentaug.modes import (
+    RandomState,
+    borrowed_buffers,
+    frozen_norm_statistics,
+    is_norm_statistic,
+    preserved_random_state,
+)
 from latentaug.replay import Capture, Plan, Spot, device_of
 from latentaug.trace import (
     Call,
@@ -49,11 +55,10 @@ def make_plan(
         size = None if any(is_compiled(module) for module in model.modules()) else 2
         try:
             sample = _sample(args, kwargs, size)
-            trace, changed = _trace(model, spots, sample)
+            plan = _planned(model, spots, call, sample)
         except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
             sample = _sample(args, kwargs, size=None)
-            trace, changed = _trace(model, spots, sample)
-        plan = _plan(trace, spots, call, changed)
+            plan = _planned(model, spots, call, sample)
         return _proved(model, plan, sample)
 
 
@@ -89,19 +94,12 @@ def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> 
     return map_tensors((args, kwargs), cut)
 
 
-def _trace(model: nn.Module, spots: tuple[Spot, ...], inputs: Any) -> tuple[Call, tuple[str, ...]]:
+def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) -> Plan:
+    """Run the model once, and read off its calls what may be skipped."""
     args, kwargs = map_tensors(inputs, torch.clone)
     before = {name: (value, version_of(value)) for name, value in _plain_buffers(model)}
+    random = RandomState.capture(device_of(model, args, kwargs))
     trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(spot.name for spot in spots))
-    changed = []
-    for name, value in _plain_buffers(model):
-        old, version = before.get(name, (None, None))
-        if value is not old or version_of(value) != version:
-            changed.append(name)
-    return trace, tuple(changed)
-
-
-def _plan(trace: Call, spots: tuple[Spot, ...], call: int, buffers: tuple[str, ...]) -> Plan:
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
         spots=spots,
@@ -110,13 +108,21 @@ def _plan(trace: Call, spots: tuple[Spot, ...], call: int, buffers: tuple[str, .
         kept=frozenset(),
         cloned=frozenset(),
         clone_inputs=trace.impure,
-        buffers=buffers,
+        buffers=tuple(_changed_buffers(model, before)),
+        interpreter=random.interpreter_moved(),
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
     kept = _skippable(trace, tapped[0])
     moved = frozenset(entry.key for entry in [*kept, *tapped] if entry.moved())
     return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved)
+
+
+def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | None]]) -> Iterator[str]:
+    for name, value in _plain_buffers(model):
+        old, version = before.get(name, (None, None))
+        if value is not old or version_of(value) != version:
+            yield name
 
 
 def _skippable(trace: Call, tapped: Call) -> list[Call]:

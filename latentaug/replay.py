@@ -22,6 +22,7 @@ from latentaug.modes import (
     constant_weights,
     frozen_norm_statistics,
     preserved_random_state,
+    submodules,
 )
 from latentaug.trace import (
     InputWatch,
@@ -56,6 +57,7 @@ class Plan:
     cloned: frozenset[Key]  # calls whose results are changed in place later, so that a clone is taken at return
     clone_inputs: bool
     buffers: tuple[str, ...]  # buffers, other than normalisation statistics, that a pass changes
+    interpreter: bool  # whether a pass draws from Python's or NumPy's random streams
     fast: bool = True
 
     def chosen(self, spot: Spot) -> Key:
@@ -68,12 +70,15 @@ class Plan:
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the submodules whose calls a pass must see."""
-        names = {name for name, _ in self.kept} | {spot.name for spot in self.spots}
-        for spot in self.spots:  # compiled code around a tapped module would not see what stands in for it
-            parts = spot.name.split(".")
-            parents = {".".join(parts[:n]) for n in range(1, len(parts))}
-            names |= {name for name in parents if is_compiled(model.get_submodule(name))}
-        return {name: model.get_submodule(name) for name in sorted(names) if name}
+        found = {name: model.get_submodule(name) for name, _ in self.kept}
+        for spot in self.spots:
+            module, name = model, ""
+            for key in filter(None, spot.name.split(".")):
+                module, name = module.get_submodule(key), f"{name}.{key}".lstrip(".")
+                # Compiled code around a tapped module would not see what stands in for it.
+                if name == spot.name or is_compiled(module):
+                    found[name] = module
+        return found
 
 
 # Capturing --------------------------------------------------------------------------------------------------------
@@ -133,7 +138,12 @@ class Capture:
         return output
 
     def _note_weights(self) -> None:
-        self._weights = [(weight, version_of(weight)) for weight in self.model.parameters() if weight.requires_grad]
+        self._weights = [
+            (weight, version_of(weight))
+            for module in submodules(self.model)
+            for weight in module._parameters.values()
+            if weight is not None and weight.requires_grad
+        ]
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = (name, self.counts[name])
@@ -148,7 +158,8 @@ class Capture:
             output = original(*args, **kwargs)
         finally:
             self._skipping -= keep
-        random, inner, impure = RandomState.capture(self.device), self.counts - before, watch.changed()
+        random = RandomState.capture(self.device, interpreter=self.plan.interpreter)
+        inner, impure = self.counts - before, watch.changed()
         clone = key in self.plan.cloned or any(t.is_inference() for _, t in tensors_in(output))
         entry = Record(map_tensors(output, torch.clone) if clone else output, random, inner, impure, clone)
         if keep:
@@ -181,7 +192,10 @@ class Capture:
         self.earliest = min(self.chosen, key=self.order.index)
         self.taps = {key: self.taps[key] for key in self.chosen}
         self.fits = (
-            plan.fast and self.records.keys() == plan.kept and not any(entry.impure for entry in self.records.values())
+            plan.fast
+            and self.records.keys() == plan.kept
+            and not any(entry.impure for entry in self.records.values())
+            and (plan.interpreter or not self.random.interpreter_moved())
         )
         if not self.fits:
             self.records = {}

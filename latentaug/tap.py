@@ -24,6 +24,7 @@ from latentaug.discovery import (
     unwrap,
 )
 from latentaug.layout import Layout
+from latentaug.modes import submodules
 from latentaug.planning import make_plan, without_skipping
 from latentaug.replay import Capture, NewCode, Plan, Spot
 from latentaug.trace import Path, is_compiled, overridden
@@ -285,7 +286,7 @@ class LatentTap:
         return self._shared.plans[key]
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
-        return spots, self._call, tuple(module.training for module in self._root.modules())
+        return spots, self._call, tuple(module.training for module in submodules(self._root))
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

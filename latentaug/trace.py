@@ -27,23 +27,22 @@ _ABSENT = object()
 # Trees: what models take and return -------------------------------------------------------------------------------
 
 
-def children_of(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (key, child) of a container that models return; nothing for a leaf."""
+def children_of(tree: Any) -> Iterable[tuple[Any, Any]]:
+    """Return (key, child) of each part of a container that models return; nothing for a leaf."""
     if isinstance(tree, list | tuple):
-        yield from enumerate(tree)
-    elif isinstance(tree, Mapping):
-        yield from tree.items()
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        yield from ((f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name))
+        return enumerate(tree)
+    if isinstance(tree, Mapping):
+        return tree.items()
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name)]
+    return ()
 
 
-def tensors_in(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield (path, tensor) for every tensor in nested lists, tuples, mappings and dataclasses, in order."""
+def tensors_in(tree: Any, path: Path = ()) -> list[tuple[Path, Tensor]]:
+    """Return (path, tensor) for every tensor in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(tree, Tensor):
-        yield path, tree
-    else:
-        for key, child in children_of(tree):
-            yield from tensors_in(child, (*path, key))
+        return [(path, tree)]
+    return [found for key, child in children_of(tree) for found in tensors_in(child, (*path, key))]
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -256,14 +255,16 @@ class InputWatch:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._given = (args, kwargs)
-        self._before = [(path, tensor, version_of(tensor)) for path, tensor in tensors_in(self._given)]
+        self._tensors = tensors_in(self._given)
+        self._versions = [version_of(tensor) for _, tensor in self._tensors]
 
     def changed(self) -> bool:
         """Tell whether anything moved since construction."""
-        now = list(tensors_in(self._given))
-        return len(now) != len(self._before) or any(
-            path != old_path or tensor is not old or version_of(tensor) != version
-            for (path, tensor), (old_path, old, version) in zip(now, self._before, strict=True)
+        now = tensors_in(self._given)
+        return (
+            len(now) != len(self._tensors)
+            or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(now, self._tensors, strict=True))
+            or self._versions != [version_of(tensor) for _, tensor in now]
         )
 
     def storages(self) -> frozenset[int]:
@@ -306,7 +307,7 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] |
         call.finish = next(clock)
         call.impure = watch.changed()
         call.output = map_tensors(output, lambda tensor: tensor)
-        call.tensors = list(tensors_in(output))
+        call.tensors = tensors_in(output)
         call.versions = [version_of(tensor) for _, tensor in call.tensors]
         call.nodes = [tensor.grad_fn for _, tensor in call.tensors]
         return output
