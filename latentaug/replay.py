@@ -8,7 +8,7 @@ call is its return value, which `make_plan` establishes call by call and then pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -70,15 +70,23 @@ class Plan:
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the submodules whose calls a pass must see."""
-        found = {name: model.get_submodule(name) for name, _ in self.kept}
-        for spot in self.spots:
-            module, name = model, ""
-            for key in filter(None, spot.name.split(".")):
-                module, name = module.get_submodule(key), f"{name}.{key}".lstrip(".")
+        tapped = {spot.name for spot in self.spots}
+        found = {}
+        for name in {name for name, _ in self.kept} | tapped:
+            for prefix, module in _way(model, name):
                 # Compiled code around a tapped module would not see what stands in for it.
-                if name == spot.name or is_compiled(module):
-                    found[name] = module
+                if prefix == name or (name in tapped and is_compiled(module)):
+                    found[prefix] = module
         return found
+
+
+def _way(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules on the way down to a submodule, by their names."""
+    prefix = ""
+    for key in filter(None, name.split(".")):
+        model = getattr(model, key)
+        prefix = f"{prefix}.{key}" if prefix else key
+        yield prefix, model
 
 
 # Capturing --------------------------------------------------------------------------------------------------------
