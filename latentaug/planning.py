@@ -23,7 +23,7 @@ from latentaug.modes import (
     is_norm_statistic,
     preserved_random_state,
 )
-from latentaug.replay import Capture, Plan, Spot, device_of
+from latentaug.replay import Capture, Plan, Spot, device_of, weight_versions
 from latentaug.trace import (
     Call,
     ancestors,
@@ -98,7 +98,7 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     """Run the model once, and read off its calls what may be skipped."""
     args, kwargs = map_tensors(inputs, torch.clone)
     before = {name: (value, version_of(value)) for name, value in _plain_buffers(model)}
-    random = RandomState.capture(device_of(model, args, kwargs))
+    random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
     trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(spot.name for spot in spots))
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
@@ -110,6 +110,7 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
         clone_inputs=trace.impure,
         buffers=tuple(_changed_buffers(model, before)),
         interpreter=random.interpreter_moved(),
+        moves_weights=any(version_of(weight) != version for weight, version in weights),
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)

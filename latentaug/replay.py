@@ -58,6 +58,7 @@ class Plan:
     clone_inputs: bool
     buffers: tuple[str, ...]  # buffers, other than normalisation statistics, that a pass changes
     interpreter: bool  # whether a pass draws from Python's or NumPy's random streams
+    moves_weights: bool  # whether a pass changes trainable weights
     fast: bool = True
 
     def chosen(self, spot: Spot) -> Key:
@@ -95,7 +96,7 @@ def _way(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 class Record:
     """What one call returned, and the state of the world at that moment."""
 
-    def __init__(self, tree: Any, random: RandomState, inner: Counter[str], impure: bool, cloned: bool):
+    def __init__(self, tree: Any, random: RandomState, inner: list[str], impure: bool, cloned: bool):
         self.tree = map_tensors(tree, lambda tensor: tensor)  # containers of our own: decoders pop from theirs
         self.versions = [(t, version_of(t)) for _, t in tensors_in(self.tree)]
         self.random = random
@@ -127,8 +128,9 @@ class Capture:
         self.buffers = {name: model.get_buffer(name).clone() for name in plan.buffers}
         self.inputs = map_tensors((args, kwargs), torch.clone) if plan.clone_inputs else (args, kwargs)
         self._inputs_watch = InputWatch(*self.inputs)
-        self._weights: list[tuple[Tensor, int | None]] = []
+        self._weights = weight_versions(model)
         self.counts: Counter[str] = Counter()
+        self.calls: list[str] = []
         self.records: dict[Key, Record] = {}
         self.taps: dict[Key, Record] = {}
         self.order: list[Key] = []
@@ -146,28 +148,26 @@ class Capture:
         return output
 
     def _note_weights(self) -> None:
-        self._weights = [
-            (weight, version_of(weight))
-            for module in submodules(self.model)
-            for weight in module._parameters.values()
-            if weight is not None and weight.requires_grad
-        ]
+        # Of other models they are noted as the pass begins: once it has emptied the cache, that takes four times as long.
+        if self.plan.moves_weights:
+            self._weights = weight_versions(self.model)
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = (name, self.counts[name])
         self.counts[name] += 1
+        self.calls.append(name)
         keep = not self._skipping and key in self.plan.kept
         paths = [spot.path for spot in self.plan.spots if spot.name == name]
         if not keep and not paths:
             return original(*args, **kwargs)
-        watch, before = InputWatch(args, kwargs), Counter(self.counts)
+        watch, before = InputWatch(args, kwargs), len(self.calls)
         self._skipping += keep
         try:
             output = original(*args, **kwargs)
         finally:
             self._skipping -= keep
         random = RandomState.capture(self.device, interpreter=self.plan.interpreter)
-        inner, impure = self.counts - before, watch.changed()
+        inner, impure = self.calls[before:], watch.changed()
         clone = key in self.plan.cloned or any(t.is_inference() for _, t in tensors_in(output))
         entry = Record(map_tensors(output, torch.clone) if clone else output, random, inner, impure, clone)
         if keep:
@@ -290,7 +290,7 @@ class _Replay:
 
     def _skipped(self, entry: Record) -> Any:
         entry.random.restore()
-        self.counts += entry.inner
+        self.counts.update(entry.inner)
         return entry.hand_out(detach=self.detach)
 
     def _tapped(self, key: Key, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -346,6 +346,16 @@ def _new_code(new: NewCode, current: Tensor) -> Tensor:
             f"got {tuple(code.shape)} on {code.device}."
         )
     return code
+
+
+def weight_versions(model: nn.Module) -> list[tuple[Tensor, int | None]]:
+    """Note how often each trainable weight was changed in place."""
+    return [
+        (weight, version_of(weight))
+        for module in submodules(model)
+        for weight in module._parameters.values()
+        if weight is not None and weight.requires_grad
+    ]
 
 
 def _autocast_state(kind: str) -> tuple[str, torch.dtype, bool, bool]:
