@@ -148,7 +148,7 @@ class Capture:
         return output
 
     def _note_weights(self) -> None:
-        # Of other models they are noted as the pass begins: once it has emptied the cache, that takes four times as long.
+        # Otherwise noted as the pass begins: once it has emptied the cache, that takes four times as long.
         if self.plan.moves_weights:
             self._weights = weight_versions(self.model)
 
