@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -1386,7 +1387,7 @@ class StochasticBlock(nn.Module):
 
 
 class StochasticUNet(nn.Module):
-    """Stochastic depth and dropout of channels on the way down, dropout as a function on the way up."""
+    """Drops paths, channels, values, and whole blocks that it then never calls: on the way down and up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1395,28 +1396,50 @@ class StochasticUNet(nn.Module):
         self.stage2 = nn.Sequential(nn.Conv2d(8, 16, 2, 2), StochasticBlock(16, 0.4), StochasticBlock(16, 0.5))
         self.stage3 = nn.Sequential(nn.Conv2d(16, 32, 2, 2), nn.Dropout2d(0.2), StochasticBlock(32, 0.5))
         self.dec2, self.dec1, self.out = conv_norm_relu(48, 16), conv_norm_relu(24, 8), nn.ConvTranspose2d(8, 2, 2, 2)
+        self.extra = nn.ModuleList(conv_norm_relu(width, width) for width in (8, 16, 16))
+
+    def perhaps(self, block: nn.Module, x: Tensor) -> Tensor:
+        return x if self.training and random.random() < 0.5 else block(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.stage1(self.stem(x))
-        b = self.stage2(a)
+        a = self.perhaps(self.extra[0], self.stage1(self.stem(x)))
+        b = self.perhaps(self.extra[1], self.stage2(a))
         y = F.dropout2d(self.stage3(b), 0.2, self.training)
-        y = self.dec2(torch.cat([up_to(y, b), b], 1))
+        y = self.perhaps(self.extra[2], self.dec2(torch.cat([up_to(y, b), b], 1)))
         y = F.dropout(self.dec1(torch.cat([up_to(y, a), a], 1)), 0.1, self.training)
         return self.out(y)
 
 
 class Modulated(nn.Module):
-    """The image as a whole scales and shifts the channels of the code, by a function in `forward`."""
+    """A small network sees the image as a whole, on a coarser grid, and scales and shifts the channels of the code."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.decoder = Stages(), Merge()
-        self.condition = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 64))
+        self.context = nn.Sequential(*(conv_norm_relu(a, b, stride=2) for a, b in ((3, 8), (8, 8), (8, 16), (16, 32))))
+        self.condition = nn.Linear(32, 64)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self.condition(x.mean((2, 3)))[:, :, None, None].chunk(2, 1)
+        scale, shift = self.condition(self.context(x).mean((2, 3)))[:, :, None, None].chunk(2, 1)
         *skips, z = self.encoder(x)
         return self.decoder(*skips, z * (1 + scale) + shift)
+
+
+class Localised(nn.Module):
+    """A localisation network tells where to look, on a coarser grid than the U-Net behind it ever has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.localise = nn.Sequential(
+            conv_norm_relu(3, 8, stride=2), nn.MaxPool2d(2), conv_norm_relu(8, 16, stride=2), nn.MaxPool2d(2)
+        )
+        self.pose, self.unet = nn.Linear(16 * 2 * 3, 6), FunctionalUNet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        straight = torch.eye(2, 3, device=x.device, dtype=x.dtype)
+        pose = straight + 0.1 * self.pose(self.localise(x).flatten(1)).unflatten(1, (2, 3)).tanh()
+        grid = F.affine_grid(pose, list(x.shape), align_corners=False)
+        return self.unet(F.grid_sample(x, grid, align_corners=False))
 
 
 class FlowAlignment(nn.Module):
