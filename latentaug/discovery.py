@@ -290,13 +290,17 @@ def spot_in(name: str, path: Path | None, output: Any) -> Spot:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A tensor on a coarser grid than the input that some call returned, and that the output depends on."""
+    """A tensor on a coarser grid than the input that some call returned, and that the output depends on.
+
+    It is `learned` if the call has weights, and only `pooled` if none of them acted on this grid.
+    """
 
     call: Call
     path: Path
     tensor: Tensor
     node: Any
     learned: bool
+    pooled: bool
     layout: Layout
     stride: tuple[int, ...]
 
@@ -449,6 +453,11 @@ class _Ways:
         around = self._around(nodes)
         return any(around[end] for end in self._ends)
 
+    def shuffles(self, node: Any) -> bool:
+        """Tell whether all that reads a node makes pixels of its channels."""
+        readers = [reader for reader in self._order if node in _parents(reader)]
+        return bool(readers) and all("PixelShuffle" in type(reader).__name__ for reader in readers)
+
     def after(self, node: Any) -> set[Any]:
         """Collect what follows from a node."""
         following = {node}
@@ -583,14 +592,19 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bo
     for call in latest.values():
         if call is look.trace:
             continue
-        learned = any(True for _ in model.get_submodule(call.name).parameters())
+        weighted = [inner for inner in call.walk() if _has_weights(model.get_submodule(inner.name))]
+        made = [readings[inner.key, place] for inner in weighted for place, _ in inner.tensors]
+        entry = _entry(call, look.image)
         for (path, tensor), node in zip(call.tensors, call.nodes, strict=True):
             key = (call.key, path)
             shape, other = tuple(tensor.shape), again.returned.get(key) if again else None
             fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
             if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
                 continue
-            candidate = Candidate(call, path, tensor, node, learned, *fits[0])
+            layout, stride = fits[0]
+            sites = 1 / math.prod(stride)
+            pooled = entry > sites and all(fit and 1 / math.prod(fit[0][1]) > sites for fit in made)
+            candidate = Candidate(call, path, tensor, node, bool(weighted), pooled, layout, stride)
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
     return found or fixed
@@ -670,11 +684,20 @@ def _level(call: Call, found: list[Candidate], look: _Look) -> list[Candidate]:
         return (_level(encoders[0], inside[id(encoders[0])], look) or here) if encoders else here
     if smallest_inside >= smallest_here:
         return here
+    if _comes_up_again(child, inside[id(child)], smallest_here, look.image):
+        return _level(child, inside[id(child)], look) or here
     # A level of a U nested in itself is alone in returning the coarsest code; what it reduces itself counts, then.
     owner = child if all(c.call is child for c in coarsest) else call
     before, after = _entry(owner, look.image) / smallest_here, smallest_here / smallest_inside
     enter = after > before or (math.isclose(after, before) and not _DECODER.search(child.name))
     return (_level(child, inside[id(child)], look) or here) if enter else here
+
+
+def _comes_up_again(call: Call, inside: list[Candidate], sites: float, image: Shape) -> bool:
+    """Tell whether a call goes down, from a grid finer than `sites`, to codes coarser and wider than it returns."""
+    own = [c.channels for c in inside if c.call is call]
+    deep = [c.channels for c in inside if c.call.parent is call and c.sites < sites]
+    return bool(own and deep) and max(deep) > max(own) and min(_entries(call, image), default=1.0) > sites
 
 
 def _without_detours(call: Call, found: list[Candidate], ways: _Ways) -> list[Candidate]:
@@ -706,8 +729,11 @@ def _is_decoder(candidate: Candidate) -> bool:
 
 def _entry(call: Call, image: Shape) -> float:
     """Return the finest grid among the inputs of a call, as a share of the image's sites."""
-    fits = [fit for shape in call.given if (fit := infer_layout(shape, image))]
-    return max((1 / math.prod(stride) for _, stride in fits), default=1.0)
+    return max(_entries(call, image), default=1.0)
+
+
+def _entries(call: Call, image: Shape) -> list[float]:
+    return [1 / math.prod(fit[1]) for shape in call.given if (fit := infer_layout(shape, image))]
 
 
 def _within(call: Call | None, ancestor: Call) -> bool:
@@ -719,26 +745,28 @@ def _within(call: Call | None, ancestor: Call) -> bool:
 
 
 def _by_preference(model: nn.Module, level: list[Candidate], look: _Look) -> list[Candidate]:
-    """Sort the coarsest codes of a level: on the main road, not named like a decoder, most channels, latest.
+    """Sort the coarsest codes of a level: on the main road, not named like a decoder, widest, latest.
 
-    Last come those that no weights follow: they are the output, or nearly.
+    What was only pooled counts half its width. Last come codes that no weights follow, which are the output, or nearly;
+    and those that are read as pixels of a finer grid.
     """
     coarsest = min(c.sites for c in level)
     group = [c for c in level if math.isclose(c.sites, coarsest)]
     all_ways = look.ways.over_any({c.node for c in group})
     returned = {call: {c.node for c in group if c.call is call} for call in {c.call for c in group}}
     off_road = {call for call, nodes in returned.items() if 2 * look.ways.over_any(nodes) < all_ways}
-    group.sort(
+    weighted = [call for call in look.trace.walk() if _has_weights(model.get_submodule(call.name))]
+    return sorted(
+        group,
         key=lambda c: (
+            not _is_followed(c, weighted, look.ways) or look.ways.shuffles(c.node),
             c.call in off_road,
             _is_decoder(c),
-            -c.channels,
+            -c.channels / (2 if c.pooled else 1),
             -c.call.finish,
             -len(ancestors([c.node])),
-        )
+        ),
     )
-    weighted = [call for call in look.trace.walk() if _has_weights(model.get_submodule(call.name))]
-    return sorted(group, key=lambda c: not _is_followed(c, weighted, look.ways))
 
 
 def _has_weights(module: nn.Module) -> bool:

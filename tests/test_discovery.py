@@ -499,6 +499,52 @@ class PixelModule(nn.Module):
         return code, self.decoder(code)
 
 
+class ContextPath(nn.Module):
+    """Goes down to a wide code, and comes up again before it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.narrow, self.refine = Encoder((8, 16, 32)), nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, half, quarter = self.encoder(x)
+        return self.refine(half) + F.interpolate(self.narrow(quarter), half.shape[2:])
+
+
+class TwoPaths(nn.Module):
+    """Detail beside context, as BiSeNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detail, self.context, self.head = conv(3, 16, 2), ContextPath(), conv(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.head(torch.cat([self.detail(x), self.context(x)], 1)), x.shape[2:])
+
+
+class PooledLast(nn.Module):
+    """Convolves, then pools; the block on the coarsest grid is narrower than what was pooled, as in a Tiramisu."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(conv(3, 40), nn.MaxPool2d(2))
+        self.block, self.up, self.head = conv(40, 24), nn.ConvTranspose2d(24, 24, 2, 2), conv(27, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.up(self.block(self.down(x))), x], 1))
+
+
+class SubPixel(nn.Module):
+    """Goes up by rearranging channels, of which there have to be four times as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bottom, self.expand, self.head = conv(3, 16, 2), conv(16, 16), conv(16, 64), conv(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.pixel_shuffle(self.expand(self.bottom(self.down(x))), 2))
+
+
 class Unpatchify(nn.Module):
     """Tokens with a class token; the last layer is wider than they are, and its output is the logits, reordered."""
 
@@ -549,6 +595,9 @@ MODELS: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "values as wide as the code": (Attention, "encoder[2]", (2, 32, 8, 12)),
     "resizes its input": (ResizesItsInput, "net.encoder[2]", (2, 32, 4, 6)),
     "handed through": (HandsThrough, "pixel.encoder", (2, 32, 8, 12)),
+    "two paths": (TwoPaths, "context.encoder[2]", (2, 32, 8, 12)),
+    "pooled last": (PooledLast, "block", (2, 24, 16, 24)),
+    "sub-pixel convolution": (SubPixel, "bottom", (2, 16, 16, 24)),
     "unpatchified": (Unpatchify, "mix", (2, 25, 24)),
     "sequential": (
         lambda: nn.Sequential(conv(3, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 2, 2, 2)),
