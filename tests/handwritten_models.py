@@ -405,15 +405,14 @@ class UNetPlusPlus(nn.Module):
 
 
 class ResidualU(nn.Module):
-    """A U-Net as a block; of depth 0, its convolutions are dilated instead."""
+    """A U-Net as a block; of depth 0, it keeps the grid."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, depth: int) -> None:
         super().__init__()
         self.conv_in = conv_norm_relu(inputs, outputs)
         self.downs = nn.ModuleList(conv_norm_relu(outputs if i == 0 else inner, inner) for i in range(depth))
-        self.bottom = nn.Sequential(
-            nn.Conv2d(inner if depth else outputs, inner if depth else outputs, 3, padding=2, dilation=2), nn.ReLU(True)
-        )
+        deepest = inner if depth else outputs
+        self.bottom = nn.Sequential(nn.Conv2d(deepest, deepest, 3, padding=2, dilation=2), nn.ReLU(True))
         self.ups = nn.ModuleList(conv_norm_relu(2 * inner, inner if i < depth - 1 else outputs) for i in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -438,11 +437,8 @@ class U2Net(nn.Module):
         self.stage1, self.stage2 = ResidualU(3, 4, 8, 3), ResidualU(8, 4, 16, 2)
         self.stage3, self.stage4 = ResidualU(16, 8, 16, 1), ResidualU(16, 8, 16, 0)
         self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
-        self.stage3d, self.stage2d, self.stage1d = (
-            ResidualU(32, 4, 8, 1),
-            ResidualU(24, 4, 8, 2),
-            ResidualU(16, 4, 8, 3),
-        )
+        self.stage3d, self.stage2d = ResidualU(32, 4, 8, 1), ResidualU(24, 4, 8, 2)
+        self.stage1d = ResidualU(16, 4, 8, 3)
         self.side1, self.side2, self.side3, self.side4 = (nn.Conv2d(n, 2, 3, padding=1) for n in (8, 8, 8, 16))
         self.outconv = nn.Conv2d(8, 2, 1)
 
@@ -488,11 +484,8 @@ class MultiResUNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.multires1, self.multires2, self.multires3 = (
-            MultiResBlock(3, 8),
-            MultiResBlock(8, 16),
-            MultiResBlock(16, 32),
-        )
+        self.multires1, self.multires2 = MultiResBlock(3, 8), MultiResBlock(8, 16)
+        self.multires3 = MultiResBlock(16, 32)
         self.respath1 = ResPath(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
         self.respath2 = ResPath(nn.Conv2d(16, 16, 3, padding=1))
         self.upsample2, self.upsample1 = nn.ConvTranspose2d(32, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)
@@ -668,7 +661,7 @@ class Exchange(nn.Module):
 
 
 class HighResolutionNet(nn.Module):
-    """Keeps the full resolution throughout; the coarsest branch is one of three that the head reads."""
+    """Keeps a fine grid throughout; the coarsest branch is one of three that the head reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1011,12 +1004,8 @@ def mlp(width: int, hidden: int) -> nn.Sequential:
 class TransformerBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2, self.mlp = (
-            nn.LayerNorm(width),
-            Attention(width),
-            nn.LayerNorm(width),
-            mlp(width, 64),
-        )
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width)
+        self.norm2, self.mlp = nn.LayerNorm(width), mlp(width, 64)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
