@@ -123,14 +123,22 @@ def constant_weights(model: nn.Module) -> Iterator[Callable[[], None]]:
         >>> before.requires_grad, after.requires_grad
         (False, True)
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad and weight.is_leaf]
+    weights = [
+        (module._parameters, key, weight)
+        for module in submodules(model)
+        for key, weight in module._parameters.items()
+        if weight is not None and weight.requires_grad and weight.is_leaf
+    ]
 
     def thaw() -> None:
-        for weight in weights:
+        for parameters, key, weight in weights:
             weight.requires_grad_(True)
+            gathered = parameters[key]  # what stands for a sharded weight within a pass was frozen with it
+            if gathered is not None:
+                gathered.requires_grad_(True)
 
     try:
-        for weight in weights:
+        for _, _, weight in weights:
             weight.requires_grad_(False)
         yield thaw
     finally:

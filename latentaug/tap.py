@@ -27,7 +27,7 @@ from latentaug.layout import Layout
 from latentaug.modes import submodules
 from latentaug.planning import make_plan, without_skipping
 from latentaug.replay import Capture, NewCode, Plan, Spot
-from latentaug.trace import Path, is_compiled, overridden
+from latentaug.trace import Override, Path, is_compiled, overridden
 
 logger = logging.getLogger("latentaug")
 
@@ -167,6 +167,8 @@ class LatentTap:
             stack.enter_context(self._shared.lock)
             wrappers = {f"wrapper {i}": module for i, module in enumerate(_compiled_wrappers(self._model))}
             stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
+            hook = Override("", self._root.forward, self._before)
+            stack.callback(self._root.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
             self._context = stack.pop_all()
         self._shared.open.append(weakref.ref(self))
         return self
@@ -184,15 +186,17 @@ class LatentTap:
         context, self._context, self._capture = self._context, None, None
         context.close()
 
+    def _before(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Prepare before the model's own hooks run, which may gather sharded weights for this one pass."""
+        _, args, kwargs = args
+        self._prepare(args, kwargs)
+
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name != "" or self._shared.busy or self._running:
             return original(*args, **kwargs)
         self._capture = None
-        with self._shared.ours():
-            for tap in filter(None, (reference() for reference in self._shared.open)):
-                if tap is not self:
-                    tap._plan(args, kwargs)  # the dry runs of all taps, before the pass of any is under way
-            plan = self._plan(args, kwargs)
+        self._prepare(args, kwargs)
+        plan = self._plan(args, kwargs)
         capture = Capture(self._root, plan, args, kwargs)
         self._running = True
         try:
@@ -277,6 +281,14 @@ class LatentTap:
             else:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
         return tuple(self._shared.spots[key])
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make the dry runs of all open taps, before the pass of any is under way."""
+        if self._shared.busy or self._running:
+            return
+        with self._shared.ours():
+            for tap in filter(None, (reference() for reference in self._shared.open)):
+                tap._plan(args, kwargs)
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         spots = self._spots(args, kwargs)
