@@ -551,10 +551,11 @@ class _Seen(NamedTuple):
         """
         seen = {shape: infer_layout(shape, self.image) for shape in {*self.returned.values(), *self.given}}
         grids = {_grid(shape, fit[0]) for shape, fit in seen.items() if fit and len(shape) == len(self.image)}
-        return {
-            key: [*_layouts(shape, self.image, grids), *(_layouts(shape, self.image) if guess else ())]
-            for key, shape in self.returned.items()
+        fits = {
+            shape: [*_layouts(shape, self.image, grids), *(_layouts(shape, self.image) if guess else ())]
+            for shape in set(self.returned.values())
         }
+        return {key: fits[shape] for key, shape in self.returned.items()}
 
 
 def _seen(trace: Call, image: Shape) -> _Seen:
