@@ -1540,6 +1540,32 @@ class Resizing(nn.Module):
         return up_to(self.net(resized), x)
 
 
+class Padding(nn.Module):
+    """Pads images to a size that can be halved often enough, and crops the logits."""
+
+    def __init__(self, net: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.net, self.multiple = net, multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
+        return self.net(padded)[:, :, :height, :width]
+
+
+class MixedPrecision(nn.Module):
+    """Enters autocast by itself, so that its codes have fewer digits than what surrounds it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self.net(x)
+        return logits.to(x.dtype)
+
+
 class OnFeatures(nn.Module):
     """A decoder of one's own on somebody else's list of features, which may hold its channels last."""
 

@@ -172,6 +172,10 @@ OTHER_CODES_AND_OUTPUTS = [
         (2, 64, 4, 4),
         shape=(2, 3, 48, 72),
     ),
+    by_hand(
+        "padded inside", lambda: hand.Padding(hand.ResUNet(), 32), "net.bridge", (2, 64, 8, 8), shape=(2, 3, 40, 56)
+    ),
+    by_hand("autocast inside", lambda: hand.MixedPrecision(hand.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
 ]
 HOSTILE = [
     hostile("activation as a statement", "StatementActivation", (2, 6, 8, 8)),
