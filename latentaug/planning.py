@@ -22,6 +22,7 @@ from latentaug.modes import (
     frozen_norm_statistics,
     is_norm_statistic,
     preserved_random_state,
+    submodules,
 )
 from latentaug.replay import Capture, Plan, Spot, device_of, weight_versions
 from latentaug.trace import (
@@ -99,13 +100,17 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     args, kwargs = map_tensors(inputs, torch.clone)
     before = {name: (value, version_of(value)) for name, value in _plain_buffers(model)}
     random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
-    trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(spot.name for spot in spots))
+    names = frozenset(spot.name for spot in spots)
+    # A compiled part runs other code while operations are watched, and shows none of them when it doesn't.
+    sources = () if any(map(is_compiled, submodules(model))) else spots
+    trace, _ = record(model, lambda: model(*args, **kwargs), inside=names, sources=sources)
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
         spots=spots,
         call=call,
         totals={spot.name: totals[spot.name] for spot in spots},
         kept=frozenset(),
+        late=frozenset(),
         cloned=frozenset(),
         clone_inputs=trace.impure,
         buffers=tuple(_changed_buffers(model, before)),
@@ -114,9 +119,13 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
-    kept = _skippable(trace, tapped[0])
-    moved = frozenset(entry.key for entry in [*kept, *tapped] if entry.moved())
-    return replace(plan, kept=frozenset(entry.key for entry in kept), cloned=moved)
+    kept = _skippable(trace, tapped)
+    return replace(
+        plan,
+        kept=frozenset(entry.key for entry in kept),
+        late=frozenset(entry.key for entry in kept if entry.start > tapped[0].finish),
+        cloned=frozenset(entry.key for entry in [*kept, *tapped] if entry.moved()),
+    )
 
 
 def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | None]]) -> Iterator[str]:
@@ -126,25 +135,27 @@ def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | 
             yield name
 
 
-def _skippable(trace: Call, tapped: Call) -> list[Call]:
-    """Outermost calls that finished before the code and whose only effect is what they returned."""
+def _skippable(trace: Call, tapped: list[Call]) -> list[Call]:
+    """Outermost calls that no code has a part in, and whose only effect is what they returned."""
     rejected: set[Call] = set()
     while True:
-        kept = list(_finished(trace, tapped, rejected))
+        kept = list(_independent(trace, tapped, rejected))
         shared = {call for call in kept if call.moved() and _shares(call, kept)}
         if not shared:
             return kept
         rejected |= shared
 
 
-def _finished(call: Call, tapped: Call, rejected: set[Call]) -> Iterator[Call]:
+def _independent(call: Call, tapped: list[Call], rejected: set[Call]) -> Iterator[Call]:
+    first = tapped[0]
     for child in call.children:
-        if child is tapped or child.start > tapped.finish:
+        if child in tapped:
             continue
-        if child.finish < tapped.finish and not child.impure and child not in rejected:
+        independent = child.finish < first.finish or (child.start > first.finish and child.apart)
+        if independent and not child.impure and child not in rejected:
             yield child
         else:
-            yield from _finished(child, tapped, rejected)
+            yield from _independent(child, tapped, rejected)
 
 
 def _shares(call: Call, others: list[Call]) -> bool:
@@ -168,24 +179,37 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
             "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
             "inputs, parameters, buffers and the global random streams only."
         )
-    halved = [code.detach().mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
-    expected = capture.replay(halved, full=True)
-    gradients = _checked_gradients(capture, expected, halved)
+    # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
+    codes = [code.detach().flip(-1).mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
+    expected = capture.replay(codes, full=True)
+    gradients = _checked_gradients(capture, expected, codes)
     if not plan.kept:
         return plan
+    reason = _misfit(capture, inputs, codes, expected, gradients)
+    if (
+        reason and plan.late
+    ):  # what follows the code may keep state, or be checkpointed, where what precedes it does not
+        return _proved(model, replace(plan, kept=plan.kept - plan.late, late=frozenset()), inputs)
+    return without_skipping(model, plan, reason) if reason else plan
+
+
+def _misfit(
+    capture: Capture, inputs: Any, codes: list[Tensor], expected: Any, gradients: list[Tensor | None] | None
+) -> str | None:
+    """Tell why a fast replay would not give what is expected of a full one; None if it does."""
     if not capture.can_skip():
-        return without_skipping(model, plan, "it does not call the same modules in every pass")
+        return "it does not call the same modules in every pass"
     args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
-    model(*args, **kwargs)
+    capture.model(*args, **kwargs)
     try:
-        replayed = capture.replay(halved)
+        replayed = capture.replay(codes)
     except Exception:  # whatever a model raises that misses what a skipped module would have left for it
         replayed = None
     if not _same(replayed, expected):
-        return without_skipping(model, plan, "it keeps state between modules that their outputs do not show")
-    if gradients is None or not _same(_gradients(model, replayed, halved), gradients):
-        return without_skipping(model, plan, "gradients reach it in a way that outputs of modules do not show")
-    return plan
+        return "it keeps state between modules that their outputs do not show"
+    if gradients is None or not _same(_gradients(capture.model, replayed, codes), gradients):
+        return "gradients reach it in a way that outputs of modules do not show"
+    return None
 
 
 def _other(tensor: Tensor) -> Tensor:

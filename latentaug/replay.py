@@ -54,6 +54,7 @@ class Plan:
     call: int
     totals: dict[str, int]  # how often each tapped module is called in a pass
     kept: frozenset[Key]  # calls whose results replays hand out
+    late: frozenset[Key]  # those of them that come after the code, and do not depend on it
     cloned: frozenset[Key]  # calls whose results are changed in place later, so that a clone is taken at return
     clone_inputs: bool
     buffers: tuple[str, ...]  # buffers, other than normalisation statistics, that a pass changes
@@ -269,7 +270,10 @@ class _Replay:
         self.full = full
         self.detach = detach
         self.grad = grad
-        self.records = {} if full else capture.records
+        records, late = ({}, frozenset()) if full else (capture.records, capture.plan.late)
+        self.early = {key: entry for key, entry in records.items() if key not in late}
+        # What follows the code is to be computed where only that is to get gradients.
+        self.late = {key: records[key] for key in late} if not (grad and detach) else {}
         self.counts: Counter[str] = Counter()
         self.reached = False
         self.at_code: Callable[[], None] = lambda: None  # what to do when the code is reached
@@ -284,8 +288,9 @@ class _Replay:
         self.counts[name] += 1
         if key in self.capture.taps:
             return self._tapped(key, original, args, kwargs)
-        if not self.reached and key in self.records:
-            return self._skipped(self.records[key])
+        records = self.late if self.reached else self.early
+        if key in records:
+            return self._skipped(records[key])
         return original(*args, **kwargs)
 
     def _skipped(self, entry: Record) -> Any:

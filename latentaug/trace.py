@@ -10,13 +10,14 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Path: TypeAlias = tuple[Any, ...]
 Handler: TypeAlias = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -233,6 +234,7 @@ class Call:
     given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
     inputs: frozenset[int] = frozenset()
     impure: bool = False
+    apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
 
     @property
     def key(self) -> tuple[str, int]:
@@ -276,7 +278,44 @@ class InputWatch:
         return [tuple(tensor.shape) for _, tensor in tensors_in(self._given)]
 
 
-def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] | None = None) -> tuple[Call, Any]:
+class Spread(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows what comes of some tensors, operation by operation: also through views, in place and without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0  # how many were given something that comes of the sources
+        self._storages: dict[int, Tensor] = {}  # kept, so that no other memory takes the identity of one
+        self._steers = False
+
+    def add(self, tree: Any) -> None:
+        """Follow these tensors too."""
+        self.operations += 1
+        self._storages.update((storage_of(tensor), tensor) for _, tensor in tensors_in(tree))
+
+    def reaches(self, tree: Any) -> bool:
+        """Tell whether anything in it comes of the sources, or may have been chosen by them."""
+        return self._steers or any(storage_of(tensor) in self._storages for _, tensor in tensors_in(tree))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and follow what it makes of followed tensors."""
+        result = function(*args, **(kwargs or {}))
+        if self.reaches((args, kwargs)):
+            self.add((result, args, kwargs) if function._schema.is_mutable else result)
+            # A number or a size that Python sees may decide what is computed next.
+            self._steers |= not _TELLING.isdisjoint(function.tags)
+        return result
+
+
+_TELLING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], Any],
+    *,
+    inside: frozenset[str] | None = None,
+    sources: Collection[tuple[str, Path]] = (),
+) -> tuple[Call, Any]:
     """Run a pass of `model` and return the tree of its calls, with what the pass returned.
 
     Args:
@@ -284,6 +323,7 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] |
         run: Performs the pass.
         inside: Names of submodules that must be seen, so that only those compiled ones that hold them run uncompiled.
             Default: all must be.
+        sources: Names of submodules with paths into what they return, of tensors whose spread is to be followed.
 
     Raises:
         RuntimeError: `run` did not call the model.
@@ -292,6 +332,7 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] |
     stack: list[Call] = []
     roots: list[Call] = []
     clock = iter(range(2**62))
+    spread = Spread()
 
     def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(name, counts[name], stack[-1] if stack else None, next(clock))
@@ -300,6 +341,7 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] |
         watch = InputWatch(args, kwargs)
         call.inputs, call.given = watch.storages(), watch.shapes()
         stack.append(call)
+        before = spread.operations
         try:
             output = original(*args, **kwargs)
         finally:
@@ -310,9 +352,14 @@ def record(model: nn.Module, run: Callable[[], Any], *, inside: frozenset[str] |
         call.tensors = tensors_in(output)
         call.versions = [version_of(tensor) for _, tensor in call.tensors]
         call.nodes = [tensor.grad_fn for _, tensor in call.tensors]
+        if spread.reaches((args, kwargs)):
+            spread.add(output)  # also what was computed by other means than operations of torch
+        for path in (path for source, path in sources if source == name):
+            spread.add(item_at(output, path))
+        call.apart = spread.operations == before
         return output
 
-    with overridden(visible_modules(model, inside), handle):
+    with overridden(visible_modules(model, inside), handle), spread if sources else nullcontext():
         result = run()
     root = next((call for call in roots if call.name == ""), None)
     if root is None:
