@@ -17,7 +17,7 @@ from latentaug.discovery import Location, find_bottleneck, unwrap
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, to_labels
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
 from latentaug.masks import LatentMask, Masker
-from latentaug.modes import frozen_norm_statistics, preserved_modes
+from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
 from latentaug.saliency import latent_saliency
@@ -262,14 +262,15 @@ class CooperativeModel(nn.Module):
             )
         if stage not in _STAGES:
             raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}.")
-        if stage == "hard":
-            if hard_examples is None:
-                raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
-            return self._hard_stage(images, labels, *hard_examples)
-        standard = self._standard_stage(images, labels, generator, make_hard=stage != "plain")
-        if stage in ("plain", "standard"):
-            return standard
-        return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
+        with gathered_weights(self):
+            if stage == "hard":
+                if hard_examples is None:
+                    raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
+                return self._hard_stage(images, labels, *hard_examples)
+            standard = self._standard_stage(images, labels, generator, make_hard=stage != "plain")
+            if stage in ("plain", "standard"):
+                return standard
+            return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
 
     def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
         """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result.
@@ -383,6 +384,8 @@ class CooperativeModel(nn.Module):
         """Draw a mask for each of the codes at `locations`, where `loss` is most sensitive to them."""
         codes = [tap.codes[self._tapped.index(location)] for location in locations]
         saliencies = functools.cache(lambda: latent_saliency(loss, codes))  # for all codes at once, if one is asked for
+        if is_sharded(self):  # ranks draw different masks, and a backward pass gathers weights from all ranks or hangs
+            saliencies()
         masked = []
         for i, (code, location) in enumerate(zip(codes, locations, strict=True)):
             saliency = functools.partial(lambda i: saliencies()[i], i)
