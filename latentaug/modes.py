@@ -145,6 +145,28 @@ def constant_weights(model: nn.Module) -> Iterator[Callable[[], None]]:
         thaw()
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether `fully_shard` was called with the very module."""
+    return hasattr(module, "set_reshard_after_backward")
+
+
+@contextmanager
+def gathered_weights(module: nn.Module) -> Iterator[None]:
+    """Keep the weights that FSDP has gathered for a forward pass of `module`, for as long as the context lasts.
+
+    FSDP scatters them at the end of every backward pass, also of one that a forward pass makes on its way.
+
+    Args:
+        module: Any module; nothing happens to one that is not sharded.
+    """
+    scatter: Any = module.set_reshard_after_backward if is_sharded(module) else lambda *_, **__: None
+    scatter(False, recurse=False)
+    try:
+        yield
+    finally:
+        scatter(True, recurse=False)
+
+
 @contextmanager
 def preserved_modes(model: nn.Module) -> Iterator[None]:
     """Give every submodule its own train or eval mode back, not only the root.
