@@ -13,6 +13,7 @@ from latentaug.modes import (
     borrowed_buffers,
     constant_weights,
     frozen_norm_statistics,
+    gathered_weights,
     is_norm_statistic,
     preserved_modes,
     preserved_random_state,
@@ -114,6 +115,42 @@ def test_constant_weights_build_no_graph_until_they_thaw() -> None:
         model[1](hidden).sum().backward()
     assert model[0].weight.grad is None
     assert model[1].weight.grad is not None
+
+
+def test_weights_that_stand_in_for_frozen_ones_thaw_with_them() -> None:
+    model, gathered = nn.Linear(2, 2), nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    shard = model.weight
+    with constant_weights(model) as thaw:
+        model.weight = gathered
+        thaw()
+        assert gathered.requires_grad
+    assert shard.requires_grad
+
+
+class Sharded(nn.Module):
+    """Notes what it is told, as what `fully_shard` returns would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[bool, bool]] = []
+
+    def set_reshard_after_backward(self, reshard: bool, *, recurse: bool = True) -> None:
+        self.told.append((reshard, recurse))
+
+
+def test_gathered_weights_are_kept_for_as_long_as_the_context() -> None:
+    model = Sharded()
+
+    def block() -> None:
+        with gathered_weights(model):
+            assert model.told == [(False, False)]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    assert model.told == [(False, False), (True, False)]
+    with gathered_weights(nn.Linear(1, 1)):
+        pass
 
 
 def test_modes_are_given_back_to_every_submodule() -> None:

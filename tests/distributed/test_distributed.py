@@ -55,3 +55,16 @@ def test_gradients(results, name, wrapper, way):
             mean = sum(gradients[parameter] for gradients in alone) / RANKS
             torch.testing.assert_close(gradient, mean, rtol=1e-10, atol=1e-14)
         assert not torch.allclose(*(gradients["shape_prior.decoder.projection.weight"] for gradients in alone))
+
+
+@pytest.mark.skipif("fully_shard" not in worker.WRAPPERS, reason="this release of PyTorch has no fully_shard")
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("where", worker.TAPPED)
+def test_replays_of_sharded_models(results, where, detach):
+    for number in range(worker.STEPS):
+        first, second = (rank[where, detach, number] for rank in results)
+        alone = [worker.expected_gradients(detach, number, rank) for rank in range(RANKS)]
+        for parameter, gradient in first.items():
+            assert torch.equal(gradient, second[parameter]), parameter
+            mean = sum(gradients[parameter] for gradients in alone) / RANKS
+            torch.testing.assert_close(gradient, mean, rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from latentaug.cooperative import CooperativeModel, cooperative_backward
 from latentaug.heads import ShapePrior
 from latentaug.networks import FTN
+from latentaug.saliency import latent_saliency
+from latentaug.tap import LatentTap
 
 
-def fully_sharded(model: nn.Module) -> nn.Module:
+def fully_sharded(model: nn.Module, parts: Sequence[str] = ()) -> nn.Module:
+    """Shard the parts by themselves, and the rest of the model together."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for part in parts:
+        torch.distributed.fsdp.fully_shard(model.get_submodule(part), mesh=mesh)
     return torch.distributed.fsdp.fully_shard(model, mesh=mesh)
 
 
@@ -29,6 +35,8 @@ WRAPPERS = {
 }
 if hasattr(torch.distributed.fsdp, "fully_shard"):
     WRAPPERS["fully_shard"] = fully_sharded
+    WRAPPERS["fully_shard, model too"] = partial(fully_sharded, parts=["model"])
+    WRAPPERS["fully_shard, parts too"] = partial(fully_sharded, parts=["model.down", "model.up", "shape_prior"])
 CASES = [("unet", wrapper) for wrapper in WRAPPERS] + [("ftn", "default")]
 WAYS = ("one backward", "two stages")
 STEPS = 2  # static_graph learns in the first what it relies on in the second
@@ -79,6 +87,50 @@ def gradients(model: nn.Module, way: str, rank: int, number: int) -> dict[str, T
     return {name: getattr(grad, "full_tensor", grad.clone)() for name, grad in filled.items()}
 
 
+TAPPED = {
+    "nothing else": [],
+    "before the code": ["stem"],
+    "around the code": ["down"],
+    "after the code": ["up", "top"],
+    "everywhere": ["stem", "down", "up", "top"],
+    "inside": ["stem.0", "down.0", "top.1"],
+}
+
+
+def tapped_gradients(model: nn.Module, detach: bool, number: int, rank: int) -> dict[str, Tensor]:
+    """Replay a sharded model from half its code, and return what one backward pass of both outputs left in `.grad`."""
+    images, _ = batch(rank + 10 * number)
+    model.zero_grad()
+    with LatentTap(model, "down") as tap:
+        logits = model(images)
+        saliency = latent_saliency(logits.square().mean(), tap.code)
+        assert saliency.shape == tap.code.shape
+        for full in (False, True):
+            assert torch.equal(tap.replay(tap.code, full=full), logits)
+        code = tap.code.detach() if detach else tap.code
+        replayed = tap.replay(code * 0.5, detach=detach)
+        (logits.square().sum() + replayed.square().sum()).backward()
+    return {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+
+
+def expected_gradients(detach: bool, number: int, rank: int) -> dict[str, Tensor]:
+    """Do the same with a plain hook, on one process and an unsharded model."""
+    model, (images, _) = unet(), batch(rank + 10 * number)
+    model(images).square().sum().backward()
+    before = ("stem", "down") if detach else ()
+    model.down.register_forward_hook(lambda module, args, code: (code.detach() if detach else code) * 0.5)
+    weights = {name: weight for name, weight in model.named_parameters() if not name.startswith(before)}
+    gradients = torch.autograd.grad(model(images).square().sum(), list(weights.values()))
+    for weight, gradient in zip(weights.values(), gradients, strict=True):
+        weight.grad += gradient
+    return {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    return UNet().double()
+
+
 def main(rank: int, world_size: int, folder: Path) -> None:
     store = f"file://{folder / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
@@ -88,6 +140,12 @@ def main(rank: int, world_size: int, folder: Path) -> None:
             model = WRAPPERS[wrapper](cooperative(name))
             for number in range(STEPS):
                 results[name, wrapper, way, number] = gradients(model, way, rank, number)
+    if "fully_shard" in WRAPPERS:
+        for where, parts in TAPPED.items():
+            for detach in (False, True):
+                model = fully_sharded(unet(), parts)
+                for number in range(STEPS):
+                    results[where, detach, number] = tapped_gradients(model, detach, number, rank)
     torch.save(results, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
