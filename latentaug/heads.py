@@ -110,7 +110,8 @@ class ReconstructionHead(nn.Module):
 
     def forward(self, code: Tensor, size: Sequence[int]) -> Tensor:
         """Return the image of the given spatial `size` that `code` stands for."""
-        code = self._on_grid(self.layout.to_channels_first(code), size)
+        # A model may enter autocast by itself, and leave it before the head is called.
+        code = self._on_grid(self.layout.to_channels_first(code), size).to(next(self.parameters()).dtype)
         image: Tensor = self.decoder(self.squeeze(code))
         if self.image_range is not None:
             low, high = self.image_range

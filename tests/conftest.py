@@ -21,6 +21,11 @@ SHAPES = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the matrix of models write the table of the docs."""
+    parser.addoption("--write-model-table", action="store_true", help="measure docs/reference/models.md anew")
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded CPU generator, fresh for each test."""

@@ -148,12 +148,17 @@ def same(a: Any, b: Any) -> bool:
 
 
 def close(a: list[Tensor | None], b: list[Tensor | None], tolerance: float = 1e-11) -> bool:
-    """Tell whether two lists of gradients agree; a missing one is a zero."""
+    """Tell whether two lists of gradients agree; a missing one is a zero.
+
+    Where a gradient is zero in exact arithmetic, as that of a bias before a normalisation, rounding is relative to the
+    terms of its sum, which are as large as other gradients.
+    """
     if len(a) != len(b):
         return False
+    floor = max(1.0, 1e-3 * max((float(t.norm()) for t in b if t is not None), default=0.0))
     for x, y in zip(a, b, strict=True):
         x, y = (torch.zeros(()) if t is None else t.detach() for t in (x, y))
-        if float((x - y).norm()) > tolerance * max(1.0, float(y.norm())):
+        if float((x - y).norm()) > tolerance * max(floor, float(y.norm())):
             return False
     return True
 

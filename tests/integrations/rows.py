@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +31,7 @@ class Row(Case):
         logits: Reads the logits from the output, where the library's own readers can't.
         quick: Whether it is the row of its library that plain `pytest` runs.
         wake: Whether the weights are drawn anew, so that signal reaches the end of an untrained model.
-        timed: Shape of the images that replays are timed on for the table. Default: realistic ones.
+        timed: Shape of the images that replays are timed on for the table. Default: 128 x 128, or `shape` in 3-D.
         tolerance: How closely gradients must agree, in float64.
     """
 
@@ -49,17 +51,22 @@ class Row(Case):
 
     def model(self, train: bool) -> nn.Module:
         """Build it; the same weights every time, and statistics that fit the images."""
-        model = super().model(True)
-        if self.wake:
-            wake(model)
-        settle(model, self.images())
-        return model.train(train)
+        return copy.deepcopy(_built(self)).train(train)
 
     def large_images(self) -> Tensor:
-        """Draw images of a realistic size, in float32."""
-        _, channels, *size = self.shape
-        shape = self.timed or ((2, channels, 256, 256) if len(size) == 2 else (1, channels, 64, 64, 64))
+        """Draw the images that replays are timed on, in float32."""
+        batch, channels, *size = self.shape
+        shape = self.timed or ((batch, channels, 128, 128) if len(size) == 2 else self.shape)
         return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+@functools.lru_cache(maxsize=1)  # drawing weights takes longer than most checks, which run row by row
+def _built(row: Row) -> nn.Module:
+    model = Case.model(row, True)
+    if row.wake:
+        wake(model)
+    settle(model, row.images())
+    return model
 
 
 def wake(model: nn.Module) -> None:
