@@ -3,6 +3,7 @@
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,26 @@ def test_code_on_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: p
         exec(compile(block, page.name, "exec"), namespace)
 
 
-def test_the_readme_shows_three_ways() -> None:
-    assert len(blocks(ROOT / "README.md")) == 3
+def test_the_readme_shows_three_ways_and_five_libraries() -> None:
+    page = "".join(blocks(ROOT / "README.md"))
+    assert len(blocks(ROOT / "README.md")) == 3 + 5
+    for library in (
+        "segmentation_models_pytorch",
+        "monai",
+        "torchvision",
+        "transformers",
+        "dynamic_network_architectures",
+    ):
+        assert f"{library}" in page
+
+
+def test_the_readme_names_the_layers_that_are_found() -> None:
+    """A comment behind a `CooperativeModel` is the place of its code."""
+    namespace: dict[str, Any] = {}
+    for block in blocks(ROOT / "README.md")[3:]:
+        exec(
+            compile("import torch\nimport segmentation_models_pytorch as smp\n" + block, "README.md", "exec"), namespace
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
