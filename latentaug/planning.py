@@ -11,16 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from latentaug.modes import (
     RandomState,
     borrowed_buffers,
     frozen_norm_statistics,
     is_norm_statistic,
+    preserved_modes,
     preserved_random_state,
     submodules,
 )
@@ -29,6 +32,7 @@ from latentaug.trace import (
     Call,
     ancestors,
     is_compiled,
+    is_differentiable,
     item_at,
     map_tensors,
     overridden,
@@ -51,6 +55,12 @@ def make_plan(
     Raises:
         RuntimeError: A tapped module is not called, or even a full replay does not repeat the forward pass.
     """
+    if any("_fsdp_wrapped_module" in module._modules for module in submodules(model)[1:]):
+        raise TypeError(
+            f"LatentTap cannot replay {type(model).__name__}: parts of it are wrapped by FullyShardedDataParallel by "
+            "themselves, which frees their weights in the first backward pass through a graph. Shard it by "
+            "torch.distributed.fsdp.fully_shard, or wrap the whole model only."
+        )
     with sandbox(model, device_of(model, args, kwargs)):
         # A model that is compiled would be compiled again for a batch of another size.
         size = None if any(is_compiled(module) for module in model.modules()) else 2
@@ -65,7 +75,16 @@ def make_plan(
 
 @contextmanager
 def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the model run, with gradients, for our own purposes: its buffers and the random streams stay as they are."""
+    """Let the model run, with gradients, for our own purposes: its buffers and the random streams stay as they are.
+
+    Raises:
+        ValueError: The model or its input is on the meta device.
+    """
+    if device.type == "meta" or any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} or its input is on the meta device, where tensors have no values to look at. "
+            "Move the model to another one by model.to_empty(device=...), and load its weights, first."
+        )
     lent = {name: value.clone() for name, value in _plain_buffers(model)}
     with (
         preserved_random_state(device),
@@ -75,6 +94,15 @@ def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
     ):
         yield
+
+
+def initialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let lazy modules make their weights, from the random stream that the model's first pass would take them from."""
+    if any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+        with preserved_modes(model), torch.inference_mode(False), torch.no_grad():
+            model.eval()  # where nothing else is drawn, and no statistics move
+            args, kwargs = map_tensors((args, kwargs), torch.clone)
+            model(*args, **kwargs)
 
 
 def _plain_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -119,7 +147,9 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
-    kept = _skippable(trace, tapped)
+    # Hooks on a call's backward pass see the gradients of what runs within that very call only.
+    hooked = [entry for entry in trace.walk() if model.get_submodule(entry.name)._backward_hooks]
+    kept = _skippable(trace, tapped, {inner for entry in hooked for inner in entry.walk()})
     return replace(
         plan,
         kept=frozenset(entry.key for entry in kept),
@@ -135,9 +165,8 @@ def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | 
             yield name
 
 
-def _skippable(trace: Call, tapped: list[Call]) -> list[Call]:
+def _skippable(trace: Call, tapped: list[Call], rejected: set[Call]) -> list[Call]:
     """Outermost calls that no code has a part in, and whose only effect is what they returned."""
-    rejected: set[Call] = set()
     while True:
         kept = list(_independent(trace, tapped, rejected))
         shared = {call for call in kept if call.moved() and _shares(call, kept)}
@@ -180,7 +209,7 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
             "inputs, parameters, buffers and the global random streams only."
         )
     # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
-    codes = [code.detach().flip(-1).mul(0.5).requires_grad_(code.is_floating_point()) for code in capture.codes]
+    codes = [code.detach().flip(-1).mul(0.5).requires_grad_(is_differentiable(code)) for code in capture.codes]
     expected = capture.replay(codes, full=True)
     gradients = _checked_gradients(capture, expected, codes)
     if not plan.kept:
@@ -213,7 +242,7 @@ def _misfit(
 
 
 def _other(tensor: Tensor) -> Tensor:
-    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if tensor.is_floating_point() else tensor.clone()
+    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if is_differentiable(tensor) else tensor.clone()
 
 
 def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
@@ -221,7 +250,7 @@ def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tenso
     results = [t for _, t in tensors_in(output) if t.requires_grad]
     if not results:
         return []
-    objective = torch.stack([t.float().square().mean() for t in results]).sum()
+    objective = torch.stack([_real(t).float().square().mean() for t in results]).sum()
     codes = [code for code in codes if code.requires_grad]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for wanted in (weights + codes, codes):
@@ -297,17 +326,22 @@ def _same(a: Any, b: Any) -> bool:
 
 def relative_change(a: Any, b: Any) -> float:
     """Return ‖a - b‖ / ‖b‖ over all floating-point tensors of two like trees."""
-    left, right = (torch.cat([_wide(t).flatten() for _, t in tensors_in(x) if t.is_floating_point()]) for x in (a, b))
+    left, right = (torch.cat([_wide(t).flatten() for _, t in tensors_in(x) if is_differentiable(t)]) for x in (a, b))
     return float((left - right).norm() / right.norm().clamp_min(torch.finfo(right.dtype).tiny))
 
 
 def _close(x: Tensor, y: Tensor) -> bool:
+    x, y = _real(x), _real(y)
     if not x.is_floating_point() or not bool(y.isfinite().all()):
         return bool(((x == y) | (x.isnan() & y.isnan())).all())
     tolerance = 1e-2 if x.element_size() < 4 else 1e-5
     return bool((_wide(x) - _wide(y)).norm() <= tolerance * _wide(y).norm())
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = _real(tensor.detach())
     return tensor if tensor.dtype == torch.float64 else tensor.float()

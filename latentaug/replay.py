@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,6 +28,7 @@ from latentaug.trace import (
     InputWatch,
     Path,
     is_compiled,
+    is_differentiable,
     item_at,
     map_tensors,
     overridden,
@@ -177,17 +178,17 @@ class Capture:
             self.taps[key] = entry
             entry.codes = {path: self._live(item_at(entry.tree, path)) for path in paths}
             live = {id(item_at(output, path)): code for path, (_, code) in entry.codes.items()}
-            with torch.set_grad_enabled(self.grad):  # also where the model runs its encoder without gradients
+            with _gradients_if(self.grad):  # also where the model runs its encoder without them
                 output = map_tensors(output, lambda t: live[id(t)].clone() if id(t) in live else t)
         self.order.append(key)
         return output
 
     def _live(self, returned: Tensor) -> tuple[Tensor, Tensor]:
         """Return what stands in the output with the code to derive by, which a frozen encoder does not give."""
-        frozen = self.grad and not returned.requires_grad
-        if frozen and returned.is_floating_point() and not returned.is_inference():
-            return returned, returned.detach().requires_grad_()
-        return returned, returned
+        if not self.grad or returned.requires_grad or not is_differentiable(returned):
+            return returned, returned
+        with _gradients_if(True):
+            return returned, _hand_out(returned, clone=False, detach=True).requires_grad_()
 
     def _settle(self) -> None:
         """Check the finished pass against the plan, and let go of what no replay can ask for."""
@@ -248,7 +249,6 @@ class Capture:
                 stack.enter_context(frozen_norm_statistics(self.model))
                 lent = {name: value.clone() for name, value in self.buffers.items()}
                 stack.enter_context(borrowed_buffers(self.model, lent))
-            self.random.restore()
             output = self.model(*args, **kwargs)
         if not again.reached:
             raise RuntimeError(
@@ -284,6 +284,7 @@ class _Replay:
             self._started = True
             # What hooks made of the inputs in the captured pass, not what they would make of that again.
             args, kwargs = self.inputs
+            self.capture.random.restore()
         key = (name, self.counts[name])
         self.counts[name] += 1
         if key in self.capture.taps:
@@ -314,7 +315,7 @@ class _Replay:
             entry.random.restore()
             self.at_code()
         put = {}
-        with torch.set_grad_enabled(self.grad):
+        with _gradients_if(self.grad):
             for path, new in wanted.items():
                 returned = item_at(tree, path)
                 recomputed = run and (self.full or not first)
@@ -330,6 +331,12 @@ class _Replay:
         codes = {id(returned) for returned, _ in entry.codes.values()}
         replaced = all(isinstance(code, Tensor) for code in wanted.values()) and len(wanted) == len(entry.codes)
         return not (replaced and all(id(tensor) in codes for _, tensor in tensors_in(entry.tree)))
+
+
+@contextmanager
+def _gradients_if(wanted: bool) -> Iterator[None]:
+    with torch.inference_mode(not wanted and torch.is_inference_mode_enabled()), torch.set_grad_enabled(wanted):
+        yield
 
 
 def _hand_out(tensor: Tensor, *, clone: bool, detach: bool) -> Tensor:

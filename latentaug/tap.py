@@ -25,7 +25,7 @@ from latentaug.discovery import (
 )
 from latentaug.layout import Layout
 from latentaug.modes import submodules
-from latentaug.planning import make_plan, without_skipping
+from latentaug.planning import initialise, make_plan, without_skipping
 from latentaug.replay import Capture, NewCode, Plan, Spot
 from latentaug.trace import Override, Path, is_compiled, overridden
 
@@ -43,6 +43,7 @@ class _Shared:
         self.open: list[weakref.ref[LatentTap]] = []
         self.busy = False  # a pass of our own is running: no tap takes it for the user's
         self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each
+        self.bottleneck: Location | None = None
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()
 
@@ -140,7 +141,7 @@ class LatentTap:
             )
         shapes, image = self._seen
         spots = tuple(self._shared.spots[self._targets, self._call])
-        given: tuple[Layer | None, ...] = self._wanted or (None,) * len(spots)
+        given = self._wanted or (self._shared.bottleneck,)
         return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
 
     @property
@@ -269,6 +270,7 @@ class LatentTap:
         """Find the tapped outputs, by a dry run on the first inputs that this model is seen with."""
         key = (self._targets, self._call)
         if key not in self._shared.spots:
+            initialise(self._root, args, kwargs)
             if self._targets is None:
                 location = bottleneck(self._root, args, kwargs)
                 logger.info(
@@ -277,6 +279,7 @@ class LatentTap:
                     type(self._root).__name__,
                     location.shape,
                 )
+                self._shared.bottleneck = location
                 self._shared.spots[key] = {Spot(location.name, location.index): location.shape}
             else:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)

@@ -85,6 +85,11 @@ def item_at(tree: Any, path: Path) -> Any:
     return tree
 
 
+def is_differentiable(tensor: Tensor) -> bool:
+    """Tell whether the tensor's type is one that gradients exist for."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def version_of(tensor: Tensor) -> int | None:
     """Count of in-place changes so far; None for inference tensors, which keep no count."""
     return None if tensor.is_inference() else tensor._version

@@ -155,7 +155,7 @@ def close(a: list[Tensor | None], b: list[Tensor | None], tolerance: float = 1e-
     """
     if len(a) != len(b):
         return False
-    floor = max(1.0, 1e-3 * max((float(t.norm()) for t in b if t is not None), default=0.0))
+    floor = max(1.0, 1e-3 * max((float(t.detach().norm()) for t in b if t is not None), default=0.0))
     for x, y in zip(a, b, strict=True):
         x, y = (torch.zeros(()) if t is None else t.detach() for t in (x, y))
         if float((x - y).norm()) > tolerance * max(floor, float(y.norm())):
@@ -1082,3 +1082,196 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.up(F.relu(self.inner(self.down(x))))
+
+
+def with_skip(change: Callable[[Base], None]) -> Callable[[], Base]:
+    """Build the plain network with a skip connection, changed by its user."""
+
+    def build() -> Base:
+        model = SkipConnection()
+        change(model)
+        return model
+
+    return build
+
+
+def parts(model: Base) -> list[nn.Module]:
+    return [model.stem, model.code, model.up, model.head]
+
+
+class Squash(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.tanh()
+
+
+def weight_norms(model: Base) -> None:
+    for part in parts(model):
+        nn.utils.parametrizations.weight_norm(part)
+
+
+def old_weight_norms(model: Base) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but such models are around
+        for part in parts(model):
+            nn.utils.weight_norm(part)
+
+
+def squashed_weights(model: Base) -> None:
+    for part in parts(model):
+        nn.utils.parametrize.register_parametrization(part, "weight", Squash())
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a small one beside it that learns."""
+
+    def __init__(self, frozen: nn.Conv2d) -> None:
+        super().__init__()
+        self.frozen, self.drop = frozen.requires_grad_(False), nn.Dropout(0.2)
+        self.down = nn.Conv2d(frozen.in_channels, 2, 1, frozen.stride)
+        self.up = nn.Conv2d(2, frozen.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(x) + self.up(self.down(self.drop(x)))
+
+
+def adapters(model: Base) -> None:
+    model.stem, model.code = Adapted(model.stem), Adapted(model.code)
+
+
+def forwards_of_ones_own(model: Base) -> None:
+    whole, code = model.forward, model.code.forward
+    model.forward = lambda x: whole(x) * 2  # type: ignore[method-assign]
+    model.code.forward = lambda x: code(x) + 1  # type: ignore[method-assign]
+
+
+def hooks_that_change(model: Base) -> None:
+    """Hooks see, and change, what goes into every module and what comes out."""
+    for module in (model, *parts(model)):
+        module.register_forward_pre_hook(lambda module, args: (args[0] * 2 + 1,))
+        module.register_forward_hook(lambda module, args, output: output.clamp(-0.8, 0.8))
+
+
+def hooks_that_draw(model: Base) -> None:
+    """Hooks take random numbers, also before the model's forward begins."""
+    for module in (model, *parts(model)):
+        module.register_forward_pre_hook(lambda module, args: (F.dropout(args[0], 0.2),))
+        module.register_forward_hook(lambda module, args, output: F.dropout(output, 0.2))
+
+
+def backward_hooks(model: Base) -> None:
+    """Gradients are counted on their way out of a module, and changed on their way in."""
+    for module in (model, *parts(model)):
+        module.register_full_backward_pre_hook(lambda module, grads: tuple(grad * 2 for grad in grads))
+    model.middle.register_full_backward_hook(lambda module, grads, _: tuple(grad * 3 for grad in grads))
+
+
+class WithMiddle(Base):
+    """Something stands between stem and code whose gradients a hook changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.Sequential(conv(4, 4), nn.Tanh())
+        backward_hooks(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.middle(self.stem(x))
+        return self.head(self.up(F.relu(self.code(a))) + a)
+
+
+CASES["WeightNorm"] = Case(with_skip(weight_norms), "code")
+CASES["OldWeightNorm"] = Case(with_skip(old_weight_norms), "code")
+CASES["SquashedWeights"] = Case(with_skip(squashed_weights), "code")
+CASES["Adapters"] = Case(with_skip(adapters), "code")
+CASES["InsideAnAdapter"] = Case(with_skip(adapters), "code.frozen")
+CASES["ForwardsOfOnesOwn"] = Case(with_skip(forwards_of_ones_own), "code")
+CASES["HooksThatChange"] = Case(with_skip(hooks_that_change), "code")
+CASES["HooksThatDraw"] = Case(with_skip(hooks_that_draw), "code")
+CASES["BackwardHooks"] = Case(WithMiddle, "code")
+
+
+@hostile("spectrum")
+class ComplexCode(nn.Module):
+    """The code is a spectrum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.spectrum, self.head = conv(3, 4), Spectrum(), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        return self.head(torch.fft.irfft2(self.spectrum(a), s=x.shape[2:]) + a)
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x) * self.scale
+
+
+@hostile("code")
+class ReturnsItsWeight(Base):
+    """A call returns a weight itself, before the code and behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = Positions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.stem(x) + self.positions())
+        return self.head(self.up(self.code(a)) + a * self.positions())
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 16, 16))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+@hostile("code", path=(0,))
+class CodeIsAView(nn.Module):
+    """Mean and log variance are two halves of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.up = Halves(), nn.ConvTranspose2d(4, 2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.code(x)
+        return self.up(mean + torch.randn_like(mean) * variance.exp())
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x).chunk(2, 1)
+
+
+@hostile("code")
+class CodeIsExpanded(Base):
+    """The code's channels are one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = OneForAll()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        return self.head(self.up(self.code(a)) + a)
+
+
+class OneForAll(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).expand(-1, 6, -1, -1)
