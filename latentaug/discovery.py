@@ -453,6 +453,14 @@ class _Ways:
         around = self._around(nodes)
         return any(around[end] for end in self._ends)
 
+    def leading_past(self, nodes: Collection[Any]) -> set[Any]:
+        """Collect what has a way to the outputs that leads over none of the nodes."""
+        leading = set(self._ends) - set(nodes)
+        for node in reversed(self._order):
+            if node in leading:
+                leading.update(parent for parent in _parents(node) if parent not in nodes)
+        return leading
+
     def shuffles(self, node: Any) -> bool:
         """Tell whether all that reads a node makes pixels of its channels."""
         readers = [reader for reader in self._order if node in _parents(reader)]
@@ -608,7 +616,28 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bo
             candidate = Candidate(call, path, tensor, node, bool(weighted), pooled, layout, stride)
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
-    return found or fixed
+    return _without_vectors(found or fixed, look, again)
+
+
+def _without_vectors(found: list[Candidate], look: _Look, again: _Seen | None) -> list[Candidate]:
+    """Drop codes that come to the output as vectors only, such as one that modulates another, unless all does."""
+    vectors = {
+        node
+        for call in look.trace.walk()
+        for (path, tensor), node in zip(call.tensors, call.nodes, strict=True)
+        if _is_vector(tensor, look.image, again.returned.get((call.key, path)) if again else None)
+    }
+    mapped = look.ways.leading_past(vectors)
+    dropped = {c.node for c in found if c.node not in mapped}
+    return [c for c in found if c.node in mapped] if look.ways.lead_past(dropped) else found
+
+
+def _is_vector(tensor: Tensor, image: Shape, other: Shape | None) -> bool:
+    """Tell whether a tensor is [B, C], or has a single site whatever the input's size."""
+    if tensor.ndim == 2:
+        return tensor.shape[0] == image[0]
+    one_site = tensor.ndim == len(image) and math.prod(tensor.shape[2:]) == 1
+    return one_site and other is not None and math.prod(other[2:]) == 1
 
 
 def _passed_through(call: Call, tensor: Tensor, ways: _Ways) -> bool:

@@ -522,6 +522,29 @@ class TwoPaths(nn.Module):
         return F.interpolate(self.head(torch.cat([self.detail(x), self.context(x)], 1)), x.shape[2:])
 
 
+class Modulated(nn.Module):
+    """A network sees the image on a coarser grid, is pooled to a vector, and scales the channels of the code."""
+
+    def __init__(self, pool: bool) -> None:
+        super().__init__()
+        self.context = nn.Sequential(conv(3, 16, 4), nn.ReLU(), conv(16, 64, 4))
+        self.net, self.pool = Net(Encoder(), Scaled()), nn.AdaptiveAvgPool2d(1) if pool else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = self.context(x)
+        self.net.middle.scale = context.mean((2, 3)) if self.pool is None else self.pool(context).flatten(1)
+        return self.net(x)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.linear(self.scale)[:, :, None, None]
+
+
 class PooledLast(nn.Module):
     """Convolves, then pools; the block on the coarsest grid is narrower than what was pooled, as in a Tiramisu."""
 
@@ -596,6 +619,8 @@ MODELS: dict[str, tuple[Any, str, tuple[int, ...]]] = {
     "resizes its input": (ResizesItsInput, "net.encoder[2]", (2, 32, 4, 6)),
     "handed through": (HandsThrough, "pixel.encoder", (2, 32, 8, 12)),
     "two paths": (TwoPaths, "context.encoder[2]", (2, 32, 8, 12)),
+    "modulated": (lambda: Modulated(pool=False), "net.middle", (2, 32, 8, 12)),
+    "modulated by what was pooled": (lambda: Modulated(pool=True), "net.middle", (2, 32, 8, 12)),
     "pooled last": (PooledLast, "block", (2, 24, 16, 24)),
     "sub-pixel convolution": (SubPixel, "bottom", (2, 16, 16, 24)),
     "unpatchified": (Unpatchify, "mix", (2, 25, 24)),

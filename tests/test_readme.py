@@ -37,12 +37,14 @@ def test_the_readme_shows_three_ways_and_five_libraries() -> None:
 
 
 def test_the_readme_names_the_layers_that_are_found() -> None:
-    """A comment behind a `CooperativeModel` is the place of its code."""
+    first, _, _, *libraries = blocks(ROOT / "README.md")
     namespace: dict[str, Any] = {}
-    for block in blocks(ROOT / "README.md")[3:]:
-        exec(
-            compile("import torch\nimport segmentation_models_pytorch as smp\n" + block, "README.md", "exec"), namespace
-        )
+    exec(compile(first, "README.md", "exec"), namespace)
+    for block in libraries:
+        exec(compile(block, "README.md", "exec"), namespace)
+        told = re.search(r"example=\w+\)  # (\S+)$", block, flags=re.MULTILINE)
+        assert told is not None
+        assert str(namespace["coop"].image_code) == told[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -193,7 +193,6 @@ ROWS = [
         layer="down_layers.3",
         shape=(2, 1, 16, 16, 32),
         code=(2, 64, 2, 2, 4),
-        timed=(2, 1, 16, 16, 32),
     ),
     row(
         name="SegResNetDS 2-D, deep supervision",
@@ -254,7 +253,6 @@ ROWS = [
         layout=TOKENS,
         shape=(1, 1, 16, 32, 32),
         code=(1, 1 * 2 * 2, 36),
-        timed=(1, 1, 16, 32, 32),
         modes=EVAL,
     ),
     # The last hidden state of the transformer goes through one more block on its way to the decoder.
