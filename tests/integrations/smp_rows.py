@@ -152,7 +152,7 @@ ROWS = [
     vit("deit_tiny_distilled_patch16_224", (48, 4, 6), dynamic_img_size=True),
     vit("vit_small_patch14_reg4_dinov2", (48, 4, 6), dynamic_img_size=True, patch_size=16),
     vit("vit_small_patch16_dinov3", (48, 4, 6), dynamic_img_size=True, decoder_readout="add"),
-    vit("beit_base_patch16_224", (48, 4, 6), timed=(2, 3, *WIDE)),
+    vit("beit_base_patch16_224", (48, 4, 6), img_size=WIDE, timed=(2, 3, *WIDE)),
     vit("xcit_nano_12_p16_224", (48, 4, 6), decoder_readout="ignore"),
     vit("vit_tiny_r_s16_p8_224", (48, 2, 3), dynamic_img_size=True),
     row("DPT tu-convnext_atto", (320, 2, 3), path=(0, 3), decoder_readout="ignore"),
