@@ -32,7 +32,6 @@ class Row(Case):
         quick: Whether it is the row of its library that plain `pytest` runs.
         wake: Whether the weights are drawn anew, so that signal reaches the end of an untrained model.
         timed: Shape of the images that replays are timed on for the table. Default: 128 x 128, or `shape` in 3-D.
-        tolerance: How closely gradients must agree, in float64.
     """
 
     library: str
@@ -44,7 +43,6 @@ class Row(Case):
     quick: bool = False
     wake: bool = True
     timed: tuple[int, ...] | None = None
-    tolerance: float = 1e-11
 
     def __str__(self) -> str:
         return f"{self.library} {self.name}"

@@ -41,7 +41,6 @@ def row(
     frozen: bool = False,
     quick: bool = False,
     timed: tuple[int, ...] | None = None,
-    tolerance: float = 1e-11,
     **options: Any,
 ) -> Row:
     """Describe a model, named by its architecture and encoder, whose encoder returns a `code` [C, H, W] at `path`."""
@@ -66,17 +65,16 @@ def row(
         classes=classes,
         quick=quick,
         timed=timed,
-        tolerance=tolerance,
     )
 
 
-def vit(encoder: str, code: tuple[int, ...], **options: Any) -> Row:
-    """Describe a DPT on a vision transformer: it returns the grids of four of its blocks, and then their prefix tokens.
+def vit(encoder: str, code: tuple[int, ...], *, size: tuple[int, int] = WIDE, **options: Any) -> Row:
+    """Describe a DPT on a vision transformer, which returns the grids of four blocks, and then their prefix tokens.
 
-    The transformer is made narrow; that it keeps its twelve blocks is what the library counts on. timm interpolates
-    position embeddings in float32, whatever the precision of the model, so that gradients agree to the digits of that.
+    It is made narrow, and built for the size of the images. With `dynamic_img_size` these are square, as timm resamples
+    learnt position embeddings to any other size, and to all that are not square, in float32.
     """
-    return row(f"DPT tu-{encoder}", code, path=(0, 3), embed_dim=48, num_heads=3, tolerance=1e-6, **options)
+    return row(f"DPT tu-{encoder}", code, path=(0, 3), size=size, img_size=size, embed_dim=48, num_heads=3, **options)
 
 
 # It sees images of this size alone.
@@ -148,12 +146,12 @@ ROWS = [
     row("Segformer efficientnet-b0", (320, 2, 3)),
     row("Segformer tu-pvt_v2_b0", (256, 2, 3)),
     row("Segformer tu-mobilevit_xxs", (320, 2, 3)),
-    vit("vit_tiny_patch16_224", (48, 4, 6), dynamic_img_size=True),
-    vit("deit_tiny_distilled_patch16_224", (48, 4, 6), dynamic_img_size=True),
-    vit("vit_small_patch14_reg4_dinov2", (48, 4, 6), dynamic_img_size=True, patch_size=16),
+    vit("vit_tiny_patch16_224", (48, 4, 4), size=SQUARE, dynamic_img_size=True),
+    vit("deit_tiny_distilled_patch16_224", (48, 4, 4), size=SQUARE, dynamic_img_size=True),
+    vit("vit_small_patch14_reg4_dinov2", (48, 4, 6), patch_size=16, timed=(2, 3, *WIDE)),
     vit("vit_small_patch16_dinov3", (48, 4, 6), dynamic_img_size=True, decoder_readout="add"),
-    vit("beit_base_patch16_224", (48, 4, 6), img_size=WIDE, timed=(2, 3, *WIDE)),
+    vit("beit_base_patch16_224", (48, 4, 6), timed=(2, 3, *WIDE)),
     vit("xcit_nano_12_p16_224", (48, 4, 6), decoder_readout="ignore"),
-    vit("vit_tiny_r_s16_p8_224", (48, 2, 3), dynamic_img_size=True),
+    vit("vit_tiny_r_s16_p8_224", (48, 2, 2), size=SQUARE, dynamic_img_size=True),
     row("DPT tu-convnext_atto", (320, 2, 3), path=(0, 3), decoder_readout="ignore"),
 ]
