@@ -12,7 +12,6 @@ folder, `--methods standard` here and `--methods cooperative` there; without `--
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shlex
 import sys
@@ -28,7 +27,7 @@ from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
 from cardiac.metrics import Score, evaluate
 from cardiac.outputs import Outputs
-from cardiac.phantom import make_phantom
+from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS, Preset
 from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
@@ -138,9 +137,7 @@ def find(options: argparse.Namespace) -> Sources:
     if options.acdc is None:
         if options.mnms is not None or options.external or options.split is not None:
             raise DataError("--mnms, --external and --split need --acdc, to train on. Add it, or leave them out.")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentaug"
-        print(f"No data given: a phantom of ACDC and M&Ms is used, from {cache}.")
-        return Sources(*make_phantom(cache), external={})
+        return Sources(*cached_phantom(), external={})
     external = {}
     for pair in options.external:
         name, sign, folder = pair.partition("=")

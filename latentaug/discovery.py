@@ -373,7 +373,7 @@ def complete_spots(
         if not calls:
             raise RuntimeError(
                 f"LatentTap: {name!r} is not called in a forward pass of {type(model).__name__}, so it has no code to "
-                "tap. Pass a module that is."
+                "tap. Pass a module that is called in every pass, in train mode too."
             )
         if not -len(calls) <= call < len(calls):
             raise ValueError(f"LatentTap needs `call` within the {len(calls)} calls of {name!r}; got {call}.")

@@ -188,13 +188,16 @@ class ShapePrior(nn.Module):
         self.decoder = Decoder(8 * width, num_classes, [(2,) * spatial_dims] * depth, width, spatial_dims)
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """Return the logits of the corrected segmentation, at the size of the input."""
-        return crop(self.decoder(self.encoder(probabilities)), probabilities.shape[2:])
+        """Return the logits of the corrected segmentation, at the size of the input and in this module's precision."""
+        return crop(self.decoder(self.encoder(self._in_own_precision(probabilities))), probabilities.shape[2:])
 
     def refine(self, logits: Tensor) -> Tensor:
         """Correct the segmentation that `logits` stand for, made softer by the temperature."""
-        refined: Tensor = self(to_probabilities(logits / self.temperature))
+        refined: Tensor = self(to_probabilities(self._in_own_precision(logits) / self.temperature))
         return refined
+
+    def _in_own_precision(self, tensor: Tensor) -> Tensor:
+        return tensor.to(next(self.parameters()).dtype)  # a model that enters autocast itself returns another
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""

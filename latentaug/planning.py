@@ -85,7 +85,8 @@ def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
             f"{type(model).__name__} or its input is on the meta device, where tensors have no values to look at. "
             "Move the model to another one by model.to_empty(device=...), and load its weights, first."
         )
-    lent = {name: value.clone() for name, value in _plain_buffers(model)}
+    with torch.inference_mode(False):  # where copies of inference tensors are plain ones
+        lent = {name: value.clone() for name, value in _plain_buffers(model)}
     with (
         preserved_random_state(device),
         frozen_norm_statistics(model),

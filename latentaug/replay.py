@@ -195,7 +195,10 @@ class Capture:
         plan = self.plan
         for name, total in plan.totals.items():
             if self.counts[name] == 0:
-                raise RuntimeError(f"LatentTap: {name or 'the model'!r} was not called in this pass of the model.")
+                raise RuntimeError(
+                    f"LatentTap: {name or 'the model'!r} was not called in this pass of the model. Pass a layer "
+                    "that is called in every pass, in train mode too."
+                )
             if self.counts[name] != total:
                 self.plan = plan = replace(plan, totals={**plan.totals, name: self.counts[name]}, fast=False)
         self.chosen = [plan.chosen(spot) for spot in plan.spots]

@@ -190,14 +190,14 @@ class LatentTap:
     def _before(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare before the model's own hooks run, which may gather sharded weights for this one pass."""
         _, args, kwargs = args
-        self._prepare(args, kwargs)
+        if not self._shared.busy and not self._running:
+            self._prepare(args, kwargs)
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name != "" or self._shared.busy or self._running:
             return original(*args, **kwargs)
         self._capture = None
-        self._prepare(args, kwargs)
-        plan = self._plan(args, kwargs)
+        plan = self._prepare(args, kwargs)
         capture = Capture(self._root, plan, args, kwargs)
         self._running = True
         try:
@@ -285,13 +285,11 @@ class LatentTap:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
         return tuple(self._shared.spots[key])
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make the dry runs of all open taps, before the pass of any is under way."""
-        if self._shared.busy or self._running:
-            return
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """Make the dry runs of all open taps, before the pass of any is under way; return the plan of this one."""
         with self._shared.ours():
-            for tap in filter(None, (reference() for reference in self._shared.open)):
-                tap._plan(args, kwargs)
+            taps = filter(None, (reference() for reference in self._shared.open))
+            return {tap: tap._plan(args, kwargs) for tap in taps}[self]
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         spots = self._spots(args, kwargs)
@@ -301,7 +299,7 @@ class LatentTap:
         return self._shared.plans[key]
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
-        return spots, self._call, tuple(module.training for module in submodules(self._root))
+        return spots, self._call, tuple([module.training for module in submodules(self._root)])
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

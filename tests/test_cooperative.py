@@ -287,6 +287,24 @@ class TestStep:
             assert gradient.isfinite().all(), name
             assert gradient.any() == gradients(exact)[name].any(), name
 
+    def test_a_model_that_enters_autocast_itself_is_trained(self):
+        class Mixed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder = nn.Conv2d(1, 4, 2, 2), nn.ConvTranspose2d(4, 3, 2, 2)
+
+            def forward(self, images):
+                with torch.autocast("cpu", torch.bfloat16):
+                    return self.decoder(self.encoder(images))
+
+        images, labels = batch()
+        coop = CooperativeModel(Mixed(), num_classes=3, example=images)
+        output = coop(images, labels, generator=seeded())
+        output.loss.backward()
+        assert output.logits.dtype == torch.bfloat16
+        assert output.refined.dtype == torch.float32
+        assert all(gradient.isfinite().all() for gradient in gradients(coop).values())
+
     def test_output_is_a_named_tuple_with_the_loss_first(self):
         output = cooperative()(*batch())
         assert isinstance(output, tuple)

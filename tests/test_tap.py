@@ -472,6 +472,21 @@ def test_a_pass_captured_without_gradients(images: Tensor, context: Any) -> None
             assert torch.autograd.grad(replayed.sum(), encoder, allow_unused=True) == (None,) * len(encoder)
 
 
+def test_buffers_that_a_pass_computes_with_may_be_tapped_in_inference_mode(images: Tensor) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Conv2d(3, 4, 2, 2), nn.ConvTranspose2d(4, 2, 2, 2)
+            self.register_buffer("scale", torch.rand(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decoder(self.encoder(x) * self.scale)
+
+    model = Scaled().to(images.dtype)
+    with torch.inference_mode(), LatentTap(model, "encoder") as tap:
+        assert torch.equal(model(images), tap.replay(None))
+
+
 def test_inputs_that_require_grad_get_theirs(model: UNet, images: Tensor) -> None:
     images.requires_grad_()
     with LatentTap(model, "encoder[1]") as tap:

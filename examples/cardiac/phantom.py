@@ -102,6 +102,13 @@ class Study(NamedTuple):
     group: str
 
 
+def cached_phantom() -> PhantomPaths:
+    """Return the phantom in the user's cache folder, which is written there if need be."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentaug"
+    print(f"No data given: a phantom of ACDC and M&Ms is used, from {cache}.")
+    return make_phantom(cache)
+
+
 def make_phantom(
     folder: str | os.PathLike[str],
     *,

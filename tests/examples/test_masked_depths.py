@@ -1,0 +1,24 @@
+"""The experiment on masked depths, from end to end on volumes so small that it takes seconds."""
+
+import masked_depths
+import pytest
+
+from tests.examples.test_cardiac_script import write_patient
+
+pytest.importorskip("segmentation_models_pytorch")
+
+
+def test_every_set_of_depths_has_a_row_with_a_dice(tmp_path, capsys):
+    for seed, patient in enumerate(("A", "B", "C")):
+        write_patient(tmp_path / patient, seed)
+    flags = ["--acdc", str(tmp_path), "--image-size", "64", "--iterations", "2", "--repeats", "2"]
+    assert masked_depths.main(flags) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0][0] == "nothing"
+    assert [row[0].count("encoder") for row in rows[1:]] == [1, 2, 3, 4, 5, 1, 1, 1, 1]
+    assert all(0 <= float(row[1]) <= 1 for row in rows)
+
+
+def test_a_missing_folder_is_named(tmp_path, capsys):
+    assert masked_depths.main(["--acdc", str(tmp_path / "none")]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
