@@ -1,7 +1,8 @@
 """Time what a tap costs, and what replays save, on networks and images of realistic size.
 
 Models are in train mode and float32, on one thread. Each repetition runs every measurement once, and of the
-repetitions the least CPU time counts: other programs on the machine can only add to it. All columns are ratios:
+repetitions the least CPU time counts: other programs on the machine can only add to it. malloc keeps large blocks, as
+in a run of `CooperativeTrainer`. All columns are ratios:
 
 - tapped: a forward pass with entering and leaving the tap, over a plain one;
 - replay, full replay: from a masked code, over a plain forward pass;
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug import LatentTap, TargetedChannelMask, latent_saliency
+from latentaug import LatentTap, TargetedChannelMask, latent_saliency, tune_allocator
 
 COLUMNS = ("tapped", "replay", "full replay", "saliency", "masked", "masked in full")
 GOAL_COLUMNS = ("replay", "saliency", "masked", "masked in full")
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="write a JSON file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    tune_allocator()  # fresh pages cost more, and more unevenly, than all that is compared here
     warnings.simplefilter("ignore")
     print(head())
     results = []

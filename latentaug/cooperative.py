@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from latentaug.branches import Losses, backpropagate
 from latentaug.compose import paper_masks
 from latentaug.discovery import Location, find_bottleneck, unwrap
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, to_labels
@@ -20,7 +21,6 @@ from latentaug.masks import LatentMask, Masker
 from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
-from latentaug.saliency import latent_saliency
 from latentaug.tap import LatentTap, Layer
 from latentaug.trace import depends
 
@@ -100,8 +100,8 @@ class CooperativeModel(nn.Module):
     Puts two heads beside the model: one that reconstructs the image from the latent code, and a shape prior that
     corrects segmentations. In train mode a call computes the losses on the images given, masks the codes where the
     losses are most sensitive, and computes the losses again on what the masked codes decode to.
-    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same at half the
-    memory. In eval mode a call without labels is a call of your model.
+    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same at a third
+    of the memory. In eval mode a call without labels is a call of your model.
 
     Your model is neither copied nor changed: `.model` is the object you passed. A model that declares `image_code`,
     `shape_code` (names of submodules) and `image_decoder` (a module called with a code and a size), as `FTN` does, is
@@ -232,6 +232,8 @@ class CooperativeModel(nn.Module):
         generator: torch.Generator | None = None,
         stage: Stage = "both",
         hard_examples: tuple[Tensor, Tensor] | None = None,
+        backward: bool = False,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Any:
         """Return the losses for images with labels; without labels, in eval mode, what the model itself returns.
 
@@ -242,6 +244,9 @@ class CooperativeModel(nn.Module):
             stage: "standard" stops once the hard examples are made, "hard" goes on from there. Together they are what
                 "both" does; see `cooperative_backward`. "plain" computes the standard losses and no hard examples.
             hard_examples: The images and the segmentation that the standard stage made; for the hard stage only.
+            backward: Backpropagate the losses here, each as soon as its branch of the networks is through; nothing that
+                is returned has a graph then. See `cooperative_backward`.
+            scaler: Scales what is backpropagated here, for float16.
         """
         if labels is None:
             if self.training:
@@ -253,8 +258,9 @@ class CooperativeModel(nn.Module):
         labels = squeeze_labels(labels, images.ndim - 2)
         self._check_once(images, labels)
         labels = labels.long()
+        losses = functools.partial(Losses, self.weights, eager=backward, scaler=scaler)
         if not self.training:
-            return self._standard_stage(images, labels, None, make_hard=False)
+            return self._standard_stage(images, labels, None, losses(), make_hard=False)
         if not torch.is_grad_enabled():
             raise RuntimeError(
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
@@ -266,11 +272,14 @@ class CooperativeModel(nn.Module):
             if stage == "hard":
                 if hard_examples is None:
                     raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
-                return self._hard_stage(images, labels, *hard_examples)
-            standard = self._standard_stage(images, labels, generator, make_hard=stage != "plain")
+                return self._hard_stage(images, labels, *hard_examples, losses())
+            standard = self._standard_stage(images, labels, generator, losses(), make_hard=stage != "plain")
             if stage in ("plain", "standard"):
                 return standard
-            return _joined(standard, self._hard_stage(images, labels, *_hard_examples(standard)))
+            assert standard.hard_images is not None
+            assert standard.hard_segmentation is not None
+            hard = self._hard_stage(images, labels, standard.hard_images, standard.hard_segmentation, losses())
+            return _joined(standard, hard)
 
     def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
         """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result.
@@ -303,9 +312,10 @@ class CooperativeModel(nn.Module):
         labels = squeeze_labels(labels, images.ndim - 2).long()
         with preserved_modes(self), torch.enable_grad(), LatentTap(self.eval().model, self._tapped) as tap:
             predicted = self._predicted(self.model(images), labels.shape[1:], tap.codes)
-            logits = predicted.main
-            image_code = self._masked_image_code(tap, self._reconstruction_loss(tap, images), generator)
-            shape_codes = self._masked_shape_codes(tap, predicted.loss(self.loss, labels), generator)
+            logits, losses = predicted.main, Losses(self.weights)
+            losses.add("segmentation", predicted.loss(self.loss, labels))
+            losses.add("reconstruction", self._reconstruction_loss(self._image_code_of(tap), images))
+            image_code, shape_codes = self._masked_codes(tap, losses, generator)
             hard_images = self._decoded(image_code, images)
             hard_segmentation = self._replayed(tap, shape_codes, labels)
             refined = self.shape_prior.refine(hard_segmentation).detach()
@@ -322,7 +332,13 @@ class CooperativeModel(nn.Module):
     # The two stages ---------------------------------------------------------------------------------------------------
 
     def _standard_stage(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator | None, *, make_hard: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+        losses: Losses,
+        *,
+        make_hard: bool,
     ) -> CooperativeOutput:
         """Compute the losses on the images themselves, and make the hard examples while their graph is alive."""
         inputs = self._with_noise(images, generator) if self.training else images
@@ -331,59 +347,56 @@ class CooperativeModel(nn.Module):
             predicted = self._predicted(self.model(inputs), labels.shape[1:], tap.codes)
             logits = predicted.main
             hot = one_hot(labels, self.num_classes, ignore_index=self.ignore_index, dtype=logits.dtype)
-            from_labels: Tensor = self.shape_prior(hot)
-            refined = self._refined(logits)
-            terms = {
-                "segmentation": predicted.loss(self.loss, labels),
-                "reconstruction": self._reconstruction_loss(tap, images),
-                "shape_from_logits": self.loss(refined, labels),
-                "shape_from_labels": self.loss(from_labels, labels),
-            }
+            losses.end("shape_from_labels", self.loss(self.shape_prior(hot), labels))
+            refined = self._refined(losses.start("shape_from_logits", logits))
+            losses.end("shape_from_logits", self.loss(refined, labels))
+            code = losses.start("reconstruction", self._image_code_of(tap))
+            losses.end("reconstruction", self._reconstruction_loss(code, images))
+            losses.add("segmentation", predicted.loss(self.loss, labels))
             if make_hard:
                 # Constants, so that no later stage needs the graph that they are drawn from.
-                image_code = self._masked_image_code(tap, terms["reconstruction"], generator)
-                shape_codes = self._masked_shape_codes(tap, terms["segmentation"], generator)
+                image_code, shape_codes = self._masked_codes(tap, losses, generator)
                 hard_images = self._decoded(image_code, images)
                 hard_segmentation = self._replayed(tap, shape_codes, labels)
-        return self._output(terms, logits, refined, hard_images, hard_segmentation)
+        return _output(losses, logits, refined, hard_images, hard_segmentation)
 
     def _hard_stage(
-        self, images: Tensor, labels: Tensor, hard_images: Tensor, hard_segmentation: Tensor
+        self, images: Tensor, labels: Tensor, hard_images: Tensor, hard_segmentation: Tensor, losses: Losses
     ) -> CooperativeOutput:
         """Compute the same losses on hard examples, without a trace in running statistics."""
-        with (
-            frozen_norm_statistics(self),
-            _constant_norm_parameters(self, self.hard_norm_frozen),
-            LatentTap(self.model, self._tapped) as tap,
-        ):
-            predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
-            logits = predicted.main
-            refined = self._refined(logits)
-            terms = {
-                "hard_image_segmentation": predicted.loss(self.loss, labels),
-                "hard_image_reconstruction": self._reconstruction_loss(tap, images),
-                "shape_from_hard_image": self.loss(refined, labels),
-                "shape_from_hard_segmentation": self.loss(self.shape_prior.refine(hard_segmentation), labels),
-            }
-        return self._output(terms, logits, refined, hard_images, hard_segmentation)
+        # Statistics stay frozen while losses are backpropagated here: checkpointed parts run again then.
+        with frozen_norm_statistics(self), _constant_norm_parameters(self, self.hard_norm_frozen):
+            with LatentTap(self.model, self._tapped) as tap:
+                predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
+                logits = predicted.main
+                refined = self._refined(losses.start("shape_from_hard_image", logits))
+                losses.end("shape_from_hard_image", self.loss(refined, labels))
+                code = losses.start("hard_image_reconstruction", self._image_code_of(tap))
+                losses.end("hard_image_reconstruction", self._reconstruction_loss(code, images))
+                again = self.shape_prior.refine(hard_segmentation)
+                losses.end("shape_from_hard_segmentation", self.loss(again, labels))
+                losses.add("hard_image_segmentation", predicted.loss(self.loss, labels))
+            return _output(losses, logits, refined, hard_images, hard_segmentation)
 
-    def _masked_image_code(self, tap: LatentTap, loss: Tensor, generator: torch.Generator | None) -> _Masked:
-        return self._masked(tap, [self.image_code], self.image_masker, loss, generator)[0]
-
-    def _masked_shape_codes(self, tap: LatentTap, loss: Tensor, generator: torch.Generator | None) -> list[_Masked]:
-        return self._masked(tap, self.shape_codes, self.shape_masker, loss, generator)
+    def _masked_codes(
+        self, tap: LatentTap, losses: Losses, generator: torch.Generator | None
+    ) -> tuple[_Masked, list[_Masked]]:
+        """Draw masks for the image code and the shape codes."""
+        image_code = self._masked(tap, [self.image_code], self.image_masker, losses, "reconstruction", generator)[0]
+        return image_code, self._masked(tap, self.shape_codes, self.shape_masker, losses, "segmentation", generator)
 
     def _masked(
         self,
         tap: LatentTap,
         locations: Sequence[Location],
         masker: Masker,
-        loss: Tensor,
+        losses: Losses,
+        name: str,
         generator: torch.Generator | None,
     ) -> list[_Masked]:
-        """Draw a mask for each of the codes at `locations`, where `loss` is most sensitive to them."""
+        """Draw a mask for each of the codes at `locations`, where the loss of that name is most sensitive to them."""
         codes = [tap.codes[self._tapped.index(location)] for location in locations]
-        saliencies = functools.cache(lambda: latent_saliency(loss, codes))  # for all codes at once, if one is asked for
+        saliencies = functools.cache(lambda: losses.saliencies(name, codes))  # for all at once, if one is asked for
         if is_sharded(self):  # ranks draw different masks, and a backward pass gathers weights from all ranks or hangs
             saliencies()
         masked = []
@@ -410,17 +423,15 @@ class CooperativeModel(nn.Module):
             output = tap.replay([given.get(location) for location in self._tapped])
             return self._predicted(output, labels.shape[1:]).main
 
-    def _reconstruction_loss(self, tap: LatentTap, images: Tensor) -> Tensor:
-        """Compare the clean images with what the image code of this pass holds of them."""
-        code = tap.codes[self._tapped.index(self.image_code)]
+    def _image_code_of(self, tap: LatentTap) -> Tensor:
+        return tap.codes[self._tapped.index(self.image_code)]
+
+    def _reconstruction_loss(self, code: Tensor, images: Tensor) -> Tensor:
+        """Compare the clean images with what an image code holds of them."""
         return reconstruction_loss(self.reconstruction(code, images.shape[2:]), images)
 
     def _refined(self, logits: Tensor) -> Tensor:
         return self.shape_prior.refine(logits.detach() if self.separate else logits)
-
-    def _output(self, terms: dict[str, Tensor], *results: Any) -> CooperativeOutput:
-        losses = {name: self.weights[name] * term for name, term in terms.items()}
-        return CooperativeOutput(functools.reduce(torch.add, losses.values()), losses, *results)
 
     # Reading and checking ---------------------------------------------------------------------------------------------
 
@@ -532,12 +543,17 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
+    if not model.training:
+        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
+    if _can_backpropagate_inside(model):
+        output: CooperativeOutput = model(images, labels, generator=generator, backward=True, scaler=scaler)
+        return output
     with _without_sync(model):
         standard = model(images, labels, generator=generator, stage="standard")
-        hard_examples = _hard_examples(standard)
-        _backward(standard.loss, scaler)
+        hard_examples = standard.hard_images, standard.hard_segmentation
+        backpropagate([standard.loss], scaler=scaler)
     hard = model(images, labels, stage="hard", hard_examples=hard_examples)
-    _backward(hard.loss, scaler)
+    backpropagate([hard.loss], scaler=scaler)
     return _detached(_joined(standard, hard))
 
 
@@ -553,8 +569,13 @@ def standard_backward(
 
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
-    output: CooperativeOutput = model(images, labels, generator=generator, stage="plain")
-    _backward(output.loss, scaler)
+    if _can_backpropagate_inside(model):
+        output: CooperativeOutput = model(
+            images, labels, generator=generator, stage="plain", backward=True, scaler=scaler
+        )
+        return output
+    output = model(images, labels, generator=generator, stage="plain")
+    backpropagate([output.loss], scaler=scaler)
     return _detached(output)
 
 
@@ -566,15 +587,17 @@ def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
     return no_sync()
 
 
-def _backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    with torch.autocast(loss.device.type, enabled=False):
-        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+def _can_backpropagate_inside(model: nn.Module) -> bool:
+    """Tell whether gradients may arrive before the call returns: wrappers reduce them in the one pass that follows."""
+    return isinstance(model, CooperativeModel) and model.training and not is_sharded(model)
 
 
-def _hard_examples(output: CooperativeOutput) -> tuple[Tensor, Tensor]:
-    if output.hard_images is None or output.hard_segmentation is None:
-        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
-    return output.hard_images, output.hard_segmentation
+def _output(losses: Losses, *results: Any) -> CooperativeOutput:
+    """Gather what a stage returns; where its losses are backpropagated at once, after that and without a graph."""
+    if not losses.eager:
+        return CooperativeOutput(losses.total, losses.weighted, *results)
+    losses.backward()
+    return _detached(CooperativeOutput(losses.total, losses.weighted, *results))
 
 
 def _joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:

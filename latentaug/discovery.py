@@ -295,6 +295,7 @@ class Candidate:
     It is `learned` if the call has weights, and only `pooled` if none of them acted on this grid.
     """
 
+    trace: Call  # of the whole pass, which keeps the calls around this one
     call: Call
     path: Path
     tensor: Tensor
@@ -613,7 +614,7 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bo
             layout, stride = fits[0]
             sites = 1 / math.prod(stride)
             pooled = entry > sites and all(fit and 1 / math.prod(fit[0][1]) > sites for fit in made)
-            candidate = Candidate(call, path, tensor, node, bool(weighted), pooled, layout, stride)
+            candidate = Candidate(look.trace, call, path, tensor, node, bool(weighted), pooled, layout, stride)
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
     return _without_vectors(found or fixed, look, again)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -228,7 +229,7 @@ class Call:
 
     name: str
     number: int
-    parent: Call | None
+    within: weakref.ref[Call] | None  # weak: a cycle would keep all activations until the next garbage collection
     start: int
     finish: int = -1
     children: list[Call] = field(default_factory=list)
@@ -240,6 +241,11 @@ class Call:
     inputs: frozenset[int] = frozenset()
     impure: bool = False
     apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
+
+    @property
+    def parent(self) -> Call | None:
+        """The call that this one was made in, while somebody holds the tree."""
+        return None if self.within is None else self.within()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -340,9 +346,9 @@ def record(
     spread = Spread()
 
     def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(name, counts[name], stack[-1] if stack else None, next(clock))
+        call = Call(name, counts[name], weakref.ref(stack[-1]) if stack else None, next(clock))
         counts[name] += 1
-        (call.parent.children if call.parent else roots).append(call)
+        (stack[-1].children if stack else roots).append(call)
         watch = InputWatch(args, kwargs)
         call.inputs, call.given = watch.storages(), watch.shapes()
         stack.append(call)

@@ -18,6 +18,7 @@ LEVELS = [
     {"planning"},
     {"discovery"},
     {"tap", "saliency", "description"},
+    {"branches"},
     {"cooperative"},
     {"metrics", "checkpoint", "interruption", "batches", "optimization"},
     {"callbacks"},

@@ -272,3 +272,17 @@ def test_another_root_called_meanwhile_is_ignored() -> None:
 
 def test_mappings_that_cannot_be_copied_are_left_as_they_are() -> None:
     assert list(tensors_in(types.MappingProxyType({"a": T[0]}))) == [(("a",), T[0])]
+
+
+def test_a_trace_is_gone_with_the_last_reference_to_it() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+    gc.collect()
+    gc.disable()
+    try:
+        trace, _ = record(model, lambda: model(torch.ones(1, 2)))
+        inner = weakref.ref(trace.children[0])
+        assert inner().parent is trace
+        del trace
+        assert inner() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,107 @@
+"""Losses of a network with branches, each backpropagated as soon as its branch is through."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from latentaug.saliency import latent_saliency
+
+
+class Losses:
+    """The weighted losses of a stage of training.
+
+    A branch starts at a tensor that it shares with others, such as a latent code, and ends in a loss. Eagerly, each
+    branch is backpropagated when it ends, as far as a leaf that stands for the tensor, and its graph is gone before the
+    next one is built; `backward` takes the gradients that have arrived there further. Gradients come out the same, at a
+    peak of memory of the trunk and the largest branch. Otherwise the losses are only weighted and summed.
+
+    Args:
+        weights: Factor of each loss, by name.
+        eager: Whether to backpropagate here.
+        scaler: Scales what is backpropagated, for float16.
+
+    Example:
+        >>> code = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> losses = Losses({"branch": 3.0, "trunk": 1.0}, eager=True)
+        >>> losses.end("branch", losses.start("branch", code).square().sum())
+        >>> losses.saliencies("branch", [code]), code.grad
+        ([tensor([2., 4.])], None)
+        >>> losses.add("trunk", code.sum())
+        >>> losses.backward()
+        >>> code.grad
+        tensor([ 7., 13.])
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], *, eager: bool = False, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        self.eager = eager
+        self._weights, self._scaler = weights, scaler
+        self._plain: dict[str, Tensor] = {}
+        self._weighted: dict[str, Tensor] = {}
+        self._starts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def weighted(self) -> dict[str, Tensor]:
+        """The losses times their weights, in the order of these."""
+        return {name: self._weighted[name] for name in self._weights if name in self._weighted}
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of `weighted`."""
+        return functools.reduce(torch.add, self.weighted.values())
+
+    def start(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what the branch of a loss is to be computed from in place of a tensor."""
+        if not (self.eager and self._weights[name] and tensor.requires_grad):
+            return tensor
+        leaf = tensor.detach().requires_grad_()
+        self._starts[name] = leaf, tensor
+        return leaf
+
+    def end(self, name: str, loss: Tensor) -> None:
+        """Take the loss of a branch, and let go of the branch if possible."""
+        self.add(name, loss)
+        if self.eager and self._weights[name] and loss.requires_grad:
+            backpropagate([self._weighted[name]], scaler=self._scaler)
+            self._plain[name], self._weighted[name] = loss.detach(), self._weighted[name].detach()
+
+    def add(self, name: str, loss: Tensor) -> None:
+        """Take a loss that needs the trunk, and is backpropagated with it."""
+        self._plain[name] = loss
+        self._weighted[name] = self._weights[name] * loss
+
+    def saliencies(self, name: str, codes: Sequence[Tensor]) -> list[Tensor]:
+        """Differentiate a loss, without its weight, by codes; where its branch has ended, by the code it started at."""
+        if name not in self._starts:
+            return latent_saliency(self._plain[name], list(codes))
+        arrived = self._starts[name][0].grad
+        assert arrived is not None
+        arrived = arrived.float() if arrived.dtype == torch.float16 else arrived
+        factor = torch.full((), self._weights[name], device=arrived.device)
+        return [arrived / (factor if self._scaler is None else self._scaler.scale(factor))]
+
+    def backward(self) -> None:
+        """Backpropagate what `end` has left."""
+        rest = [loss for loss in self._weighted.values() if loss.requires_grad]
+        backpropagate(rest, [(tensor, leaf.grad) for leaf, tensor in self._starts.values()], scaler=self._scaler)
+        self._weighted = {name: loss.detach() for name, loss in self._weighted.items()}
+
+
+def backpropagate(
+    losses: Sequence[Tensor],
+    arrived: Sequence[tuple[Tensor, Tensor | None]] = (),
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Backpropagate losses, which are scaled, together with other tensors, whose gradients have arrived already."""
+    scaled = [loss if scaler is None else scaler.scale(loss) for loss in losses]
+    further = [(tensor, gradient) for tensor, gradient in arrived if gradient is not None]
+    tensors = scaled + [tensor for tensor, _ in further]
+    if tensors:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            torch.autograd.backward(tensors, [None] * len(scaled) + [gradient for _, gradient in further])
