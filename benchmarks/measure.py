@@ -117,6 +117,7 @@ class _Worker:
 
 def _serve(pipe: Connection, subject: Subject, device: str, threads: int) -> None:
     """Answer "build", "step" with its seconds and "peak" with the bytes, until the pipe is closed."""
+    gc.disable()  # what it would find belongs to no step in particular
     torch.set_num_threads(threads)
     if subject.tune and device == "cpu":
         tune_allocator()
@@ -136,6 +137,7 @@ def _serve(pipe: Connection, subject: Subject, device: str, threads: int) -> Non
                 pipe.send(0.0)
             elif what == "step":
                 assert step is not None
+                gc.collect()
                 pipe.send(timed(step, where))
             else:
                 pipe.send(float(peak_since(base, where)))
@@ -145,16 +147,11 @@ def _serve(pipe: Connection, subject: Subject, device: str, threads: int) -> Non
 
 def timed(step: Step, device: torch.device) -> float:
     """Return the seconds that one step takes on the clock, with the accelerator's share of it."""
-    gc.collect()
-    gc.disable()  # what it would find belongs to no step in particular
-    try:
-        synchronize(device)
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        return time.perf_counter() - start
-    finally:
-        gc.enable()
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 # Memory -----------------------------------------------------------------------------------------------------------

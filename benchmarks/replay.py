@@ -1,60 +1,43 @@
-"""Time what a tap costs, and what replays save, on networks and images of realistic size.
-
-Models are in train mode and float32, on one thread. Each repetition runs every measurement once, and of the
-repetitions the least CPU time counts: other programs on the machine can only add to it. malloc keeps large blocks, as
-in a run of `CooperativeTrainer`. All columns are ratios:
-
-- tapped: a forward pass with entering and leaving the tap, over a plain one;
-- replay, full replay: from a masked code, over a plain forward pass;
-- saliency: a training step that also derives its loss by the code, over a plain step;
-- masked, masked in full: that with the backward pass of a masked replay added, over a plain step;
-- attach: the first pass of a model, in plain forward passes.
-
-Usage: python benchmarks/replay.py [--rows TEXT ...] [--repeats N] [--output FILE.json]
-"""
+"""Time what a tap costs, and what replays save, on networks and images of realistic size."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import platform
-import subprocess
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from importlib import import_module, metadata
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import synchronize
+from benchmarks.report import Options, Report, Table
 from latentaug import LatentTap, TargetedChannelMask, latent_saliency, tune_allocator
 
-COLUMNS = ("tapped", "replay", "full replay", "saliency", "masked", "masked in full")
-GOAL_COLUMNS = ("replay", "saliency", "masked", "masked in full")
-PACKAGES = (
-    "torch",
-    "segmentation-models-pytorch",
-    "timm",
-    "torchvision",
-    "monai",
-    "transformers",
-    "dynamic-network-architectures",
+COLUMNS = (
+    "images",
+    "layer",
+    "forward ms",
+    "tapped",
+    "replay",
+    "full replay",
+    "saliency",
+    "masked",
+    "in full",
+    "attach s",
 )
+FORMATS = {"forward ms": "{:.0f}", "tapped": "{:.3f}", "attach s": "{:.1f}"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network, the images it is timed on, and the ratios to beat, in the order of GOAL_COLUMNS."""
+    """A network, and the images it is timed on."""
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    goals: tuple[float, ...] | None = None
 
 
 def of(library: str, name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -93,13 +76,13 @@ def nnunet() -> nn.Module:
 MONAI = "monai.networks.nets"
 UNET = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
 ROWS = [
-    Row("smp Unet resnet34", smp("Unet", "resnet34"), (2, 3, 256, 256), (0.42, 1.12, 1.51, 2.00)),
-    Row("smp UnetPlusPlus resnet18", smp("UnetPlusPlus", "resnet18"), (2, 3, 192, 192), (0.65, 1.08, 1.87, 2.04)),
-    Row("smp FPN resnet50", smp("FPN", "resnet50"), (2, 3, 256, 256), (0.31, 1.08, 1.36, 2.01)),
-    Row("smp DeepLabV3Plus resnet50", smp("DeepLabV3Plus", "resnet50"), (2, 3, 192, 192), (0.22, 1.07, 1.30, 1.68)),
-    Row("smp Segformer mit_b2", smp("Segformer", "mit_b2"), (2, 3, 192, 192), (0.18, 1.08, 1.33, 2.03)),
-    Row("MONAI BasicUNet 2-D", of(MONAI, "BasicUNet", 2, 1, 4), (1, 1, 192, 192), (0.55, 1.24, 1.82, 2.13)),
-    Row("MONAI UNet 2-D", of(MONAI, "UNet", 2, 1, 4, **UNET), (1, 1, 256, 256), (0.46, 1.24, 1.71, 2.09)),
+    Row("smp Unet resnet34", smp("Unet", "resnet34"), (2, 3, 256, 256)),
+    Row("smp UnetPlusPlus resnet18", smp("UnetPlusPlus", "resnet18"), (2, 3, 192, 192)),
+    Row("smp FPN resnet50", smp("FPN", "resnet50"), (2, 3, 256, 256)),
+    Row("smp DeepLabV3Plus resnet50", smp("DeepLabV3Plus", "resnet50"), (2, 3, 192, 192)),
+    Row("smp Segformer mit_b2", smp("Segformer", "mit_b2"), (2, 3, 192, 192)),
+    Row("MONAI BasicUNet 2-D", of(MONAI, "BasicUNet", 2, 1, 4), (1, 1, 192, 192)),
+    Row("MONAI UNet 2-D", of(MONAI, "UNet", 2, 1, 4, **UNET), (1, 1, 256, 256)),
     Row("MONAI UNet 3-D", of(MONAI, "UNet", 3, 1, 4, **UNET), (1, 1, 64, 64, 64)),
     Row("transformers SegFormer b0", segformer, (2, 3, 256, 256)),
     Row("nnU-Net PlainConvUNet 2-D", nnunet, (2, 1, 192, 192)),
@@ -117,67 +100,61 @@ ROWS = [
 ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rows", nargs="+", default=[""], metavar="TEXT", help="only rows with one of these in the name"
-    )
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="write a JSON file")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    tune_allocator()  # fresh pages cost more, and more unevenly, than all that is compared here
-    warnings.simplefilter("ignore")
-    print(head())
-    results = []
-    for row in ROWS:
-        if any(text.lower() in row.name.lower() for text in options.rows):
-            results.append(measure(row, options.repeats))
-            print(line(results[-1]), flush=True)
-    if options.output:
-        report = {**environment(), "repeats": options.repeats, "rows": results}
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+def run(options: Options) -> Report:
+    """Measure every row, one after the other, in this process."""
+    torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        tune_allocator()  # fresh pages cost more, and more unevenly, than all that is compared here
+    rows = {row.name: measure(row, options) for row in (ROWS[-1:] if options.quick else ROWS)}
+    return Report([Table("network", COLUMNS, rows, FORMATS)], drawn="replay", notes=NOTES)
+
+
+NOTES = (
+    "Ratios, in train mode and float32. *Tapped*: a forward pass with entering and leaving the tap, over a plain one. "
+    "*Replay*, *full replay*: from a masked code, over a plain forward pass. *Saliency*: a training step that also "
+    "derives its loss by the code, over a plain step; *masked*, *in full*: that with the backward pass of a masked "
+    "replay added. *Attach*: the first pass, in which the tap finds the layer, if it has to, and proves its replays. "
+    "Each repetition runs every measurement once, and the least time counts: of the CPU, or on the clock on a GPU.",
+)
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(row: Row, repeats: int) -> dict[str, Any]:
-    """Return the least seconds and the ratios of a row."""
+def measure(row: Row, options: Options) -> tuple[Any, ...]:
+    """Return the columns of a row."""
     torch.manual_seed(0)
-    model, images = row.build().train(), torch.rand(row.shape)
+    device = torch.device(options.device)
+    model, images = row.build().to(device).train(), torch.rand(row.shape).to(device)
     for _ in range(2):
         objective(model(images)).backward()
     first = copy.deepcopy(model)  # which no tap has seen
     runs = measurements(model, images)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    seconds["attach"] = []
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, run in runs.items():
             seconds[name].append(run())
-    seconds["attach"].append(timed(lambda: tapped(first, images)))
     least = {name: min(times) for name, times in seconds.items()}
-    return {
-        "name": row.name,
-        "shape": list(row.shape),
-        "layer": str(layer_of(model, images)),
-        "seconds": least,
-        "ratios": {
-            **{name: least[name] / least["plain"] for name in ("tapped", "replay", "full replay", "attach")},
-            **{name: least[name] / least["step"] for name in ("saliency", "masked", "masked in full")},
-        },
-        "goals": row.goals and dict(zip(GOAL_COLUMNS, row.goals, strict=True)),
-    }
+    attach = timed(lambda: tapped(first, images), device)
+    return (
+        "x".join(map(str, row.shape)),
+        f"`{layer_of(model, images)}`",
+        least["plain"] * 1e3,
+        *(least[name] / least["plain"] for name in ("tapped", "replay", "full replay")),
+        *(least[name] / least["step"] for name in ("saliency", "masked", "in full")),
+        attach,
+    )
 
 
 def measurements(model: nn.Module, images: Tensor) -> dict[str, Callable[[], float]]:
     """Return what is measured, by name: each runs once and returns its seconds."""
     masker = TargetedChannelMask(0.5, 0.5, score="magnitude")
+    device = images.device
 
     def replay(full: bool) -> float:
         with LatentTap(model) as tap:
             model(images)
-            return timed(lambda: tap.replay(tap.code * 0.5, full=full))
+            return timed(lambda: tap.replay(tap.code * 0.5, full=full), device)
 
     def step(replays: bool = False, full: bool = False) -> None:
         with LatentTap(model) as tap:
@@ -189,21 +166,25 @@ def measurements(model: nn.Module, images: Tensor) -> dict[str, Callable[[], flo
             loss.backward()
 
     return {
-        "plain": lambda: timed(lambda: model(images)),
-        "tapped": lambda: timed(lambda: tapped(model, images)),
+        "plain": lambda: timed(lambda: model(images), device),
+        "tapped": lambda: timed(lambda: tapped(model, images), device),
         "replay": lambda: replay(full=False),
         "full replay": lambda: replay(full=True),
-        "step": lambda: timed(lambda: objective(model(images)).backward()),
-        "saliency": lambda: timed(step),
-        "masked": lambda: timed(lambda: step(replays=True)),
-        "masked in full": lambda: timed(lambda: step(replays=True, full=True)),
+        "step": lambda: timed(lambda: objective(model(images)).backward(), device),
+        "saliency": lambda: timed(step, device),
+        "masked": lambda: timed(lambda: step(replays=True), device),
+        "in full": lambda: timed(lambda: step(replays=True, full=True), device),
     }
 
 
-def timed(run: Callable[[], Any]) -> float:
-    start = time.thread_time()
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the CPU time of a run, or the time on the clock where another device works."""
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    synchronize(device)
+    start = clock()
     run()
-    return time.thread_time() - start
+    synchronize(device)
+    return clock() - start
 
 
 def tapped(model: nn.Module, images: Tensor) -> None:
@@ -222,49 +203,5 @@ def objective(output: Any) -> Tensor:
     if isinstance(output, dict):
         output = output["out"] if "out" in output else output["logits"]
     logits: Tensor = output[0] if isinstance(output, list) else output
-    labels = torch.zeros(len(logits), *logits.shape[2:], dtype=torch.long)
+    labels = torch.zeros(len(logits), *logits.shape[2:], dtype=torch.long, device=logits.device)
     return nn.functional.cross_entropy(logits, labels)
-
-
-# Reporting --------------------------------------------------------------------------------------------------------
-
-
-def head() -> str:
-    columns = ["model", "images", "layer", "forward", *COLUMNS, "attach"]
-    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
-
-
-def line(result: dict[str, Any]) -> str:
-    ratios, goals = result["ratios"], result["goals"] or {}
-    cells = [f"{ratios[name]:.2f}" + (f" (goal {goals[name]:.2f})" if name in goals else "") for name in COLUMNS]
-    cells[0] = f"{ratios['tapped']:.3f}"
-    size = "x".join(map(str, result["shape"]))
-    attach = f"{result['seconds']['attach']:.1f} s = {ratios['attach']:.0f}"
-    forward = f"{result['seconds']['plain'] * 1000:.0f} ms"
-    layer = f"`{result['layer']}`"
-    return f"| {' | '.join([result['name'], size, layer, forward, *cells, attach])} |"
-
-
-def environment() -> dict[str, Any]:
-    """Say when, on what and with which versions this was measured."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "../latentaug"], capture_output=True, text=True)
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "date": date.today().isoformat(),
-        "hardware": f"{processor()}, one thread",
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() + (" with changes" if changed.stdout else ""),
-        "versions": {package: metadata.version(package) for package in PACKAGES},
-    }
-
-
-def processor() -> str:
-    """Name the CPU, as precisely as the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [text.partition(":")[2].strip() for text in info.read_text().splitlines() if text.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-if __name__ == "__main__":
-    main()

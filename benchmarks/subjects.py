@@ -1,7 +1,10 @@
-"""What is measured: bare, standard and cooperative steps of the paper's network and of a U-Net from a library."""
+"""What is measured: steps of training, each built in the process that times it."""
 
 from __future__ import annotations
 
+import gc
+import sys
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,27 +12,135 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Step
-from latentaug import FTN, CooperativeModel, cooperative_backward, standard_backward
+from latentaug import (
+    FTN,
+    CooperativeModel,
+    Masker,
+    RandomChannelMask,
+    TargetedChannelMask,
+    TargetedSpatialMask,
+    cooperative_backward,
+    standard_backward,
+)
 
 CLASSES = 4
+BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
+MASKERS: dict[str, type[Masker]] = {
+    "random channels": RandomChannelMask,
+    "targeted channels": TargetedChannelMask,
+    "targeted sites": TargetedSpatialMask,
+}
 
 
-def batch(device: torch.device, images: int, side: int) -> tuple[Tensor, Tensor]:
-    """Draw images and labels that look like neither: what a step costs does not depend on them."""
+def batch(device: torch.device, images: int, size: tuple[int, ...], channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Draw blocks of classes, and images of them: what a step costs hardly depends on it."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(CLASSES, (images, side // 8, side // 8), generator=generator)
-    labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    noise = torch.rand(images, 1, side, side, generator=generator)
-    return (labels[:, None] / CLASSES + noise / CLASSES).to(device), labels.to(device)
+    labels = torch.randint(CLASSES, (images, *(-(-side // 8) for side in size)), generator=generator)
+    for axis, side in enumerate(size, start=1):
+        labels = labels.repeat_interleave(8, axis).narrow(axis, 0, side)
+    noise = torch.rand(images, channels, *size, generator=generator)
+    return ((labels.unsqueeze(1) + noise) / CLASSES).to(device), labels.contiguous().to(device)
 
 
 def bare(device: torch.device, *, images: int, side: int) -> Step:
     """Train the paper's segmentation network in plain PyTorch: a cross entropy and Adam, nothing of this library's."""
     network = FTN(num_classes=CLASSES)
     del network.image_decoder
+    return _plain(device, network, *batch(device, images, (side, side)))
+
+
+def bare_unet(device: torch.device, *, images: int, side: int) -> Step:
+    """Train a U-Net of segmentation-models-pytorch in plain PyTorch."""
+    return _plain(device, _unet(), *batch(device, images, (side, side)))
+
+
+def trained(
+    device: torch.device,
+    *,
+    kind: str,
+    images: int,
+    side: int,
+    channels_last: bool = True,
+    masker: str | None = None,
+    precision: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Step:
+    """Train the paper's network and shape prior by a standard or a cooperative step, as the cardiac example does."""
+    masks = None if masker is None else MASKERS[masker]()
+    model, inputs, labels = cooperative_model(device, FTN(num_classes=CLASSES), images, (side, side), masker=masks)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if compiled:
+        model.compile()
+    return _step(model, inputs, labels, kind, precision)
+
+
+def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> Step:
+    """Train a U-Net of segmentation-models-pytorch by a standard or a cooperative step."""
+    model, inputs, labels = cooperative_model(device, _unet(), images, (side, side))
+    return _step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
+
+
+def trained_volume(device: torch.device, *, kind: str, side: int) -> Step:
+    """Train MONAI's 3-D U-Net on one cubic patch."""
+    nets = import_module("monai.networks.nets")
+    unet = nets.UNet(3, 1, CLASSES, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+    model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side))
+    return _step(model, inputs, labels, kind)
+
+
+def authors(device: torch.device, *, path: str, kind: str, images: int, side: int) -> Step:
+    """Train as the authors' script does, by the code in a checkout of theirs."""
+    sys.path.insert(0, path)
+    module = import_module("medseg.models.advanced_triplet_recon_segmentation_model")
+    cuda = device.type == "cuda"
+    solver = module.AdvancedTripletReconSegmentationModel(
+        network_type="FCN_16_standard", image_ch=1, num_classes=CLASSES, use_gpu=cuda
+    )
+    solver.train()
+    inputs, labels = batch(device, images, (side, side))
+
+    def step() -> None:
+        gc.collect()
+        solver.reset_all_optimizers()
+        noisy = inputs + 0.05 * torch.randn_like(inputs)
+        losses = [*solver.standard_training(inputs, labels, perturbed_image=noisy, separate_training=False)]
+        if kind == "cooperative":
+            solver.reset_all_optimizers()
+            hard_images, hard_segmentation = solver.hard_example_generation(inputs.clone(), labels.clone())
+            losses += solver.hard_example_training(
+                perturbed_image=hard_images,
+                perturbed_seg=hard_segmentation,
+                clean_image_l=inputs,
+                label_l=labels,
+                separate_training=False,
+                use_gpu=cuda,
+            )
+        solver.reset_all_optimizers()
+        sum(losses).backward()
+        solver.optimize_all_params()
+
+    return step
+
+
+def cooperative_model(
+    device: torch.device, network: nn.Module, images: int, size: tuple[int, ...], **options: Any
+) -> tuple[CooperativeModel, Tensor, Tensor]:
+    """Put the two heads beside a network; return the model with a batch for it."""
+    inputs, labels = batch(device, images, size)
+    model = CooperativeModel(network.to(device), num_classes=CLASSES, example=inputs[:2], **options)
+    return model, inputs, labels
+
+
+def _unet() -> nn.Module:
+    library = import_module("segmentation_models_pytorch")
+    unet: nn.Module = library.Unet("resnet34", encoder_weights=None, in_channels=1, classes=CLASSES)
+    return unet
+
+
+def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor) -> Step:
     network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    inputs, labels = batch(device, images, side)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -39,27 +150,16 @@ def bare(device: torch.device, *, images: int, side: int) -> Step:
     return step
 
 
-BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
-
-
-def trained(device: torch.device, *, kind: str, images: int, side: int, channels_last: bool = True) -> Step:
-    """Train the paper's network and shape prior by a standard or a cooperative step, as the example does."""
-    return _training_step(device, FTN(num_classes=CLASSES), kind, images, side, channels_last)
-
-
-def _training_step(
-    device: torch.device, network: nn.Module, kind: str, images: int, side: int, channels_last: bool, **options: Any
+def _step(
+    model: CooperativeModel, inputs: Tensor, labels: Tensor, kind: str, precision: torch.dtype | None = None
 ) -> Step:
-    inputs, labels = batch(device, images, side)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = CooperativeModel(network, num_classes=CLASSES, example=inputs[:2].cpu(), **options)
-    model.to(device, memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
         optimizer.zero_grad()
-        BACKWARD[kind](model, inputs, labels, generator=generator)
+        with torch.autocast(inputs.device.type, precision, enabled=precision is not None):
+            BACKWARD[kind](model, inputs, labels, generator=generator)
         optimizer.step()
 
     return step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +13,8 @@ from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 
 settings.register_profile("latentaug", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentaug")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell, whose Ctrl-C is for others
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests' tensors are small; threads that wait for each other only cost time
 
 SHAPES = {

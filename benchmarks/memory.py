@@ -1,0 +1,73 @@
+"""Memory of a training step: what PyTorch's allocator holds at most in each stage, and how often it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import Step
+from benchmarks.report import Options, Report, Table
+from benchmarks.subjects import bare, cooperative_model, trained
+from latentaug import FTN
+
+COLUMNS = ("peak GB", "left GB", "allocations", "over bare")
+FORMATS = {"peak GB": "{:.3f}", "left GB": "{:.3f}", "allocations": "{:,}"}
+
+
+def run(options: Options) -> Report:
+    """Follow every allocation of whole steps, and of the stages of a cooperative one."""
+    device = torch.device(options.device)
+    size = {"images": 2, "side": 32} if options.quick else {"images": 20, "side": 192}
+    steps = {
+        "bare": bare(device, **size),
+        "standard": trained(device, kind="standard", **size),
+        "cooperative": trained(device, kind="cooperative", **size),
+        **stages(device, **size),
+    }
+    followed = {name: follow(step, device) for name, step in steps.items()}
+    yardstick = followed["bare"][0]
+    rows = {name: (peak / 1e9, left / 1e9, n, peak / yardstick) for name, (peak, left, n) in followed.items()}
+    table = Table(f"allocator, batch {size['images']}, {size['side']}²", COLUMNS, rows, FORMATS)
+    return Report([table], drawn="peak GB", notes=NOTES)
+
+
+NOTES = (
+    "From `torch.profiler`, over what is held as a step begins: weights, their gradients and moments, and the batch. "
+    "*Left* is what still is held as it ends. The stages are those of the cooperative step by themselves; *one "
+    "backward* is the same step by `model(images, labels).loss.backward()`. `step.md` has what processes hold.",
+)
+
+
+def stages(device: torch.device, *, images: int, side: int) -> dict[str, Step]:
+    """Return the stages of a cooperative step, each as a step of its own."""
+    model, inputs, labels = cooperative_model(device, FTN(num_classes=4), images, (side, side))
+    model.to(memory_format=torch.channels_last)
+    call: Callable[..., Any] = partial(model, inputs, labels, generator=torch.Generator().manual_seed(0))
+    made = call(backward=True)
+    hard = partial(call, stage="hard", hard_examples=(made.hard_images, made.hard_segmentation), backward=True)
+    return {
+        "standard stage": partial(call, stage="plain", backward=True),
+        "standard stage, making hard examples": partial(call, stage="standard", backward=True),
+        "hard stage": hard,
+        "one backward": lambda: call().loss.backward(),
+    }
+
+
+def follow(step: Step, device: torch.device) -> tuple[int, int, int]:
+    """Return the most bytes that a step allocates at a time, those that it leaves, and the number of allocations."""
+    step()
+    activities = {ProfilerActivity.CPU} | ({ProfilerActivity.CUDA} if device.type == "cuda" else set())
+    with profile(activities=activities, profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    found = profiler.profiler.kineto_results.events()
+    events = [e for e in found if e.name() == "[memory]" and e.device_type().name == device.type.upper()]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest, held, sum(event.nbytes() > 0 for event in events)

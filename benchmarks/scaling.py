@@ -1,0 +1,144 @@
+"""How a cooperative step scales: with batch, image side, threads and ranks, over many steps, and in 3-D."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import distributed, nn
+
+from benchmarks.measure import Measured, Step, Subject, peak_since, start_peak, take_turns, timed
+from benchmarks.report import Options, Report, Table
+from benchmarks.subjects import BACKWARD, cooperative_model, trained, trained_volume
+from latentaug import FTN
+
+COLUMNS = ("seconds", "peak GB", "exponent of time", "exponent of memory")
+
+
+def run(options: Options) -> Report:
+    """Measure along each axis."""
+    quick = options.quick
+    batches, sides = ((2, 4), (32, 64)) if quick else ((5, 10, 20), (96, 128, 192))
+    whole = partial(trained, kind="cooperative")
+    tables = [
+        _table(
+            "batch, 192²" if not quick else "batch",
+            {n: partial(whole, images=n, side=sides[-1]) for n in batches},
+            options,
+        ),
+        _table(
+            f"pixels, batch {batches[0]}", {s * s: partial(whole, images=batches[0], side=s) for s in sides}, options
+        ),
+        _threads(options, batches[0], sides[-1]),
+        _ranks(options, batches[0], sides[-1]),
+        _steps(options),
+        _volumes(options),
+    ]
+    return Report(tables, drawn="seconds", notes=NOTES)
+
+
+NOTES = (
+    "Exponents: of the power of batch or pixels that a value grows by, from a row to the next; 1 is linear.",
+    "1,000 steps are of a small network on small images; memory is the process' own, over that after ten steps.",
+)
+
+
+def _table(title: str, builds: Mapping[int, partial[Step]], options: Options) -> Table:
+    """Measure sizes in turn, and tell the exponents from one to the next."""
+    subjects = {str(size): Subject(build) for size, build in builds.items()}
+    measured = take_turns(subjects, device=options.device, threads=options.threads, repeats=options.repeats)
+    rows = {}
+    before: tuple[int, Measured] | None = None
+    for size, one in zip(builds, measured.values(), strict=True):
+        exponents: tuple[float | None, float | None] = (None, None)
+        if before is not None:
+            growth = math.log(size / before[0])
+            exponents = (
+                math.log(one.median / before[1].median) / growth,
+                math.log(one.peak / before[1].peak) / growth,
+            )
+        rows[f"{size:,}"] = (one.median, one.peak / 1e9, *exponents)
+        before = size, one
+    return Table(title, COLUMNS, rows)
+
+
+def _threads(options: Options, images: int, side: int) -> Table:
+    """Measure one thread, all of them, and two ranks with half of them and half of the batch each."""
+    build = partial(trained, kind="cooperative", side=side)
+    rows = {}
+    for threads in sorted({1, options.threads}):
+        subject = {"step": Subject(partial(build, images=images))}
+        one = take_turns(subject, device=options.device, threads=threads, repeats=options.repeats)["step"]
+        rows[f"{threads} threads"] = (one.median, one.peak / 1e9)
+    return Table(f"threads, batch {images}, {side}²", ("seconds", "peak GB"), rows)
+
+
+def _ranks(options: Options, images: int, side: int) -> Table:
+    """Give each of one and two ranks a whole batch and the same threads, under DistributedDataParallel."""
+    threads = max(1, options.threads // 2)
+    rows = {}
+    for world in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (world, Path(folder), options.device, threads, images, side, options.repeats)
+            torch.multiprocessing.spawn(_rank, arguments, nprocs=world)
+            rows[f"{world} ranks"] = (median(json.loads((Path(folder) / "seconds.json").read_text())),)
+    return Table(f"ranks of {threads} threads, batch {images} each, {side}²", ("seconds",), rows)
+
+
+def _rank(rank: int, world: int, folder: Path, device: str, threads: int, images: int, side: int, repeats: int) -> None:
+    """Time steps on one rank, and let the first write them down."""
+    torch.set_num_threads(threads)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
+    where = torch.device(device, rank) if backend == "nccl" else torch.device(device)
+    model, inputs, labels = cooperative_model(where, FTN(num_classes=4), images, (side, side))
+    wrapped = nn.parallel.DistributedDataParallel(model.to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(rank)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        BACKWARD["cooperative"](wrapped, inputs, labels, generator=generator)
+        optimizer.step()
+
+    seconds = [timed(step, where) for _ in range(2 + repeats)][2:]
+    if rank == 0:
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+    distributed.destroy_process_group()
+
+
+def _steps(options: Options) -> Table:
+    """Take many steps, and look at what the process holds now and then."""
+    device, count = torch.device(options.device), 30 if options.quick else 1000
+    model, inputs, labels = cooperative_model(device, FTN(num_classes=4, width=4, depth=3), 4, (32, 32))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    rows, base = {}, 0
+    for number in range(1, count + 1):
+        optimizer.zero_grad()
+        BACKWARD["cooperative"](model, inputs, labels, generator=generator)
+        optimizer.step()
+        if number == 10:
+            base = start_peak(device)
+        if number in {10, max(10, count // 10), count // 2, count}:
+            rows[f"{number} steps"] = (peak_since(base, device) / 1e6,)
+    return Table("steps", ("peak MB",), rows, {"peak MB": "{:.1f}"})
+
+
+def _volumes(options: Options) -> Table:
+    """Measure a 3-D U-Net on one cubic patch."""
+    sides = (32,) if options.quick else (64, 96, 128)
+    rows = {}
+    for side in sides:
+        subjects = {
+            kind: Subject(partial(trained_volume, kind=kind, side=side)) for kind in ("standard", "cooperative")
+        }
+        measured = take_turns(subjects, device=options.device, threads=options.threads, repeats=2, warmup=1)
+        rows |= {f"{kind}, {side}³": (one.median, one.peak / 1e9) for kind, one in measured.items()}
+    return Table("MONAI UNet 3-D, one patch", ("seconds", "peak GB"), rows)

@@ -1,0 +1,150 @@
+"""The benchmarks: that each runs and writes what it found; and counts, which are alike on every machine."""
+
+import json
+import textwrap
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks.__main__ import PARTS, main
+from benchmarks.flops import by_hand, count
+from benchmarks.measure import Measured, Subject, take_turns
+from benchmarks.memory import follow
+from benchmarks.report import Options, Report, Table, write
+from benchmarks.subjects import MASKERS, authors, bare, trained
+
+CPU = torch.device("cpu")
+QUICK = ["--quick", "--repeats", "1", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", sorted({*PARTS} - {"step"}))
+def test_every_part_runs_and_writes_its_results(part, tmp_path, capsys):
+    assert main([part, *QUICK, "--output", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / f"{part}.json").read_text())
+    assert {"date", "hardware", "commit", "versions", "threads"} <= written["environment"].keys()
+    for table in written["tables"]:
+        assert table["rows"]
+        assert all(len(row) == len(table["columns"]) for row in table["rows"].values())
+        assert table["title"] in capsys.readouterr().out + (tmp_path / f"{part}.md").read_text()
+    assert (tmp_path / f"{part}.png").stat().st_size > 1000
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["stepp"])
+    assert "no part stepp; there are step, memory" in capsys.readouterr().err
+
+
+class TestCounts:
+    """A guard against steps that compute or hold more than they need; seconds would say less, and not everywhere."""
+
+    @pytest.mark.parametrize("masker", MASKERS)
+    def test_a_cooperative_step_computes_what_the_method_needs_and_no_more(self, masker):
+        step = trained(CPU, kind="cooperative", images=2, side=192, masker=masker)
+        assert count(step) / 2 == by_hand(192)[f"cooperative, {masker}"]
+
+    def test_the_other_steps_too(self):
+        assert count(bare(CPU, images=2, side=192)) / 2 == by_hand(192)["bare"]
+        assert count(trained(CPU, kind="standard", images=2, side=192)) / 2 == by_hand(192)["standard"]
+
+    def test_the_ratio_is_the_one_that_the_docs_name(self):
+        needed = by_hand(192)
+        assert needed["cooperative, targeted channels"] / needed["standard"] == pytest.approx(2.114, abs=5e-4)
+
+    def test_memory_is_that_of_the_trunk_and_one_shape_prior(self):
+        """Encoder, segmentation decoder and shape prior are alike in size: each holds half of what a bare step does."""
+        size = {"images": 4, "side": 192}
+        most, *_ = follow(bare(CPU, **size), CPU)
+        standard, _, asked = follow(trained(CPU, kind="standard", **size), CPU)
+        cooperative, _, asked_more = follow(trained(CPU, kind="cooperative", **size), CPU)
+        assert standard < 2.0 * most
+        assert cooperative < 2.1 * most
+        assert asked_more < 1.6 * asked
+
+
+class TestMeasuring:
+    def test_subjects_take_turns_in_processes_of_their_own(self):
+        size = {"images": 2, "side": 32}
+        subjects = {"a": Subject(partial(bare, **size)), "b": Subject(partial(bare, **size), tune=False)}
+        measured = take_turns(subjects, device="cpu", threads=1, repeats=3)
+        assert [*measured] == ["a", "b"]
+        for one in measured.values():
+            assert len(one.seconds) == 3
+            assert one.median > 0
+            assert 1e6 < one.peak < 1e9
+
+    def test_what_goes_wrong_in_a_subject_is_raised(self):
+        with pytest.raises(ModuleNotFoundError, match="medseg"):
+            take_turns(
+                {"a": Subject(partial(authors, path="nowhere", kind="standard", images=2, side=32))},
+                device="cpu",
+                threads=1,
+                repeats=1,
+            )
+
+    def test_the_spread_is_half_the_range_of_the_middle_half(self):
+        assert Measured([1.0, 2.0, 3.0, 4.0, 100.0], peak=0).spread == pytest.approx((4 - 2) / 2 / 3)
+
+
+def test_missing_values_are_blank_in_a_table_and_not_drawn(tmp_path):
+    table = Table("t", ("a", "b"), {"x": (1.0, None), "y": (2.0, 0.5)}, {"b": "{:.0%}"})
+    assert table.markdown().splitlines()[2:] == ["| x | 1.00 |  |", "| y | 2.00 | 50% |"]
+    write(Report([table], drawn="b"), "name", Options("cpu", 1, 1), tmp_path)
+    assert json.loads((tmp_path / "name.json").read_text())["tables"][0]["rows"]["x"] == [1.0, None]
+
+
+STAND_IN = """
+    import torch
+    from torch import nn
+
+
+    class AdvancedTripletReconSegmentationModel(nn.Module):
+        def __init__(self, network_type, image_ch, num_classes, use_gpu):
+            super().__init__()
+            self.net = nn.Conv2d(image_ch, num_classes, 1)
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+            self.calls = []
+
+        def reset_all_optimizers(self):
+            self.optimizer.zero_grad()
+
+        def optimize_all_params(self):
+            self.optimizer.step()
+
+        def standard_training(self, clean_image_l, label_l, perturbed_image, separate_training):
+            self.calls.append("standard")
+            return [nn.functional.cross_entropy(self.net(perturbed_image), label_l)] * 4
+
+        def hard_example_generation(self, clean_image_l, label_l):
+            self.calls.append("generation")
+            return clean_image_l, self.net(clean_image_l).detach()
+
+        def hard_example_training(
+            self, perturbed_image, perturbed_seg, clean_image_l, label_l, separate_training, use_gpu
+        ):
+            self.calls.append("hard")
+            return self.standard_training(clean_image_l, label_l, perturbed_image, separate_training)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A stand-in for a checkout of the authors' code, with its interface."""
+    models = tmp_path / "checkout" / "medseg" / "models"
+    models.mkdir(parents=True)
+    (models / "advanced_triplet_recon_segmentation_model.py").write_text(textwrap.dedent(STAND_IN))
+    return tmp_path / "checkout"
+
+
+@pytest.mark.slow
+def test_the_authors_code_is_timed_beside_ours(checkout, tmp_path, capsys):
+    assert main(["step", *QUICK, "--authors", str(checkout), "--output", str(tmp_path / "results")]) == 0
+    rows = json.loads((tmp_path / "results" / "step.json").read_text())["tables"][0]["rows"]
+    assert [*rows] == ["bare", "standard", "cooperative", "authors' standard", "authors' cooperative"]
+
+
+def test_a_folder_without_it_is_left_out_and_said_so(tmp_path, capsys):
+    assert main(["data", *QUICK, "--authors", str(tmp_path), "--output", str(tmp_path / "results")]) == 0
+    assert "there is no medseg/ in it, so it is left out" in capsys.readouterr().err
