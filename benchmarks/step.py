@@ -21,8 +21,10 @@ def run(options: Options) -> Report:
         size = {"images": images, "side": side}
         subjects = {
             "bare": Subject(partial(bare, **size), tune=False),
+            "bare, large blocks kept": Subject(partial(bare, **size)),
             "standard": Subject(partial(trained, kind="standard", **size)),
             "cooperative": Subject(partial(trained, kind="cooperative", **size)),
+            "cooperative, allocator as it is": Subject(partial(trained, kind="cooperative", **size), tune=False),
         }
         if options.authors is not None:
             path = str(options.authors)

@@ -517,10 +517,11 @@ def cooperative_backward(
     scaler: torch.amp.GradScaler | None = None,
     generator: torch.Generator | None = None,
 ) -> CooperativeOutput:
-    """Do what `model(images, labels).loss.backward()` does, at half the memory.
+    """Do what `model(images, labels).loss.backward()` does, at a third of the memory.
 
-    Backpropagates the standard losses before it computes the hard ones; the gradients are the same. They are added to
-    those that are there, and the optimizer is left alone.
+    Backpropagates each loss as soon as its branch of the networks is through, and the standard losses before the hard
+    ones; the gradients are the same. They are added to those that are there, and the optimizer is left alone. What is
+    wrapped, by DDP for instance, or sharded is backpropagated once for each stage, at half the memory.
 
     Args:
         model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.

@@ -142,7 +142,7 @@ def checkout(tmp_path):
 def test_the_authors_code_is_timed_beside_ours(checkout, tmp_path, capsys):
     assert main(["step", *QUICK, "--authors", str(checkout), "--output", str(tmp_path / "results")]) == 0
     rows = json.loads((tmp_path / "results" / "step.json").read_text())["tables"][0]["rows"]
-    assert [*rows] == ["bare", "standard", "cooperative", "authors' standard", "authors' cooperative"]
+    assert {"bare", "standard", "cooperative", "authors' standard", "authors' cooperative"} <= rows.keys()
 
 
 def test_a_folder_without_it_is_left_out_and_said_so(tmp_path, capsys):
