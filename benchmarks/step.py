@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
+
 from benchmarks.measure import Measured, Subject, take_turns
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import MASKERS, authors, bare, bare_unet, trained, trained_unet
@@ -37,6 +39,14 @@ def run(options: Options) -> Report:
         **{name: Subject(partial(trained, kind="cooperative", masker=name, **size)) for name in MASKERS},
     }
     tables.append(_table(f"each mask alone, batch {size['images']}, {side}²", masked, options))
+    variants = {
+        "cooperative": Subject(partial(trained, kind="cooperative", **size)),
+        "contiguous": Subject(partial(trained, kind="cooperative", channels_last=False, **size)),
+        "bfloat16": Subject(partial(trained, kind="cooperative", precision=torch.bfloat16, **size)),
+    }
+    if torch.device(options.device).type == "cuda":
+        variants["compiled"] = Subject(partial(trained, kind="cooperative", compiled=True, **size))
+    tables.append(_table(f"variants, batch {size['images']}, {side}²", variants, options))
     size = {"images": 2 if options.quick else 8, "side": 64 if options.quick else 192}
     unet = {
         "bare": Subject(partial(bare_unet, **size), tune=False),
@@ -51,7 +61,7 @@ NOTES = (
     "Every subject has a process of its own, and they take turns; medians of wall time, and half the range of the "
     "middle half. *Bare* is plain PyTorch: encoder, decoupler, segmentation decoder, cross entropy and Adam, "
     "contiguous, with the allocator as it is. The others are `channels_last`, and call `tune_allocator` on a CPU, as "
-    "the cardiac example does. Peak: most bytes over those before the first step, resident ones on a CPU.",
+    "the cardiac example does. *bfloat16* is autocast to it, which changes the numbers. Peak: most bytes over those before the first step, resident ones on a CPU.",
 )
 
 

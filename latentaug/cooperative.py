@@ -22,7 +22,7 @@ from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
 from latentaug.tap import LatentTap, Layer
-from latentaug.trace import depends
+from latentaug.trace import depends, is_compiled
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -589,8 +589,11 @@ def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _can_backpropagate_inside(model: nn.Module) -> bool:
-    """Tell whether gradients may arrive before the call returns: wrappers reduce them in the one pass that follows."""
-    return isinstance(model, CooperativeModel) and model.training and not is_sharded(model)
+    """Tell whether gradients may arrive before the call returns.
+
+    Wrappers reduce them in the one pass that follows it, and compiled calls are traced without.
+    """
+    return isinstance(model, CooperativeModel) and not is_sharded(model) and not is_compiled(model)
 
 
 def _output(losses: Losses, *results: Any) -> CooperativeOutput:
