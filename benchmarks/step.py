@@ -61,7 +61,8 @@ NOTES = (
     "Every subject has a process of its own, and they take turns; medians of wall time, and half the range of the "
     "middle half. *Bare* is plain PyTorch: encoder, decoupler, segmentation decoder, cross entropy and Adam, "
     "contiguous, with the allocator as it is. The others are `channels_last`, and call `tune_allocator` on a CPU, as "
-    "the cardiac example does. *bfloat16* is autocast to it, which changes the numbers. Peak: most bytes over those before the first step, resident ones on a CPU.",
+    "the cardiac example does. *bfloat16* is autocast to it, which changes the numbers. Peak: most bytes over those "
+    "before the first step, resident ones on a CPU.",
 )
 
 
