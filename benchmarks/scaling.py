@@ -28,7 +28,7 @@ def run(options: Options) -> Report:
     whole = partial(trained, kind="cooperative")
     tables = [
         _table(
-            "batch, 192²" if not quick else "batch",
+            f"batch, {sides[-1]}²",
             {n: partial(whole, images=n, side=sides[-1]) for n in batches},
             options,
         ),
@@ -69,7 +69,7 @@ def _table(title: str, builds: Mapping[int, partial[Step]], options: Options) ->
 
 
 def _threads(options: Options, images: int, side: int) -> Table:
-    """Measure one thread, all of them, and two ranks with half of them and half of the batch each."""
+    """Measure one thread, and all of them."""
     build = partial(trained, kind="cooperative", side=side)
     rows = {}
     for threads in sorted({1, options.threads}):

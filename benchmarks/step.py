@@ -17,44 +17,64 @@ FORMATS = {"spread": "± {:.0%}"}
 
 def run(options: Options) -> Report:
     """Measure at the paper's batch of 20 and at 4, with each mask alone, on a U-Net, and the authors' code if given."""
-    side = 32 if options.quick else 192
-    tables = []
-    for images in (2,) if options.quick else (20, 4):
-        size = {"images": images, "side": side}
-        subjects = {
-            "bare": Subject(partial(bare, **size), tune=False),
-            "bare, large blocks kept": Subject(partial(bare, **size)),
-            "standard": Subject(partial(trained, kind="standard", **size)),
-            "cooperative": Subject(partial(trained, kind="cooperative", **size)),
-            "cooperative, allocator as it is": Subject(partial(trained, kind="cooperative", **size), tune=False),
-        }
-        if options.authors is not None:
-            path = str(options.authors)
-            for kind in ("standard", "cooperative"):
-                subjects[f"authors' {kind}"] = Subject(partial(authors, path=path, kind=kind, **size), tune=False)
-        tables.append(_table(f"the paper's network, batch {images}, {side}²", subjects, options))
-    size = {"images": 2 if options.quick else 20, "side": side}
-    masked = {
+    if options.quick:
+        return Report([_table("batch 2, 32²", steps(2, 32, options), options)], drawn="seconds", notes=NOTES)
+    tables = [
+        _table("the paper's network, batch 20, 192²", steps(20, 192, options), options),
+        _table("the paper's network, batch 4, 192²", steps(4, 192, options), options),
+        _table("each mask alone, batch 20, 192²", masks(20, 192), options),
+        _table("variants, batch 20, 192²", variants(20, 192, options), options),
+        _table("smp Unet resnet34, batch 8, 192²", unets(8, 192), options),
+    ]
+    return Report(tables, drawn="seconds", notes=NOTES)
+
+
+def steps(images: int, side: int, options: Options) -> dict[str, Subject]:
+    """Return steps of the paper's network, and of the authors' code."""
+    size = {"images": images, "side": side}
+    subjects = {
+        "bare": Subject(partial(bare, **size), tune=False),
+        "bare, large blocks kept": Subject(partial(bare, **size)),
         "standard": Subject(partial(trained, kind="standard", **size)),
-        **{name: Subject(partial(trained, kind="cooperative", masker=name, **size)) for name in MASKERS},
-    }
-    tables.append(_table(f"each mask alone, batch {size['images']}, {side}²", masked, options))
-    variants = {
         "cooperative": Subject(partial(trained, kind="cooperative", **size)),
-        "contiguous": Subject(partial(trained, kind="cooperative", channels_last=False, **size)),
-        "bfloat16": Subject(partial(trained, kind="cooperative", precision=torch.bfloat16, **size)),
+        "cooperative, allocator as it is": Subject(partial(trained, kind="cooperative", **size), tune=False),
+    }
+    if options.authors is not None:
+        path = str(options.authors)
+        for kind in ("standard", "cooperative"):
+            subjects[f"authors' {kind}"] = Subject(partial(authors, path=path, kind=kind, **size), tune=False)
+    return subjects
+
+
+def masks(images: int, side: int) -> dict[str, Subject]:
+    """Return cooperative steps with one kind of mask each."""
+    size = {"images": images, "side": side}
+    standard = Subject(partial(trained, kind="standard", **size))
+    masked = {name: Subject(partial(trained, kind="cooperative", masker=name, **size)) for name in MASKERS}
+    return {"standard": standard, **masked}
+
+
+def variants(images: int, side: int, options: Options) -> dict[str, Subject]:
+    """Return cooperative steps in other layouts and precisions."""
+    step = partial(trained, kind="cooperative", images=images, side=side)
+    subjects = {
+        "cooperative": Subject(step),
+        "contiguous": Subject(partial(step, channels_last=False)),
+        "bfloat16": Subject(partial(step, precision=torch.bfloat16)),
     }
     if torch.device(options.device).type == "cuda":
-        variants["compiled"] = Subject(partial(trained, kind="cooperative", compiled=True, **size))
-    tables.append(_table(f"variants, batch {size['images']}, {side}²", variants, options))
-    size = {"images": 2 if options.quick else 8, "side": 64 if options.quick else 192}
-    unet = {
+        subjects["compiled"] = Subject(partial(step, compiled=True))
+    return subjects
+
+
+def unets(images: int, side: int) -> dict[str, Subject]:
+    """Return steps of a U-Net from a library."""
+    size = {"images": images, "side": side}
+    return {
         "bare": Subject(partial(bare_unet, **size), tune=False),
         "standard": Subject(partial(trained_unet, kind="standard", **size)),
         "cooperative": Subject(partial(trained_unet, kind="cooperative", **size)),
     }
-    tables.append(_table(f"smp Unet resnet34, batch {size['images']}, {size['side']}²", unet, options))
-    return Report(tables, drawn="seconds", notes=NOTES)
 
 
 NOTES = (

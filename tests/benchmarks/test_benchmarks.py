@@ -12,6 +12,7 @@ from benchmarks.flops import by_hand, count
 from benchmarks.measure import Measured, Subject, take_turns
 from benchmarks.memory import follow
 from benchmarks.report import Options, Report, Table, write
+from benchmarks.step import masks, unets, variants
 from benchmarks.subjects import MASKERS, authors, bare, trained
 
 CPU = torch.device("cpu")
@@ -29,6 +30,17 @@ def test_every_part_runs_and_writes_its_results(part, tmp_path, capsys):
         assert all(len(row) == len(table["columns"]) for row in table["rows"].values())
         assert table["title"] in capsys.readouterr().out + (tmp_path / f"{part}.md").read_text()
     assert (tmp_path / f"{part}.png").stat().st_size > 1000
+
+
+STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **unets(2, 64)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
+def test_every_subject_can_be_built_and_run(name):
+    step = STEPS[name].build(CPU)
+    step()
+    step()
 
 
 def test_an_unknown_part_is_refused(capsys):
