@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.measure import Subject, take_turns, timed
+from benchmarks.measure import alone, timed
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import trained
 
@@ -22,12 +22,8 @@ def run(options: Options) -> Report:
     torch.set_num_threads(options.threads)
     rows = {}
     for side, images in ((32, 4),) if options.quick else ((192, 20), (96, 20)):
-        step = take_turns(
-            {"step": Subject(partial(trained, kind="cooperative", images=images, side=side))},
-            device=options.device,
-            threads=options.threads,
-            repeats=options.repeats,
-        )["step"]
+        build = partial(trained, kind="cooperative", images=images, side=side)
+        step = alone(build, device=options.device, threads=options.threads, repeats=options.repeats)
         seconds = batch_seconds(torch.device(options.device), side, images, options.repeats)
         rows[f"batch {images}, {side}²"] = (seconds * 1e3, images / seconds, seconds / step.median)
     columns = ("milliseconds", "images per second", "over a step")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Subject, take_turns, timed
+from benchmarks.measure import alone, timed
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import MASKERS, trained
 from latentaug import Masker, RandomApply, paper_masks
@@ -22,14 +22,10 @@ def run(options: Options) -> Report:
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     images, side = (2, 32) if options.quick else (20, 192)
-    step = take_turns(
-        {"step": Subject(partial(trained, kind="cooperative", images=images, side=side))},
-        device=options.device,
-        threads=options.threads,
-        repeats=options.repeats,
-    )["step"]
+    build = partial(trained, kind="cooperative", images=images, side=side)
+    step = alone(build, device=options.device, threads=options.threads, repeats=options.repeats)
     code, saliency = torch.randn(2, images, 128, side // 16, side // 16, device=device)
-    maskers: dict[str, Masker] = {name: build() for name, build in MASKERS.items()}
+    maskers: dict[str, Masker] = {name: masker() for name, masker in MASKERS.items()}
     maskers |= {"paper_masks()": paper_masks(), "RandomApply(paper_masks())": RandomApply(paper_masks())}
     rows = {}
     for name, masker in maskers.items():

@@ -83,6 +83,11 @@ def take_turns(
             worker.stop()
 
 
+def alone(build: Callable[[torch.device], Step], *, device: str, threads: int, repeats: int) -> Measured:
+    """Measure a subject by itself, in a process of its own."""
+    return take_turns({"alone": Subject(build)}, device=device, threads=threads, repeats=repeats)["alone"]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for an accelerator to finish; nothing on the CPU."""
     if device.type != "cpu":

@@ -13,9 +13,9 @@ from statistics import median
 import torch
 from torch import distributed, nn
 
-from benchmarks.measure import Measured, Step, Subject, peak_since, start_peak, take_turns, timed
+from benchmarks.measure import Measured, Step, Subject, alone, peak_since, start_peak, take_turns, timed
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import BACKWARD, cooperative_model, trained, trained_volume
+from benchmarks.subjects import cooperative_model, trained, trained_volume, training_step
 from latentaug import FTN
 
 COLUMNS = ("seconds", "peak GB", "exponent of time", "exponent of memory")
@@ -73,8 +73,7 @@ def _threads(options: Options, images: int, side: int) -> Table:
     build = partial(trained, kind="cooperative", side=side)
     rows = {}
     for threads in sorted({1, options.threads}):
-        subject = {"step": Subject(partial(build, images=images))}
-        one = take_turns(subject, device=options.device, threads=threads, repeats=options.repeats)["step"]
+        one = alone(partial(build, images=images), device=options.device, threads=threads, repeats=options.repeats)
         rows[f"{threads} threads"] = (one.median, one.peak / 1e9)
     return Table(f"threads, batch {images}, {side}²", ("seconds", "peak GB"), rows)
 
@@ -99,14 +98,7 @@ def _rank(rank: int, world: int, folder: Path, device: str, threads: int, images
     where = torch.device(device, rank) if backend == "nccl" else torch.device(device)
     model, inputs, labels = cooperative_model(where, FTN(num_classes=4), images, (side, side))
     wrapped = nn.parallel.DistributedDataParallel(model.to(memory_format=torch.channels_last))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    generator = torch.Generator().manual_seed(rank)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        BACKWARD["cooperative"](wrapped, inputs, labels, generator=generator)
-        optimizer.step()
-
+    step = training_step(wrapped, inputs, labels, "cooperative")
     seconds = [timed(step, where) for _ in range(2 + repeats)][2:]
     if rank == 0:
         (folder / "seconds.json").write_text(json.dumps(seconds))
@@ -117,13 +109,10 @@ def _steps(options: Options) -> Table:
     """Take many steps, and look at what the process holds now and then."""
     device, count = torch.device(options.device), 30 if options.quick else 1000
     model, inputs, labels = cooperative_model(device, FTN(num_classes=4, width=4, depth=3), 4, (32, 32))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    generator = torch.Generator().manual_seed(0)
+    step = training_step(model, inputs, labels, "cooperative")
     rows, base = {}, 0
     for number in range(1, count + 1):
-        optimizer.zero_grad()
-        BACKWARD["cooperative"](model, inputs, labels, generator=generator)
-        optimizer.step()
+        step()
         if number == 10:
             base = start_peak(device)
         if number in {10, max(10, count // 10), count // 2, count}:

@@ -72,13 +72,13 @@ def trained(
         model.to(memory_format=torch.channels_last)
     if compiled:
         model.compile()
-    return _step(model, inputs, labels, kind, precision)
+    return training_step(model, inputs, labels, kind, precision)
 
 
 def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> Step:
     """Train a U-Net of segmentation-models-pytorch by a standard or a cooperative step."""
     model, inputs, labels = cooperative_model(device, _unet(), images, (side, side))
-    return _step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
+    return training_step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
 
 
 def trained_volume(device: torch.device, *, kind: str, side: int) -> Step:
@@ -86,7 +86,7 @@ def trained_volume(device: torch.device, *, kind: str, side: int) -> Step:
     nets = import_module("monai.networks.nets")
     unet = nets.UNet(3, 1, CLASSES, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
     model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side))
-    return _step(model, inputs, labels, kind)
+    return training_step(model, inputs, labels, kind)
 
 
 def authors(device: torch.device, *, path: str, kind: str, images: int, side: int) -> Step:
@@ -150,9 +150,10 @@ def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Ten
     return step
 
 
-def _step(
-    model: CooperativeModel, inputs: Tensor, labels: Tensor, kind: str, precision: torch.dtype | None = None
+def training_step(
+    model: nn.Module, inputs: Tensor, labels: Tensor, kind: str, precision: torch.dtype | None = None
 ) -> Step:
+    """Train a `CooperativeModel`, or a wrapper of one, by a standard or a cooperative step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(0)
 

@@ -89,7 +89,6 @@ class Losses:
         """Backpropagate what `end` has left."""
         rest = [loss for loss in self._weighted.values() if loss.requires_grad]
         backpropagate(rest, [(tensor, leaf.grad) for leaf, tensor in self._starts.values()], scaler=self._scaler)
-        self._weighted = {name: loss.detach() for name, loss in self._weighted.items()}
 
 
 def backpropagate(

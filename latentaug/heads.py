@@ -110,8 +110,7 @@ class ReconstructionHead(nn.Module):
 
     def forward(self, code: Tensor, size: Sequence[int]) -> Tensor:
         """Return the image of the given spatial `size` that `code` stands for."""
-        # A model may enter autocast by itself, and leave it before the head is called.
-        code = self._on_grid(self.layout.to_channels_first(code), size).to(next(self.parameters()).dtype)
+        code = _in_precision_of(self, self._on_grid(self.layout.to_channels_first(code), size))
         image: Tensor = self.decoder(self.squeeze(code))
         if self.image_range is not None:
             low, high = self.image_range
@@ -189,15 +188,12 @@ class ShapePrior(nn.Module):
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Return the logits of the corrected segmentation, at the size of the input and in this module's precision."""
-        return crop(self.decoder(self.encoder(self._in_own_precision(probabilities))), probabilities.shape[2:])
+        return crop(self.decoder(self.encoder(_in_precision_of(self, probabilities))), probabilities.shape[2:])
 
     def refine(self, logits: Tensor) -> Tensor:
         """Correct the segmentation that `logits` stand for, made softer by the temperature."""
-        refined: Tensor = self(to_probabilities(self._in_own_precision(logits) / self.temperature))
+        refined: Tensor = self(to_probabilities(_in_precision_of(self, logits) / self.temperature))
         return refined
-
-    def _in_own_precision(self, tensor: Tensor) -> Tensor:
-        return tensor.to(next(self.parameters()).dtype)  # a model that enters autocast itself returns another
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
@@ -339,6 +335,11 @@ def one_hot(
     # Compared in place of F.one_hot, whose channels-last result would change the memory layout of one branch only.
     hits = (labels.unsqueeze(1) == classes) & (labels != ignore_index).unsqueeze(1)
     return hits.to(dtype)
+
+
+def _in_precision_of(head: nn.Module, tensor: Tensor) -> Tensor:
+    """Cast what a model returned that enters autocast by itself, and leaves it before the head is called."""
+    return tensor.to(next(head.parameters()).dtype)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -216,9 +216,8 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
     if not plan.kept:
         return plan
     reason = _misfit(capture, inputs, codes, expected, gradients)
-    if (
-        reason and plan.late
-    ):  # what follows the code may keep state, or be checkpointed, where what precedes it does not
+    # What follows the code may keep state, or be checkpointed, where what precedes it does not.
+    if reason and plan.late:
         return _proved(model, replace(plan, kept=plan.kept - plan.late, late=frozenset()), inputs)
     return without_skipping(model, plan, reason) if reason else plan
 

@@ -22,6 +22,7 @@ from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
 from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.networks import FTN
+from tests.tiny_training import Wrapper
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
 HARD = ["hard_image_segmentation", "hard_image_reconstruction", "shape_from_hard_image", "shape_from_hard_segmentation"]
@@ -132,14 +133,6 @@ def case(name, dtype=torch.float64):
     model = options.pop("model", None)
     coop = cooperative(None if model is None else model(), dtype, **options)
     return coop, *batch(options.get("num_classes", 3), options.get("size", (16, 20)), dtype)
-
-
-class Wrapper(nn.Module):
-    """Stands for DDP, whose gradients may not arrive before the call returns."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.forward = module.forward
 
 
 class TestStep:

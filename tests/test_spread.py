@@ -13,19 +13,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentaug.tap import LatentTap
+from tests.hostile_models import Base as Parts
 from tests.hostile_models import Case, CountOperations, close, conv, gradients, halved, oracle, same, seed_all
 
 
-class Base(nn.Module):
+class Base(Parts):
     """An encoder of two convolutions, a branch that takes the skip connection once the code is there, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv(3, 4)
-        self.code = conv(4, 6, 2)
-        self.up = nn.ConvTranspose2d(6, 4, 2, 2)
         self.branch = conv(4, 4)
-        self.head = nn.Conv2d(4, 2, 1)
 
 
 class LateBranch(Base):

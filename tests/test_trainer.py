@@ -23,7 +23,7 @@ from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperati
 from latentaug.metrics import Overlap
 from latentaug.optimization import PerStep
 from latentaug.trainer import CooperativeTrainer
-from tests.tiny_training import At, TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
+from tests.tiny_training import At, TinyNet, Wrapper, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
 # The loop -------------------------------------------------------------------------------------------------------------
 
@@ -670,13 +670,7 @@ def one_rank(tmp_path):
 
 
 def test_a_model_inside_ddp_trains_alike(one_rank, tmp_path):
-    class Wrapper(nn.Module):
-        """Makes `cooperative_backward` sum gradients in the order that it does for DDP."""
-
-        def __init__(self, module):
-            super().__init__()
-            self.forward = module.forward
-
+    # Gradients are summed in the order that DDP needs, not branch by branch.
     plain = tiny_trainer(step=lambda model, *batch, **options: cooperative_backward(Wrapper(model), *batch, **options))
     wrapped = tiny_trainer(nn.parallel.DistributedDataParallel(tiny_coop()), folder=tmp_path / "run")
     for trainer in (plain, wrapped):
