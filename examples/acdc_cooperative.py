@@ -12,6 +12,7 @@ folder, `--methods standard` here and `--methods cooperative` there; without `--
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import shlex
 import sys
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
@@ -32,15 +33,19 @@ from cardiac.protocol import PRESETS, Preset
 from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
 from matplotlib.figure import Figure
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from latentaug import (
     FTN,
     CooperativeModel,
     CooperativeTrainer,
+    PerStep,
     cooperative_backward,
     standard_backward,
     tune_allocator,
 )
+from latentaug.optimization import Precision
 from latentaug.visualize import draw_hard_examples
 
 METHODS = {"standard": standard_backward, "cooperative": cooperative_backward}
@@ -169,7 +174,7 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
     per_pass = iterations_per_pass(frames, preset.batch_size)
     iterations = preset.iterations or preset.epochs * per_pass
     print(f"\n{method}, draw {draw}: {iterations} iterations", *notes, sep="\n  ", flush=True)
-    trainer = build_trainer(method, preset, seed, outputs.place(method, draw), device)
+    trainer = build_trainer(method, preset, iterations, seed, outputs.place(method, draw), device)
     loader = TrainingBatches(
         frames,
         side=preset.side,
@@ -179,14 +184,14 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         epoch=lambda: trainer.epoch,
         device=device,
     )
-    validation = validation_batches(study.validation(draw), device)
+    validation = validation_batches(study.validation(draw), preset.side, device)
     trainer.fit(loader, validation, max_steps=iterations)
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw)
+    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw, side=preset.side)
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     about = {
         "iterations": iterations,
@@ -202,14 +207,24 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
     outputs.finish(method, draw, scores, about)
 
 
-def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: torch.device) -> CooperativeTrainer:
+def build_trainer(
+    method: str, preset: Preset, iterations: int, seed: int, folder: Path, device: torch.device
+) -> CooperativeTrainer:
     """Make the paper's network and a trainer for it, alike for every method, where it was left if it was begun."""
     torch.manual_seed(seed)
     network = FTN(num_classes=4, width=preset.width, depth=preset.depth)
     example = torch.zeros(2, 1, preset.side, preset.side)
     model = CooperativeModel(network, num_classes=4, example=example).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
-    trainer = CooperativeTrainer(model, optimizer, step=METHODS[method], seed=seed, folder=folder)
+    trainer = CooperativeTrainer(
+        model,
+        optimizer,
+        scheduler=PerStep(learning_rate_schedule(optimizer, preset, iterations)),
+        precision=cast(Precision, preset.precision),
+        step=METHODS[method],
+        seed=seed,
+        folder=folder,
+    )
     if (folder / "last.pt").exists():
         try:
             trainer.resume(folder / "last.pt")
@@ -217,6 +232,19 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
             raise DataError(f"{error} Or remove {folder}, to start over.") from None
         print(f"  going on from iteration {trainer.global_step}", flush=True)
     return trainer
+
+
+def learning_rate_schedule(optimizer: Optimizer, preset: Preset, iterations: int) -> LambdaLR:
+    """Let the learning rate rise to its value, if there is a warm-up, and fall to 0 after it, if the preset says so."""
+    warm_up = preset.warm_up or 0
+
+    def factor(done: int) -> float:
+        if done < warm_up:
+            return (done + 1) / (warm_up + 1)
+        fallen = (done - warm_up) / max(1, iterations - warm_up)
+        return 1.0 if preset.schedule == "constant" else (1 + math.cos(math.pi * fallen)) / 2
+
+    return LambdaLR(optimizer, factor)
 
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=1 + len(STRUCTURES))
         train(unet, study)
         unet.eval()
-        volumes = validation_batches(study.validation(0))
+        volumes = validation_batches(study.validation(0), preset.side)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

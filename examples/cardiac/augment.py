@@ -30,7 +30,7 @@ def training_batch(images: Tensor, labels: Tensor, side: int, *, generator: torc
     """
     changed, changed_labels = augment(images, labels, generator=generator)
     images, labels = torch.cat([changed, images]), torch.cat([changed_labels, labels])
-    return rescale(_crop(images, side)), _crop(labels, side)
+    return rescale(crop(images, side)), crop(labels, side)
 
 
 def augment(images: Tensor, labels: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,8 @@ def rescale(images: Tensor) -> Tensor:
     return (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
 
 
-def _crop(planes: Tensor, side: int) -> Tensor:
+def crop(planes: Tensor, side: int) -> Tensor:
+    """Return the central `side`² of planes [..., H, W]."""
     top, left = ((n - side) // 2 for n in planes.shape[-2:])
     return planes[..., top : top + side, left : left + side]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import rescale, training_batch
+from .augment import crop, rescale, training_batch
 from .data import Frame
 
 Batch = tuple[Tensor, Tensor]
@@ -82,9 +82,10 @@ def iterations_per_pass(frames: Sequence[Frame], batch_size: int) -> int:
     return -(-slices // (batch_size // 2))
 
 
-def validation_batches(frames: Sequence[Frame], device: torch.device | str = "cpu") -> list[Batch]:
-    """Return one batch for each volume, every slice scaled to 0..1."""
-    return [_tensors(frame, slice(None), device) for frame in frames]
+def validation_batches(frames: Sequence[Frame], side: int, device: torch.device | str = "cpu") -> list[Batch]:
+    """Return one batch for each volume: the central `side`² of every slice, scaled to 0..1."""
+    volumes = [_tensors(frame, slice(None), device) for frame in frames]
+    return [(rescale(crop(images, side)), crop(labels, side)) for images, labels in volumes]
 
 
 def _labelled_slices(frames: Sequence[Frame], device: torch.device | str) -> Batch:

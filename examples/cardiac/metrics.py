@@ -10,9 +10,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import rescale
+from .augment import crop, rescale
 from .data import STRUCTURES, Frame
 
 if TYPE_CHECKING:
@@ -62,20 +63,33 @@ def frame_scores(predicted: Tensor, frame: Frame) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def segment(model: CooperativeModel, frame: Frame, device: torch.device) -> dict[str, Tensor]:
+def segment(
+    model: CooperativeModel, frame: Frame, device: torch.device, *, side: int | None = None
+) -> dict[str, Tensor]:
     """Segment a volume slice by slice: the label map [D, H, W] of either stage.
 
-    A model in eval mode treats every slice alone, so the slices of a volume go through it together.
+    A model in eval mode treats every slice alone, so the slices of a volume go through it together. With `side` the
+    model sees the central `side`² of every slice, and all around it is background.
     """
-    logits = model(rescale(torch.as_tensor(frame.image, device=device)[:, None]))
+    height, width = frame.image.shape[1:]
+    side = side or min(height, width)
+    logits = model(rescale(crop(torch.as_tensor(frame.image, device=device)[:, None], side)))
     stages = {"FTN": logits, "FTN+STN": model.refine(logits)}
-    return {stage: logits.argmax(1).cpu() for stage, logits in stages.items()}
+    top, left = (height - side) // 2, (width - side) // 2
+    around = (left, width - side - left, top, height - side - top)
+    return {stage: F.pad(logits.argmax(1), around).cpu() for stage, logits in stages.items()}
 
 
 def evaluate(
-    model: CooperativeModel, sets: Mapping[str, Iterable[Frame]], device: torch.device, *, method: str, draw: int
+    model: CooperativeModel,
+    sets: Mapping[str, Iterable[Frame]],
+    device: torch.device,
+    *,
+    method: str,
+    draw: int,
+    side: int | None = None,
 ) -> list[Score]:
-    """Score a model on every test set, by frame and structure.
+    """Score a model on every test set, by frame and structure; `side` as in `segment`.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor is known
     are scored a second time under a column of its own.
@@ -85,7 +99,7 @@ def evaluate(
     for column, frames in sets.items():
         for frame in frames:
             columns = [column, *(column + PART + vendor for name, vendor in frame.group.items() if name == "vendor")]
-            for stage, predicted in segment(model, frame, device).items():
+            for stage, predicted in segment(model, frame, device, side=side).items():
                 for (structure, value), name in product(frame_scores(predicted, frame).items(), columns):
                     values[stage, name, frame.patient, frame.phase, structure].append(value)
     return [Score(method, draw, *key, "dice", fmean(found)) for key, found in values.items()]

@@ -29,6 +29,9 @@ VALIDATION = (
 VALIDATION_70 = ("005", "020", "023", "037", "042", "046", "066", "078", "082", "097")
 TEST = tuple(f"{20 * block + place:03}" for block in range(5) for place in (7, 8, 9, 10))
 
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
+
 SETTINGS = (10, 70)
 """How many patients the paper trains on, in its small-data and its large-data setting."""
 
@@ -154,6 +157,7 @@ class Preset:
     """
 
     image_size: int = _option(192, "side of the square that volumes are cropped to, and corrupted at")
+    crop: int | None = _option(None, "side of the centre of it that networks see; all around it counts as background")
     halve: bool = _option(False, "let the networks see images at half that resolution")
     depth: int = _option(4, "levels of the network; its code has (image side / 2^depth)^2 sites, 12 x 12 in the paper")
     width: int = _option(16, "channels of the network's first level")
@@ -161,6 +165,9 @@ class Preset:
     epochs: int = _option(600, "passes over the training slices")
     iterations: int | None = _option(None, "optimizer steps, in place of --epochs")
     learning_rate: float = _option(1e-4, "Adam's learning rate")
+    schedule: str = _option("constant", "'constant', or 'cosine' to let the learning rate fall to 0 over the training")
+    warm_up: int | None = _option(None, "iterations over which the learning rate rises to its value at first")
+    precision: str = _option("float32", "'float32', or 'bfloat16' where that is faster")
     patients: int = _option(10, "patients to train on: 10, or 70 for the large-data setting")
     draws: int = _option(3, "how many of the three training draws to run")
     corruption_draws: int = _option(3, "repetitions of every corruption of every test volume")
@@ -174,6 +181,12 @@ class Preset:
             wanted["batch_size"] = "even, since half of a batch is augmented"
         if self.patients not in SETTINGS:
             wanted["patients"] = f"one of {SETTINGS}"
+        if self.crop is not None and (self.crop > self.image_size or self.crop < 16 or self.crop % 4):
+            wanted["crop"] = f"a multiple of 4, from 16 to the image's {self.image_size}"
+        if self.schedule not in SCHEDULES:
+            wanted["schedule"] = f"one of {SCHEDULES}"
+        if self.precision not in PRECISIONS:
+            wanted["precision"] = f"one of {PRECISIONS}"
         if self.draws > len(DRAWS):
             wanted["draws"] = f"at most {len(DRAWS)}"
         if self.corruption_spacing not in SPACINGS:
@@ -185,7 +198,8 @@ class Preset:
     @property
     def side(self) -> int:
         """Side of the images that networks see."""
-        return self.image_size // 2 if self.halve else self.image_size
+        side = self.crop or self.image_size
+        return side // 2 if self.halve else side
 
     @property
     def padded_size(self) -> int:

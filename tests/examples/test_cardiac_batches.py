@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cardiac.augment import rescale
 from cardiac.batches import TrainingBatches, iterations_per_pass, validation_batches
 from cardiac.data import Frame
 
@@ -79,9 +80,17 @@ def test_an_odd_batch_is_refused(batch_size):
 
 
 def test_a_validation_batch_is_a_volume_with_all_its_slices():
-    ((images, labels),) = validation_batches([frame("1")])
+    ((images, labels),) = validation_batches([frame("1")], 16)
     assert images.shape == (4, 1, 16, 16)
     assert torch.equal(images.amax((1, 2, 3)), torch.ones(4))
     assert labels.shape == (4, 16, 16)
     assert labels.dtype == torch.long
     assert labels[0].max() == 0
+
+
+def test_a_validation_batch_is_cropped_as_training_batches_are():
+    ((images, labels),) = validation_batches([frame("1")], 8)
+    ((whole, all_labels),) = validation_batches([frame("1")], 16)
+    assert images.shape == (4, 1, 8, 8)
+    assert torch.equal(labels, all_labels[:, 4:12, 4:12])
+    assert torch.equal(images, rescale(whole[:, :, 4:12, 4:12]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cardiac.data import Frame
-from cardiac.metrics import Score, column_mean, count_cropped, dice, frame_scores, summarise
+from cardiac.metrics import Score, column_mean, count_cropped, dice, frame_scores, segment, summarise
 
 
 def frame_of(labels, *, structures=("LV", "MYO", "RV"), patient="007", phase="ED", cropped=None):
@@ -86,3 +86,24 @@ def test_labels_cut_off_by_the_crop_are_added_up_per_patient():
         frame_of(labels, patient="007", cropped={"LV": 0}),
     ]
     assert count_cropped(frames) == {"046": {"RV": 7}}
+
+
+class Bright(torch.nn.Module):
+    """Calls bright voxels 1; its refinement calls everything 2."""
+
+    def forward(self, images):
+        return torch.cat([1 - images, images, torch.full_like(images, -1)], dim=1)
+
+    def refine(self, logits):
+        return torch.stack([torch.full_like(logits[:, 0], value) for value in (0, 0, 1)], dim=1)
+
+
+def test_all_around_what_a_model_sees_is_background():
+    frame = frame_of(np.zeros((2, 7, 8), np.uint8))
+    frame.image[:, 2, 2:] = 1
+    stages = segment(Bright(), frame, torch.device("cpu"), side=4)
+    expected = torch.zeros(2, 7, 8, dtype=torch.long)
+    expected[:, 2, 2:6] = 1
+    assert torch.equal(stages["FTN"], expected)
+    assert stages["FTN+STN"].sum() == 2 * 2 * 4 * 4
+    assert stages["FTN+STN"][:, 1:5, 2:6].all()

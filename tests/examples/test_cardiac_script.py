@@ -8,7 +8,9 @@ import acdc_cooperative
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from cardiac.batches import TrainingBatches
+from cardiac.protocol import Preset
 from cardiac.report import read_scores
 
 pytest.importorskip("torchio")
@@ -159,6 +161,10 @@ def bad_flags(data):
         "no iterations": ([*acdc, "--iterations", "0"], "--iterations must be positive"),
         "four draws": ([*acdc, "--draws", "4"], "--draws must be at most 3"),
         "unknown spacing": ([*acdc, "--corruption-spacing", "mm"], "--corruption-spacing must be one of"),
+        "odd crop": ([*acdc, "--crop", "30"], "--crop must be a multiple of 4"),
+        "crop beyond the image": ([*acdc, "--crop", "64"], "--crop must be"),
+        "unknown schedule": ([*acdc, "--schedule", "linear"], "--schedule must be one of"),
+        "unknown precision": ([*acdc, "--precision", "int8"], "--precision must be one of"),
         "unknown device": ([*acdc, "--device", "abacus"], "--device abacus"),
         "no thread": ([*acdc, "--threads", "0"], "--threads"),
         "unknown preset": ([*acdc, "--preset", "slow"], "slow"),
@@ -186,6 +192,26 @@ def test_a_broken_file_is_named_and_nothing_is_written(data, tmp_path, capsys):
     assert error.count("\n") == 1
     assert str(broken) in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_rate_rises_and_falls():
+    def rates(**settings):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+        schedule = acdc_cooperative.learning_rate_schedule(optimizer, Preset(**settings), 10)
+        values = []
+        for _ in range(10):
+            values.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return values
+
+    assert rates() == [2.0] * 10
+    assert rates(warm_up=3)[:4] == [0.5, 1.0, 1.5, 2.0]
+    falling = rates(schedule="cosine", warm_up=2)
+    assert falling[2] == 2.0
+    assert falling[2:] == sorted(falling, reverse=True)[: len(falling) - 2]
+    assert falling[6] == pytest.approx(1.0)
+    assert 0 < falling[-1] < 0.1
 
 
 def test_results_of_other_settings_are_not_mixed(whole, flags, capsys):
