@@ -213,5 +213,16 @@ def _positive(value: object) -> bool:
 
 PRESETS = {
     "quick": Preset(halve=True, depth=3, batch_size=8, iterations=180, learning_rate=1e-3, draws=1, corruption_draws=1),
+    "cpu": Preset(
+        crop=160,
+        halve=True,
+        depth=3,
+        batch_size=10,
+        iterations=1500,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warm_up=50,
+        precision="bfloat16",
+    ),
     "paper": Preset(),
 }
