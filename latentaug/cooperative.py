@@ -38,8 +38,13 @@ WEIGHTS = {
     "hard_image_reconstruction": 0.5,
     "shape_from_hard_image": 1.0,
     "shape_from_hard_segmentation": 1.0,
+    "hard_code_segmentation": 0.0,
 }
-"""The paper's weights, by the names that `CooperativeOutput.losses` has."""
+"""The paper's weights, by the names that `CooperativeOutput.losses` has.
+
+"hard_code_segmentation" isn't the paper's: the segmentation loss of what the masked shape codes decode to, whose
+gradient reaches decoder and encoder. It is computed only where it has a weight.
+"""
 
 
 class CooperativeOutput(NamedTuple):
@@ -118,7 +123,8 @@ class CooperativeModel(nn.Module):
         image_code: The layer that images are reconstructed from, if not `layer`.
         shape_code: The layer, or list of layers, masked in the segmentation, if not `layer`.
         loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
-        weights: Weights that differ from the paper's, by the names of the losses.
+        weights: Weights that differ from the paper's, by the names of the losses; see `WEIGHTS`. With a weight for
+            "hard_code_segmentation" the model also learns to segment from the masked shape codes themselves.
         temperature: What logits are divided by before the shape prior reads them.
         input_noise: Standard deviation of the noise on training images, as a share of `image_range`; or a callable
             (images, generator) -> noisy images.
@@ -317,7 +323,7 @@ class CooperativeModel(nn.Module):
             losses.add("reconstruction", self._reconstruction_loss(self._image_code_of(tap), images))
             image_code, shape_codes = self._masked_codes(tap, losses, generator)
             hard_images = self._decoded(image_code, images)
-            hard_segmentation = self._replayed(tap, shape_codes, labels)
+            hard_segmentation = self._replayed(tap, shape_codes, labels).main
             refined = self.shape_prior.refine(hard_segmentation).detach()
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
             return HardExamples(
@@ -357,7 +363,11 @@ class CooperativeModel(nn.Module):
                 # Constants, so that no later stage needs the graph that they are drawn from.
                 image_code, shape_codes = self._masked_codes(tap, losses, generator)
                 hard_images = self._decoded(image_code, images)
-                hard_segmentation = self._replayed(tap, shape_codes, labels)
+                learn = bool(self.weights["hard_code_segmentation"])
+                replayed = self._replayed(tap, shape_codes, labels, differentiable=learn)
+                if learn:
+                    losses.add("hard_code_segmentation", replayed.loss(self.loss, labels))
+                hard_segmentation = replayed.main.detach()
         return _output(losses, logits, refined, hard_images, hard_segmentation)
 
     def _hard_stage(
@@ -412,16 +422,18 @@ class CooperativeModel(nn.Module):
             decoded: Tensor = self.reconstruction(masked.mask.apply(masked.code), images.shape[2:])
         return decoded.to(images.dtype)
 
-    def _replayed(self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor) -> Tensor:
-        """Return the logits that the model makes of masked shape codes."""
-        with torch.no_grad():
+    def _replayed(
+        self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
+    ) -> Prediction:
+        """Return what the model predicts from masked shape codes."""
+        with torch.set_grad_enabled(differentiable):
             # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
             new: list[Tensor | Callable[[Tensor], Tensor]] = (
                 [one.mask.apply(one.code) for one in masked] if len(masked) == 1 else [one.mask.apply for one in masked]
             )
             given = dict(zip(self.shape_codes, new, strict=True))
             output = tap.replay([given.get(location) for location in self._tapped])
-            return self._predicted(output, labels.shape[1:]).main
+            return self._predicted(output, labels.shape[1:])
 
     def _image_code_of(self, tap: LatentTap) -> Tensor:
         return tap.codes[self._tapped.index(self.image_code)]
