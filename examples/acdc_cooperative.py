@@ -217,9 +217,9 @@ def find(options: argparse.Namespace) -> Sources:
 
 
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return all settings by their flags' names, those left out that say nothing; folders from the root on."""
+    """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms", "split"):
+    for name in ("acdc", "mnms"):
         settings[name] = settings[name] and settings[name].resolve()
     pairs = (pair.partition("=") for pair in settings["external"])
     settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]

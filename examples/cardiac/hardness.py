@@ -38,4 +38,4 @@ def mean_dice(predicted: Sequence[Tensor], volumes: Sequence[Batch]) -> float:
     pairs = [(one, labels) for one, (_, labels) in zip(predicted, volumes, strict=True)]
     structures = range(1, 1 + len(STRUCTURES))
     values = [dice(one, labels, value) for one, labels in pairs for value in structures]
-    return fmean(value for value in values if not math.isnan(value))
+    return fmean([value for value in values if not math.isnan(value)] or [math.nan])

@@ -176,14 +176,12 @@ METHODS: Mapping[str, Method] = {
 }
 """All methods by their names, in the order of the table."""
 
-_ABLATIONS = (
-    *(f"cooperative-{name}" for name in ("dropout", "channel", "spatial", "hard-masks", "image-only", "shape-only")),
-    "separate",
-)
+_NAMES = (*METHODS,)
+_PAPERS, _LAST = _NAMES.index("cooperative"), _NAMES.index("separate")
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "main": tuple(METHODS)[: 1 + tuple(METHODS).index("cooperative")],
-    "table2": ("cooperative", *_ABLATIONS),
-    "all": tuple(METHODS),
+    "main": _NAMES[: _PAPERS + 1],
+    "table2": _NAMES[_PAPERS : _LAST + 1],
+    "all": _NAMES,
 }
 """Several methods by one name."""
 
