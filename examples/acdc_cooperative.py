@@ -30,7 +30,8 @@ from cardiac.metrics import Score, evaluate
 from cardiac.outputs import Outputs
 from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS, Preset
-from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
+from cardiac.published import read_published
+from cardiac.report import AVERAGE, Row, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
 from matplotlib.figure import Figure
 from torch.optim import Optimizer
@@ -86,6 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--mnms", type=Path, metavar="DIR", help="M&Ms as released, a further test set")
     add("--external", action="append", default=[], metavar="NAME=DIR", help="a further test set; repeatable")
     add("--split", type=Path, metavar="FILE", help='JSON with "train", "validation" and "test", lists of ACDC patients')
+    add("--published", type=read_published, default=[], metavar="FILE", help="CSV of further rows to show in the table")
     add("--preset", choices=PRESETS, default="quick", help="what the flags below say unless given (default: quick)")
     add("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="what to train (default: all)")
     add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
@@ -118,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
         outputs.open()
         for method, draw in todo:
             train_and_test(method, draw, study, outputs, device)
-    conclude(outputs)
+    conclude(outputs, options.published)
 
 
 def prepare(options: argparse.Namespace) -> torch.device:
@@ -255,7 +257,7 @@ def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> F
     return draw_hard_examples(images, labels, **steps._asdict())
 
 
-def conclude(outputs: Outputs) -> None:
+def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     """Write scores, table and curves of every training that is done in the folder, and print the table."""
     scores: list[Score] = []
     notes: list[str] = []
@@ -267,7 +269,7 @@ def conclude(outputs: Outputs) -> None:
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     notes = list(dict.fromkeys(notes))
-    table = write_report(outputs.folder, scores, outputs.configuration, notes)
+    table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
     print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
