@@ -146,8 +146,8 @@ def test_a_missing_split_file_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_presets_keep_the_papers_code_of_12_by_12(preset):
-    assert preset.side == 12 * 2**preset.depth
+def test_presets_keep_the_papers_grid_of_12_by_12_on_a_whole_image_and_so_10_by_10_on_a_crop_of_160(preset):
+    assert preset.side == {None: 12, 160: 10}[preset.crop] * 2**preset.depth
 
 
 def test_nobody_tested_validates():
