@@ -36,7 +36,8 @@ from cardiac.models import PAPERS, Network
 from cardiac.outputs import Outputs
 from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS, Preset
-from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
+from cardiac.published import read_published
+from cardiac.report import AVERAGE, Row, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
 from matplotlib.figure import Figure
 from torch.optim import Optimizer
@@ -120,6 +121,7 @@ def make_parser() -> Parser:
     add("--mnms", type=Path, metavar="DIR", help="M&Ms as released, a further test set")
     add("--external", action="extend", nargs="+", metavar="NAME=DIR", help="further test sets; repeatable")
     add("--split", type=Path, metavar="FILE", help='JSON with "train", "validation" and "test", lists of ACDC patients')
+    add("--published", type=Path, metavar="FILE", help="CSV of further rows to show in the table")
     add("--preset", choices=PRESETS, help="what the flags below say unless given (default: quick)")
     add(
         "--methods",
@@ -154,6 +156,7 @@ def run(options: argparse.Namespace) -> None:
     device = prepare(options)
     network = choose_network(options)
     sources = find(options)
+    published = [] if options.published is None else read_published(options.published)
     configuration = describe(options, preset, network, sources)
     outputs = Outputs(options.output, configuration, defaults={**asdict(Preset()), **Network().settings})
     settings = to_toml(as_flags(options, outputs.folder))
@@ -168,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
         outputs.open(settings)
         for method, draw in todo:
             train_and_test(method, draw, study, outputs, device, network)
-    conclude(outputs)
+    conclude(outputs, published)
 
 
 def prepare(options: argparse.Namespace) -> torch.device:
@@ -219,7 +222,7 @@ def find(options: argparse.Namespace) -> Sources:
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms"):
+    for name in ("acdc", "mnms", "published"):
         settings[name] = settings[name] and settings[name].resolve()
     pairs = (pair.partition("=") for pair in settings["external"])
     settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]
@@ -346,7 +349,7 @@ def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> F
     return draw_hard_examples(images, labels, **steps._asdict())
 
 
-def conclude(outputs: Outputs) -> None:
+def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     """Write scores, table and curves of every training that is done in the folder, and print the table."""
     scores: list[Score] = []
     notes: list[str] = []
@@ -359,7 +362,7 @@ def conclude(outputs: Outputs) -> None:
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     notes = list(dict.fromkeys(notes))
-    table = write_report(outputs.folder, scores, outputs.configuration, notes)
+    table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
     print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")

@@ -260,7 +260,7 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features at half the size, rounded up."""
         x = self.downsample(x)
-        features: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        features: Tensor = self.activation(self.body(x).add_(self.shortcut(x)))
         return features
 
 
@@ -282,7 +282,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features at `factor` times the size."""
         x = self.upsample(x)
-        features: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        features: Tensor = self.activation(self.body(x).add_(self.shortcut(x)))
         return features
 
 

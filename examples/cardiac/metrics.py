@@ -1,4 +1,4 @@
-"""How well a segmentation fits: 3-D Dice per frame and structure, and the means that the table shows."""
+"""How well a segmentation fits: overlap and surface distances per frame and structure, and the means of the tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from .augment import crop, rescale
@@ -19,8 +23,29 @@ from .data import STRUCTURES, Frame
 if TYPE_CHECKING:
     from latentaug import CooperativeModel
 
+AVERAGE = "average"
 PART = "/"
 """In a column's name, sets a part of a test set apart ("M&Ms/A", a vendor): shown on its own, not in the average."""
+PARTS = {"vendor": "", "centre": "centre "}
+"""What parts a test set falls into, by the names in `Frame.group`, and how a part's name begins after the `PART`."""
+
+
+class Metric(NamedTuple):
+    """What a metric is called, how many decimals mean something, and which way is better."""
+
+    title: str
+    digits: int
+    higher_is_better: bool
+
+
+METRICS = {
+    "dice": Metric("3-D Dice", 3, True),
+    "hd95": Metric("HD95 in mm", 2, False),
+    "assd": Metric("ASSD in mm", 2, False),
+    "missed": Metric("Missed structures", 3, False),
+}
+"""By their names in `scores.csv`. "missed" is the share of volumes in which either the label or the prediction lacks
+the structure: there the two distances are undefined, and they are means over the other volumes."""
 
 
 class Score(NamedTuple):
@@ -55,11 +80,54 @@ def dice(predicted: Tensor, labels: Tensor, value: int) -> float:
     return 2 * int((ours & theirs).sum()) / total if total else math.nan
 
 
-def frame_scores(predicted: Tensor, frame: Frame) -> dict[str, float]:
-    """Score a predicted volume [D, H, W] on every structure that its data set labels; absent ones are left out."""
-    labels = torch.as_tensor(frame.labels)
-    scores = {name: dice(predicted, labels, 1 + STRUCTURES.index(name)) for name in frame.structures}
-    return {name: value for name, value in scores.items() if not math.isnan(value)}
+def surface_distances(
+    predicted: Tensor, labels: Tensor, value: int, spacing: tuple[float, float, float]
+) -> tuple[float, float] | None:
+    """Return HD95 and ASSD of one label value in 3-D, in the unit of `spacing`; None unless both volumes hold it.
+
+    Surface voxels are those with a face neighbour of another label, the edge of the volume included; distances run
+    from voxel centre to voxel centre. HD95 is the larger of the two directed 95th percentiles, ASSD the mean over the
+    surface voxels of both sides, as in Maier-Hein et al., *Metrics reloaded*, Nature Methods 2024, and in MONAI.
+
+    Args:
+        predicted: Label map [D, H, W].
+        labels: Label map [D, H, W].
+        value: Which label.
+        spacing: Voxel size (z, y, x).
+    """
+    ours, theirs = (np.asarray(volume) == value for volume in (predicted, labels))
+    if not (ours.any() and theirs.any()):
+        return None
+    (box,) = find_objects((ours | theirs).astype(np.uint8))
+    here, there = (_surface(mask[box]) * np.array(spacing) for mask in (ours, theirs))
+    forth, back = KDTree(there).query(here)[0], KDTree(here).query(there)[0]
+    hd95 = max(np.percentile(forth, 95), np.percentile(back, 95))
+    return float(hd95), float(np.concatenate((forth, back)).mean())
+
+
+def _surface(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Return the indices [N, 3] of the voxels at the surface of a mask."""
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+def frame_scores(predicted: Tensor, frame: Frame) -> dict[tuple[str, str], float]:
+    """Score a predicted volume [D, H, W] on every structure that its data set labels, by structure and metric.
+
+    A structure that is in neither volume has no score. One that is in a single volume has a Dice of 0 and is missed:
+    it has no distances.
+    """
+    labels, scores = torch.as_tensor(frame.labels), {}
+    for structure in frame.structures:
+        value = 1 + STRUCTURES.index(structure)
+        overlap = dice(predicted, labels, value)
+        if math.isnan(overlap):
+            continue
+        distances = surface_distances(predicted, labels, value, frame.spacing)
+        scores[structure, "dice"] = overlap
+        if distances is not None:
+            scores[structure, "hd95"], scores[structure, "assd"] = distances
+        scores[structure, "missed"] = float(distances is None)
+    return scores
 
 
 @torch.inference_mode()
@@ -97,20 +165,22 @@ def evaluate(
     side: int | None = None,
     stages: Sequence[str] = ("FTN", "FTN+STN"),
 ) -> list[Score]:
-    """Score a model on every test set, by frame and structure; `side` and `stages` as in `segment`.
+    """Score a model on every test set, by frame, structure and metric; `side` and `stages` as in `segment`.
 
-    A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor is known
-    are scored a second time under a column of its own.
+    A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor or centre
+    is known are scored again under a column of its own.
     """
     model.eval()
     values = defaultdict(list)
     for column, frames in sets.items():
         for frame in frames:
-            columns = [column, *(column + PART + vendor for name, vendor in frame.group.items() if name == "vendor")]
+            parts = [start + frame.group[name] for name, start in PARTS.items() if frame.group.get(name)]
+            columns = [column, *(column + PART + part for part in parts)]
             for stage, predicted in segment(model, frame, device, side=side, stages=stages).items():
-                for (structure, value), name in product(frame_scores(predicted, frame).items(), columns):
-                    values[stage, name, frame.patient, frame.phase, structure].append(value)
-    return [Score(method, draw, *key, "dice", fmean(found)) for key, found in values.items()]
+                found = frame_scores(predicted, frame).items()
+                for ((structure, metric), value), name in product(found, columns):
+                    values[stage, name, frame.patient, frame.phase, structure, metric].append(value)
+    return [Score(method, draw, *key, fmean(repeats)) for key, repeats in values.items()]
 
 
 def column_mean(scores: Iterable[Score]) -> dict[str, float]:

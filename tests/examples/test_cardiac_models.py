@@ -7,7 +7,7 @@ from cardiac.hardness import dice_of_masked, mean_dice
 from cardiac.models import Network
 from cardiac.protocol import Preset
 
-from latentaug import FTN
+from latentaug import FTN, cooperative_backward
 
 SMALL = Preset(image_size=64, depth=2, width=2)
 
@@ -29,6 +29,15 @@ def test_a_librarys_network_has_its_code_found(name):
     model = Network(name).build(SMALL, {})
     assert str(model.image_code) == "encoder[5]"
     assert model.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
+
+
+def test_a_unet_takes_images_whose_side_its_stride_does_not_divide():
+    library()
+    model = Network("smp:Unet:resnet18").build(Preset(image_size=80, depth=2, width=2), {})
+    images, labels = torch.rand(2, 1, 80, 80), torch.randint(4, (2, 80, 80))
+    output = cooperative_backward(model.train(), images, labels)
+    assert output.hard_images.shape == (2, 1, 80, 80)
+    assert output.hard_segmentation.shape == (2, 4, 80, 80)
 
 
 def test_stages_are_called_by_the_architecture():
@@ -61,7 +70,7 @@ def test_the_papers_network_has_no_pretrained_weights():
         (Network("smp:Unet:resnet19"), 64, "Wrong encoder name `resnet19`"),
         (Network("smp:Unet:resnet18", encoder_weights="dreams"), 64, "dreams"),
         (Network("smp:Unet:resnet18", ("encodr",)), 64, "with --layers encodr .*closest: 'encoder'"),
-        (Network("smp:Unet:resnet18"), 80, "images of 80 x 80: .*divisible by 32.*--image-size, --crop and --halve"),
+        (Network("smp:FPN:resnet18"), 80, "images of 80 x 80: .*divisible by 32.*--image-size, --crop and --halve"),
     ],
 )
 def test_what_cannot_be_built_is_one_line_with_the_reason(network, size, named):

@@ -4,8 +4,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from cardiac import phantom
 from cardiac.data import read_acdc, read_mnms, read_preprocessed
+from cardiac.metrics import evaluate
 from cardiac.phantom import SCANNERS, make_phantom, make_study
 from scipy.ndimage import binary_dilation, binary_fill_holes
 
@@ -59,6 +61,32 @@ def test_the_readers_take_the_phantom_for_a_data_set(frames):
         assert 8 <= len(frame.image) <= 12
         assert set(np.unique(frame.labels)) == {0, 1, 2, 3}
         assert sum(frame.cropped.values()) == 0
+
+
+class Background(torch.nn.Module):
+    """Finds nothing."""
+
+    def forward(self, images):
+        return torch.cat([torch.ones_like(images), *[torch.zeros_like(images)] * 3], dim=1)
+
+    def refine(self, logits):
+        return logits
+
+
+def test_vendors_and_centres_of_the_phantom_have_columns_of_their_own(frames):
+    test_sets = {"ACDC": frames[:4], "M&Ms": frames[4:]}
+    scores = evaluate(Background(), test_sets, torch.device("cpu"), method="standard", draw=0)
+    patients = {column: {s.patient for s in scores if s.column == column} for column in {s.column for s in scores}}
+    first, second = (frame.patient for frame in sorted(frames[4::2], key=lambda frame: frame.group["vendor"]))
+    assert patients == {
+        "ACDC": {"001", "022"},
+        "M&Ms": {first, second},
+        "M&Ms/A": {first},
+        "M&Ms/B": {second},
+        "M&Ms/centre 1": {first},
+        "M&Ms/centre 2": {second},
+    }
+    assert {(s.metric, s.value) for s in scores} == {("dice", 0), ("missed", 1)}
 
 
 def test_volumes_are_those_of_hearts_and_shrink_in_systole(frames):

@@ -22,6 +22,37 @@ def test_ten_patients_of_the_pool_train_and_twenty_others_are_tested(draw):
     assert not {*split.test} & {*POOL}
 
 
+@pytest.mark.parametrize(
+    ("draw", "train", "validation"),
+    [
+        (0, "073 061 012 053 046 044 022 092 004 001", "011 071 062 095 082"),
+        (1, "002 041 001 033 006 024 022 021 025 086", "011 071 095"),
+        (2, "093 046 084 073 013 024 043 052 021 033", "011 071 002 062 095"),
+    ],
+)
+def test_the_lists_of_the_small_setting_are_those_released(draw, train, validation):
+    split = paper_split(draw)
+    assert split.train == tuple(train.split())
+    assert split.validation == tuple(validation.split())
+
+
+def test_every_split_tests_the_same_twenty_patients():
+    tested = "007 008 009 010 027 028 029 030 047 048 049 050 067 068 069 070 087 088 089 090"
+    assert {paper_split(*which).test for which in SPLITS} == {tuple(tested.split())}
+
+
+def test_the_large_setting_is_one_split_whatever_the_draw():
+    assert len({paper_split(draw, 70) for draw in range(3)}) == 1
+    assert " ".join(paper_split(0, 70).validation) == "005 020 023 037 042 046 066 078 082 097"
+
+
+@pytest.mark.parametrize(("name", "each"), [("train", 14), ("validation", 2), ("test", 4)])
+def test_the_large_setting_takes_as_many_of_each_disease(name, each):
+    # ACDC's patients come in blocks of twenty: DCM, HCM, MINF, NOR, RV.
+    blocks = [(int(patient) - 1) // 20 for patient in getattr(paper_split(0, 70), name)]
+    assert [blocks.count(block) for block in range(5)] == [each] * 5
+
+
 def test_the_pool_has_forty_patients():
     assert len({*POOL}) == 40
 
@@ -115,8 +146,8 @@ def test_a_missing_split_file_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_presets_keep_the_papers_code_of_12_by_12(preset):
-    assert preset.side == 12 * 2**preset.depth
+def test_presets_keep_the_papers_grid_of_12_by_12_on_a_whole_image_and_so_10_by_10_on_a_crop_of_160(preset):
+    assert preset.side == {None: 12, 160: 10}[preset.crop] * 2**preset.depth
 
 
 def test_nobody_tested_validates():

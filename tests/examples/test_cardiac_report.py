@@ -1,9 +1,11 @@
+import csv
 import json
 
 import pytest
-from cardiac.metrics import Score
+from cardiac.metrics import Cell, Score
 from cardiac.report import (
     AVERAGE,
+    Row,
     columns_of,
     curves_figure,
     grid,
@@ -11,6 +13,7 @@ from cardiac.report import (
     read_scores,
     replacing,
     save_figure,
+    structure_grid,
     tabulate,
     write_report,
     write_scores,
@@ -20,8 +23,19 @@ from matplotlib.figure import Figure
 CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"}}
 
 
-def score(value, *, method="standard", draw=0, stage="FTN", column="ACDC", patient="007", phase="ED", structure="LV"):
-    return Score(method, draw, stage, column, patient, phase, structure, "dice", value)
+def score(
+    value,
+    *,
+    method="standard",
+    draw=0,
+    stage="FTN",
+    column="ACDC",
+    patient="007",
+    phase="ED",
+    structure="LV",
+    metric="dice",
+):
+    return Score(method, draw, stage, column, patient, phase, structure, metric, value)
 
 
 @pytest.fixture
@@ -67,6 +81,39 @@ def test_the_average_is_over_columns_without_their_parts(scores):
     assert row.cells[AVERAGE].spread == pytest.approx(0.2 / 2**0.5)
 
 
+def test_every_metric_has_a_table_of_its_own():
+    lines = [score(0.5), score(12.0, metric="hd95"), score(8.0, metric="hd95", patient="008")]
+    assert tabulate(lines)[0].cells["ACDC"].mean == 0.5
+    assert tabulate(lines, "hd95")[0].cells["ACDC"].mean == 10
+    assert tabulate(lines, "assd") == []
+
+
+def test_a_distance_is_averaged_over_the_volumes_that_have_one():
+    lines = [score(1.0, metric="missed"), score(0.0, metric="missed", patient="008")]
+    lines += [score(8.0, metric="hd95", patient="008")]
+    assert tabulate(lines, "hd95")[0].cells["ACDC"] == Cell(8, None)
+    assert tabulate(lines, "missed")[0].cells["ACDC"] == Cell(0.5, None)
+
+
+@pytest.mark.parametrize("where", [{"structure": "RV"}, {"draw": 1}])
+def test_a_cell_without_any_distance_of_a_structure_or_draw_stays_empty(where):
+    lines = [score(8.0, metric="hd95"), score(0.0, metric="missed"), score(1.0, metric="missed", **where)]
+    lines += [score(2.0, metric="hd95", column="SCD", draw=draw) for draw in {0, where.get("draw", 0)}]
+    (row,) = tabulate(lines, "hd95")
+    assert set(row.cells) == {"SCD"}
+    assert row.cells["SCD"].mean == 2
+
+
+def test_structures_have_rows_of_their_own_with_an_average():
+    lines = [score(0.8), score(0.4, structure="RV"), score(0.6, column="SCD")]
+    rows = tabulate(lines)
+    assert structure_grid(rows, columns_of(rows)) == [
+        ["method", "stage", "draws", "structure", "ACDC", "SCD", "average"],
+        ["standard", "FTN", "1", "LV", "0.800", "0.600", "0.700"],
+        ["standard", "FTN", "1", "RV", "0.400", "", "0.400"],
+    ]
+
+
 def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores):
     rows = tabulate(scores)
     assert [(row.method, row.stage) for row in rows] == [
@@ -85,6 +132,7 @@ def test_markdown_lines_up():
 def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
     shown = write_report(tmp_path, scores, CONFIGURATION, ["Too short to rank methods."])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "comparison.csv",
         "configuration.json",
         "scores.csv",
         "table.json",
@@ -102,11 +150,64 @@ def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
     assert b'"iterations": 60' in (tmp_path / "table.png").read_bytes()
 
 
+def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path, scores):
+    other = [s._replace(metric=metric, value=9.5) for s in scores for metric in ("hd95", "assd", "missed")]
+    write_report(tmp_path, [*scores, *other], CONFIGURATION, [])
+    page = (tmp_path / "table.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# Dice",
+        "## 3-D Dice per structure",
+        "## HD95 in mm",
+        "## ASSD in mm",
+        "## Missed structures",
+        "## Differences to standard, patient by patient",
+        "### 3-D Dice",
+        "### HD95 in mm",
+        "### ASSD in mm",
+        "### Missed structures",
+        "## As published",
+        "## Settings",
+    ]
+    assert "| 9.50 ± 0.00 |" in page
+    assert "Patients are the unit" in page
+
+
+def test_comparisons_are_in_json_and_csv_alike(tmp_path, scores):
+    write_report(tmp_path, scores, CONFIGURATION, [])
+    found = json.loads((tmp_path / "table.json").read_text())["comparison"]
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["column"] for line in lines] == [each["column"] for each in found]
+    assert (lines[0]["method"], lines[0]["reference"], lines[0]["patients"]) == ("cooperative", "standard", "1")
+    assert float(lines[0]["mean"]) == found[0]["mean"] == pytest.approx(0.2)
+    assert lines[0]["low"] == ""
+    assert found[0]["low"] is None
+    assert [part.split(":")[0] for part in lines[0]["draws"].split()] == list(found[0]["draws"]) == ["0", "1"]
+
+
+def test_one_method_alone_is_not_compared(tmp_path):
+    write_report(tmp_path, [score(0.5)], CONFIGURATION, [])
+    assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 1
+    assert "Differences" not in (tmp_path / "table.md").read_text()
+
+
+def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path, scores):
+    published = [Row("paper", "FTN", (), {"ACDC": Cell(0.123, None)}, {})]
+    shown = write_report(tmp_path, scores, CONFIGURATION, [], published=published)
+    row = next(line for line in shown.splitlines() if "paper" in line)
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["paper", "FTN", "published", "0.123", "", ""]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert "paper" not in {each["method"] for each in table["rows"]}
+    assert table["published"][0]["cells"]["ACDC"]["mean"] == 0.123
+
+
 def test_a_report_is_the_same_when_it_is_written_again(tmp_path, scores):
     write_report(tmp_path, scores, CONFIGURATION, [])
-    first = (tmp_path / "scores.csv").read_bytes(), (tmp_path / "table.json").read_bytes()
+    files = [tmp_path / name for name in ("scores.csv", "table.json", "table.md", "comparison.csv")]
+    first = [file.read_bytes() for file in files]
     write_report(tmp_path, read_scores(tmp_path / "scores.csv"), CONFIGURATION, [])
-    assert ((tmp_path / "scores.csv").read_bytes(), (tmp_path / "table.json").read_bytes()) == first
+    assert [file.read_bytes() for file in files] == first
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

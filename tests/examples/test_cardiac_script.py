@@ -15,6 +15,7 @@ import pytest
 import torch
 from cardiac import callbacks
 from cardiac.batches import TrainingBatches
+from cardiac.metrics import METRICS
 from cardiac.protocol import Preset
 from cardiac.report import read_scores
 
@@ -24,7 +25,10 @@ TINY = [
     *("--image-size", "32", "--no-halve", "--depth", "2", "--width", "2"),
     *("--batch-size", "4", "--iterations", "4", "--device", "cpu"),
 ]
-FILES = ["configuration.json", "curves.png", "run.toml", "scores.csv", "table.json", "table.md", "table.png"]
+FILES = [
+    *("comparison.csv", "configuration.json", "curves.png", "run.toml"),
+    *("scores.csv", "table.json", "table.md", "table.png"),
+]
 
 
 def write_patient(folder, seed, structures=(1, 2, 3)):
@@ -78,8 +82,11 @@ def test_a_run_leaves_scores_table_and_figures(whole):
                 structures = ("LV", "MYO") if column == "Other" else ("LV", "MYO", "RV")
                 for phase in ("ED", "ES"):
                     assert {(method, stage, column, phase, name) for name in structures} <= found
-    assert len(scores) == len(found) == 2 * 2 * (5 * 6 + 4)
-    assert all(0 <= s.value <= 1 for s in scores)
+    assert len(found) == 2 * 2 * (5 * 6 + 4)
+    by_metric = {metric: [s.value for s in scores if s.metric == metric] for metric in METRICS}
+    assert len(by_metric["dice"]) == len(by_metric["missed"]) == len(found)
+    assert len(by_metric["hd95"]) == len(by_metric["assd"]) == sum(value < 1 for value in by_metric["missed"])
+    assert all(0 <= value <= 1 for value in by_metric["dice"] + by_metric["missed"])
     table = json.loads((whole / "table.json").read_text())
     assert table["columns"] == [*columns, "average"]
     assert [(row["method"], row["stage"]) for row in table["rows"]] == [
@@ -252,6 +259,16 @@ def test_a_split_may_be_given(flags, tmp_path):
     assert acdc == {"A"}
 
 
+def test_published_numbers_are_shown_and_change_no_result(whole, flags, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    file = tmp_path / "published.csv"
+    file.write_text("method,stage,column,value\npaper,FTN,average,0.125\n")
+    assert acdc_cooperative.main([*flags, "--published", str(file), "--output", str(tmp_path / "run")]) == 0
+    assert "0.125" in next(line for line in capsys.readouterr().out.splitlines() if "| paper " in line)
+    for name in ("scores.csv", "comparison.csv", "configuration.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
 def bad_flags(data):
     """Flags that cannot work, and what the one line must name."""
     acdc = ["--acdc", str(data / "acdc")]
@@ -267,6 +284,7 @@ def bad_flags(data):
         "the same folder twice": ([*acdc, "--external", f"X={data / 'acdc'}"], "another folder"),
         "test set alone": (["--external", f"X={data / 'other'}"], "need --acdc"),
         "missing split": ([*acdc, "--split", str(data / "absent.json")], "absent.json"),
+        "missing published": ([*acdc, "--published", str(data / "absent.csv")], "absent.csv"),
         "odd batch": ([*acdc, "--batch-size", "5"], "--batch-size must be even"),
         "no iterations": ([*acdc, "--iterations", "0"], "--iterations must be positive"),
         "four draws": ([*acdc, "--draws", "4"], "--draws must be at most 3"),
@@ -326,7 +344,7 @@ def test_the_learning_rate_rises_and_falls():
     assert rates(warm_up=3)[:4] == [0.5, 1.0, 1.5, 2.0]
     falling = rates(schedule="cosine", warm_up=2)
     assert falling[2] == 2.0
-    assert falling[2:] == sorted(falling, reverse=True)[: len(falling) - 2]
+    assert falling[2:] == sorted(falling[2:], reverse=True)
     assert falling[6] == pytest.approx(1.0)
     assert 0 < falling[-1] < 0.1
 
@@ -364,7 +382,8 @@ def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert acdc_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 0
     columns = {score.column for score in read_scores(tmp_path / "run" / "scores.csv")}
-    assert {"ACDC", "RandMotion", "M&Ms", "M&Ms/A", "M&Ms/B"} <= columns
+    parts = {"M&Ms/A", "M&Ms/B", "M&Ms/centre 1", "M&Ms/centre 2"}
+    assert {"ACDC", "RandMotion", "M&Ms"} | parts <= columns
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     assert acdc_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == made
