@@ -358,7 +358,10 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
         scores += some
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
         notes += [*about["notes"], METHODS[name].describe(name), took]
-        curves[f"{name}, draw {draw}"] = log
+        untrained = () if METHODS[name].refines else ("refined", "shape")
+        curves[f"{name}, draw {draw}"] = [
+            {key: value for key, value in line.items() if not any(word in key for word in untrained)} for line in log
+        ]
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     notes = list(dict.fromkeys(notes))
