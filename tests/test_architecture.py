@@ -12,7 +12,7 @@ PACKAGE = Path(latentaug.__file__).parent
 
 # Each level may import from those before it, and from `BESIDE`.
 LEVELS = [
-    {"layout", "modes", "losses", "allocator"},
+    {"layout", "modes", "losses", "allocator", "shortcuts"},
     {"masks", "trace", "heads"},
     {"compose", "replay", "networks", "outputs"},
     {"planning"},
