@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from latentaug.activations import checkpointed as checkpointing
 from latentaug.branches import Losses, backpropagate
 from latentaug.compose import paper_masks
 from latentaug.discovery import Location, find_bottleneck, unwrap
@@ -138,6 +139,10 @@ class CooperativeModel(nn.Module):
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
             from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
             say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be told.
+        checkpointed: Names of submodules, from this model on and none inside another, such as "model.encoder.layer1" or
+            "shape_prior.decoder", whose activations are computed again in the backward pass and not kept until then:
+            the same numbers in less memory and more time. Blocks above the code save most; see
+            `docs/how-to/train-in-3d.md`.
         saliency_every: Batches from one that is masked by its saliency to the next. Between them, maskers that ask for
             the saliency are given noise: masks of the same kind, share and strength at random places. What was salient
             in one batch says nothing about the next one's samples, so that it is not used again. The state dict keeps
@@ -194,6 +199,7 @@ class CooperativeModel(nn.Module):
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
         hard_norm_frozen: Sequence[str] = (),
+        checkpointed: Sequence[str] = (),
         saliency_every: int = 1,
         hard_share: float = 1.0,
         hard_scale: float = 1.0,
@@ -230,7 +236,8 @@ class CooperativeModel(nn.Module):
         self.reconstruction_head = reconstruction
         self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
         self._check_image_range()
-        self.hard_norm_frozen = _existing(self, hard_norm_frozen)
+        self.hard_norm_frozen = _existing(self, "hard_norm_frozen", hard_norm_frozen)
+        self.checkpointed = _separate(self, _existing(self, "checkpointed", checkpointed))
         self._try(example)
 
     @property
@@ -286,7 +293,7 @@ class CooperativeModel(nn.Module):
             )
         if stage not in _STAGES:
             raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}.")
-        with gathered_weights(self):
+        with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self.checkpointed}):
             if stage == "hard":
                 if hard_examples is None:
                     raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
@@ -380,9 +387,9 @@ class CooperativeModel(nn.Module):
                 due = self.saliency_schedule is None or self.saliency_schedule()
                 image_code, shape_codes = self._masked_codes(tap, losses, generator, salient=due)
                 hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
-                size = self._hard_size(images)
-                hard_images = shrink(self._decoded(image_code, images, hard_samples), size)
-                hard_segmentation = shrink(taken(self._replayed(tap, shape_codes, labels), hard_samples), size)
+                hard_images = shrink(self._decoded(image_code, images, hard_samples), self._hard_size(images.shape[2:]))
+                hard_segmentation = taken(self._replayed(tap, shape_codes, labels), hard_samples)
+                hard_segmentation = shrink(hard_segmentation, self._hard_size(labels.shape[1:]))
         return _output(losses, logits, refined, hard_images, hard_segmentation, hard_samples)
 
     def _hard_stage(
@@ -397,8 +404,8 @@ class CooperativeModel(nn.Module):
     ) -> CooperativeOutput:
         """Compute the same losses on hard examples, without a trace in running statistics."""
         images = shrink(taken(images, hard_samples), hard_images.shape[2:])
-        labels = shrink_labels(taken(labels, hard_samples), hard_images.shape[2:])
-        # Statistics stay frozen while losses are backpropagated here: checkpointed parts run again then.
+        labels = shrink_labels(taken(labels, hard_samples), hard_segmentation.shape[2:])
+        # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
         with frozen_norm_statistics(self), _constant_norm_parameters(self, self.hard_norm_frozen):
             with LatentTap(self.model, self._tapped) as tap:
                 predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
@@ -457,8 +464,8 @@ class CooperativeModel(nn.Module):
             decoded: Tensor = self.reconstruction(code, images.shape[2:])
         return decoded.to(images.dtype)
 
-    def _hard_size(self, images: Tensor) -> tuple[int, ...]:
-        return scaled_size(images.shape[2:], self.hard_scale, _coarsest(self._tapped).stride)
+    def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        return scaled_size(size, self.hard_scale, _coarsest(self._tapped).stride)
 
     def _replayed(self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor) -> Tensor:
         """Return the logits that the model makes of masked shape codes."""
@@ -521,7 +528,7 @@ class CooperativeModel(nn.Module):
 
     def _try_size(self, example: Tensor) -> None:
         """See that the model takes images of the size of hard examples."""
-        size = self._hard_size(example)
+        size = self._hard_size(example.shape[2:])
         if size == example.shape[2:]:
             return
         try:
@@ -615,7 +622,8 @@ def cooperative_backward(
         hard_examples = standard.hard_images, standard.hard_segmentation, standard.hard_samples
         backpropagate([standard.loss], scaler=scaler)
     hard = model(images, labels, stage="hard", hard_examples=hard_examples)
-    backpropagate([hard.loss], scaler=scaler)
+    with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
+        backpropagate([hard.loss], scaler=scaler)
     return _detached(_joined(standard, hard))
 
 
@@ -757,10 +765,19 @@ def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return noise.to(like.device, like.dtype, non_blocking=True)
 
 
-def _existing(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+def _existing(root: nn.Module, option: str, names: Sequence[str]) -> tuple[str, ...]:
     known = dict(root.named_modules())
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"hard_norm_frozen must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
+        raise ValueError(f"{option} must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
+    return tuple(names)
+
+
+def _separate(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if isinstance(root.get_submodule(name), nn.ModuleList | nn.ModuleDict):
+            raise ValueError(f"checkpointed must name modules that are called; {name!r} only holds some: name those.")
+        if within := [other for other in names if not name or other.startswith(f"{name}.")]:
+            raise ValueError(f"checkpointed must name modules none inside another; got {name!r} and {within[0]!r}.")
     return tuple(names)
 
 

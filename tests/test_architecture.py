@@ -14,7 +14,7 @@ PACKAGE = Path(latentaug.__file__).parent
 LEVELS = [
     {"layout", "modes", "losses", "allocator", "shortcuts"},
     {"masks", "trace", "heads"},
-    {"compose", "replay", "networks", "outputs"},
+    {"compose", "replay", "networks", "outputs", "activations"},
     {"planning"},
     {"discovery"},
     {"tap", "saliency", "description"},

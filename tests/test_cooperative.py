@@ -22,6 +22,7 @@ from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
 from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.networks import FTN
+from tests.test_activations import bytes_kept
 from tests.tiny_training import Wrapper
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
@@ -438,6 +439,55 @@ class TestHardExamples:
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(first.loss, second.loss)
         assert not torch.equal(first.hard_images, third.hard_images)
+
+
+CHECKPOINTED = {
+    "blocks": ("model.stem", "model.up", "model.top", "shape_prior.encoder", "reconstruction_head"),
+    "around the code": ("model",),
+    "the code itself": ("model.bottleneck",),
+}
+
+
+class TestCheckpointed:
+    @pytest.mark.parametrize("names", CHECKPOINTED.values(), ids=CHECKPOINTED)
+    @pytest.mark.parametrize("way", ["one backward", "branch by branch", "stage by stage"])
+    def test_a_step_is_the_same_to_the_last_bit(self, names, way):
+        outcomes = []
+        for checkpointed in ((), names):
+            coop, images, labels = case("unet")
+            coop = cooperative(dtype=torch.float64, checkpointed=checkpointed, hard_norm_frozen=("model.top",))
+            torch.manual_seed(1)
+            if way == "one backward":
+                output = coop(images, labels, generator=seeded())
+                output.loss.backward()
+            else:
+                wrapped = Wrapper(coop) if way == "stage by stage" else coop
+                output = cooperative_backward(wrapped, images, labels, generator=seeded())
+            outcomes.append((output.losses, gradients(coop), dict(coop.named_buffers())))
+            assert all("forward" not in vars(module) for module in coop.modules())
+        torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+    def test_less_is_kept_for_the_backward_pass(self):
+        coop, images, labels = case("unet")
+        plain = bytes_kept(lambda: coop(images, labels))
+        coop.checkpointed = ("model.stem", "model.top", "shape_prior", "reconstruction_head")
+        assert bytes_kept(lambda: coop(images, labels)) < 0.5 * plain
+
+    def test_a_copy_and_a_pickle_recompute_their_own(self):
+        coop = cooperative(checkpointed=("model.stem", "shape_prior"))
+        images, labels = batch()
+        for other in (copy.deepcopy(coop), pickle.loads(pickle.dumps(coop))):
+            cooperative_backward(other, images, labels)
+            assert all(gradient is None for gradient in gradients(coop).values())
+            assert all(gradient is not None for gradient in gradients(other).values())
+
+    def test_names_that_cannot_be_checkpointed(self):
+        with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
+            cooperative(checkpointed=("model.stemm",))
+        with pytest.raises(ValueError, match=r"none inside another; got 'model' and 'model.stem'"):
+            cooperative(checkpointed=("model.stem", "model"))
+        with pytest.raises(ValueError, match=r"'image_masker.maskers' only holds some: name those"):
+            cooperative(checkpointed=("image_masker.maskers",))
 
 
 class TestShortcuts:
