@@ -237,7 +237,7 @@ class CooperativeModel(nn.Module):
         self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
         self._check_image_range()
         self.hard_norm_frozen = _existing(self, "hard_norm_frozen", hard_norm_frozen)
-        self.checkpointed = _separate(self, _existing(self, "checkpointed", checkpointed))
+        self.checkpointed = checkpointed
         self._try(example)
 
     @property
@@ -245,6 +245,15 @@ class CooperativeModel(nn.Module):
         """The module (code, size) -> images: the head made for the image code, or the model's own image decoder."""
         head = self.reconstruction_head
         return self.model.get_submodule("image_decoder") if head is None else head
+
+    @property
+    def checkpointed(self) -> Sequence[str]:
+        """Names of the submodules that are computed again in the backward pass; may be set, and is checked then."""
+        return self._checkpointed
+
+    @checkpointed.setter
+    def checkpointed(self, names: Sequence[str]) -> None:
+        self._checkpointed = _separate(self, _existing(self, "checkpointed", names))
 
     # Calling ----------------------------------------------------------------------------------------------------------
 

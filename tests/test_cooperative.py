@@ -484,6 +484,8 @@ class TestCheckpointed:
     def test_names_that_cannot_be_checkpointed(self):
         with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
             cooperative(checkpointed=("model.stemm",))
+        with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
+            cooperative().checkpointed = ("model.stemm",)
         with pytest.raises(ValueError, match=r"none inside another; got 'model' and 'model.stem'"):
             cooperative(checkpointed=("model.stem", "model"))
         with pytest.raises(ValueError, match=r"'image_masker.maskers' only holds some: name those"):
