@@ -5,8 +5,9 @@ On a generated phantom, in minutes on two cores; or the paper's protocol on real
     python examples/acdc_cooperative.py
     python examples/acdc_cooperative.py --acdc DIR --mnms DIR --preset paper
 
-An interrupted run goes on when it is started again in the same way. Two methods may train side by side in one output
-folder, `--methods standard` here and `--methods cooperative` there; without `--methods` the table shows both.
+An interrupted run goes on when it is started again in the same way, also after a kill or a power cut. Two methods may
+train side by side in one output folder, `--methods standard` here and `--methods cooperative` there; the table shows
+all that are done. Any of these settings may come from a file: `--config run.toml`, as each run leaves one behind.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
 from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.callbacks import Ramp, SaveOften
+from cardiac.configuration import read_arguments, to_toml
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
+from cardiac.hardness import dice_of_masked
+from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen
 from cardiac.metrics import Score, evaluate
+from cardiac.models import PAPERS, Network
 from cardiac.outputs import Outputs
 from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS, Preset
@@ -37,19 +43,23 @@ from matplotlib.figure import Figure
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentaug import (
-    FTN,
-    CooperativeModel,
-    CooperativeTrainer,
-    PerStep,
-    cooperative_backward,
-    standard_backward,
-    tune_allocator,
-)
+from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep, tune_allocator
+from latentaug.callbacks import default_callbacks
 from latentaug.optimization import Precision
 from latentaug.visualize import draw_hard_examples
 
-METHODS = {"standard": standard_backward, "cooperative": cooperative_backward}
+DEFAULTS: dict[str, Any] = {
+    "preset": "quick",
+    "methods": ["standard", "cooperative"],
+    "external": [],
+    "model": PAPERS,
+    "layers": [],
+    "depths": [],
+    "device": "cuda" if torch.cuda.is_available() else "cpu",
+    "seed": 0,
+    "resume": False,
+}
+"""What settings are that no flag, file or preset says; those that aren't here are None."""
 TAKEN = {"ACDC", AVERAGE, *PARAMETERS}
 """Columns of the table that no further test set may be called."""
 ROUNDS = 5
@@ -80,22 +90,56 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; every field of a preset is a flag."""
+    """Return all settings: of the command line, else of the file that it names, else of the preset, else defaults."""
+    parser = make_parser()
+    given = flags(parser, arguments)
+    known = [name for name in vars(parser.parse_args([])) if name not in ("config", "resume")]
+    read: dict[str, Any] = {}
+    if (file := given.get("config")) is not None:
+        from_file = read_arguments(file, known)
+        try:
+            read = flags(parser, from_file)
+        except DataError as error:
+            raise DataError(f"--config {file}: {error}") from None
+    if {"layers", "depths"} & {*given}:  # two ways to say one thing: the command line's counts
+        read = {name: value for name, value in read.items() if name not in ("layers", "depths")}
+    settings = {**DEFAULTS, **read, **given}
+    settings = {**dict.fromkeys(known), **asdict(PRESETS[settings["preset"]]), **settings}
+    return argparse.Namespace(**{**settings, "methods": chosen(settings["methods"])})
+
+
+def flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse arguments, and return only what is in them."""
+    return {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+
+
+def make_parser() -> Parser:
+    """Make the parser of the command line; every field of a preset is a flag."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--acdc", type=Path, metavar="DIR", help="ACDC, as released or preprocessed; without it a phantom is generated")
     add("--mnms", type=Path, metavar="DIR", help="M&Ms as released, a further test set")
-    add("--external", action="append", default=[], metavar="NAME=DIR", help="a further test set; repeatable")
+    add("--external", action="extend", nargs="+", metavar="NAME=DIR", help="further test sets; repeatable")
     add("--split", type=Path, metavar="FILE", help='JSON with "train", "validation" and "test", lists of ACDC patients')
-    add("--published", type=read_published, default=[], metavar="FILE", help="CSV of further rows to show in the table")
-    add("--preset", choices=PRESETS, default="quick", help="what the flags below say unless given (default: quick)")
-    add("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="what to train (default: all)")
-    add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
+    add("--published", type=Path, metavar="FILE", help="CSV of further rows to show in the table")
+    add("--preset", choices=PRESETS, help="what the flags below say unless given (default: quick)")
     add(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train (default: %(default)s)"
+        "--methods",
+        nargs="+",
+        choices=[*METHODS, *GROUPS],
+        metavar="METHOD",
+        help=f"what to train: {', '.join(METHODS)}; or several, by {', '.join(GROUPS)} (default: standard cooperative)",
     )
-    add("--threads", type=int, help="CPU threads (default: torch's choice)")
-    add("--seed", type=int, default=0, help="of weights, order, augmentation, noise and masks (default: 0)")
+    add("--model", metavar="NAME", help="FTN, the paper's, or such as smp:Unet:resnet34 (default: FTN)")
+    add("--layers", nargs="+", metavar="NAME", help="layers to mask, such as 'encoder[5]' (default: as found)")
+    add("--depths", nargs="+", type=int, metavar="N", help="the same by number: 5 4 means 'encoder[5]' 'encoder[4]'")
+    add("--encoder-weights", metavar="NAME", help="of a library's encoder, such as imagenet (default: random)")
+    add("--config", type=Path, metavar="FILE", help="TOML with any of these settings by name; flags take precedence")
+    add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
+    add("--resume", action="store_true", default=None, help="refuse to start anew (default: go on from what is there)")
+    add("--device", help=f"where to train (default: {DEFAULTS['device']})")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--seed", type=int, metavar="N", help="of weights, order, augmentation, noise and masks (default: 0)")
     group = parser.add_argument_group("preset")
     for field in fields(Preset):
         flag, about = f"--{field.name.replace('_', '-')}", field.metadata["help"]
@@ -103,24 +147,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
         else:
             group.add_argument(flag, type=type(field.default or 0), metavar="N", help=about)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Train what is not trained yet, test it, and write the table of everything in the output folder."""
-    overrides = {field.name: getattr(options, field.name) for field in fields(Preset)}
-    preset = replace(PRESETS[options.preset], **{name: v for name, v in overrides.items() if v is not None})
+    preset = Preset(**{field.name: getattr(options, field.name) for field in fields(Preset)})
     device = prepare(options)
+    network = choose_network(options)
     sources = find(options)
-    outputs = Outputs(options.output, describe(options, preset, sources))
-    todo = [(m, draw) for draw in range(preset.draws) for m in options.methods if not outputs.is_done(m, draw)]
-    if todo:
+    published = [] if options.published is None else read_published(options.published)
+    configuration = describe(options, preset, network, sources)
+    outputs = Outputs(options.output, configuration, defaults={**asdict(Preset()), **Network().settings})
+    settings = to_toml(as_flags(options, outputs.folder))
+    print(settings, flush=True)
+    wanted = [(method, draw) for draw in range(preset.draws) for method in options.methods]
+    if options.resume and not any(outputs.is_begun(*each) for each in wanted):
+        raise DataError(f"--resume: {outputs.folder} has nothing to go on from. Correct --output, or leave it out.")
+    if todo := [each for each in wanted if not outputs.is_done(*each)]:
+        network.build(preset, {})  # what can't be built shows before anything is read
         study = Study(sources, preset, options.split)
         study.load(sorted({draw for _, draw in todo}))
-        outputs.open()
+        outputs.open(settings)
         for method, draw in todo:
-            train_and_test(method, draw, study, outputs, device)
-    conclude(outputs, options.published)
+            train_and_test(method, draw, study, outputs, device, network)
+    conclude(outputs, published)
 
 
 def prepare(options: argparse.Namespace) -> torch.device:
@@ -137,6 +188,16 @@ def prepare(options: argparse.Namespace) -> torch.device:
     if device.type == "cpu" and tune_allocator():
         print("malloc keeps large blocks from now on: training steps are faster.")
     return device
+
+
+def choose_network(options: argparse.Namespace) -> Network:
+    """Return the network that the flags name, and which of its layers are masked."""
+    if options.layers and options.depths:
+        raise DataError("--layers and --depths both say what to mask. Leave one of them out.")
+    if options.depths and options.model == PAPERS:
+        raise DataError(f"--depths counts a library's encoder; the {PAPERS} has none. Pass --model, or --layers.")
+    layers = options.layers or [f"encoder[{depth}]" for depth in options.depths]
+    return Network(options.model, tuple(layers), options.encoder_weights)
 
 
 def find(options: argparse.Namespace) -> Sources:
@@ -158,7 +219,17 @@ def find(options: argparse.Namespace) -> Sources:
     return Sources(options.acdc, options.mnms, external)
 
 
-def describe(options: argparse.Namespace, preset: Preset, sources: Sources) -> dict[str, Any]:
+def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
+    settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
+    for name in ("acdc", "mnms", "published"):
+        settings[name] = settings[name] and settings[name].resolve()
+    pairs = (pair.partition("=") for pair in settings["external"])
+    settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]
+    return {name: value for name, value in settings.items() if value not in (None, [])} | {"output": folder.resolve()}
+
+
+def describe(options: argparse.Namespace, preset: Preset, network: Network, sources: Sources) -> dict[str, Any]:
     """Return all that the numbers depend on; the number of draws is left out, as more of them can follow."""
     settings = {name: value for name, value in asdict(preset).items() if name != "draws"}
     folders = {"ACDC": sources.acdc, "M&Ms": sources.mnms, **sources.external}
@@ -166,17 +237,26 @@ def describe(options: argparse.Namespace, preset: Preset, sources: Sources) -> d
     if options.acdc is None:
         data = {name: f"{sources.acdc.parent.name}/{Path(folder).name}" for name, folder in data.items()}
     split = None if options.split is None else str(options.split)
-    return {"preset": options.preset, **settings, "seed": options.seed, "data": data, "split": split}
+    return {
+        "preset": options.preset,
+        **settings,
+        **(network.settings if network != Network() else {}),
+        "seed": options.seed,
+        "data": data,
+        "split": split,
+    }
 
 
-def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, device: torch.device) -> None:
+def train_and_test(
+    method: str, draw: int, study: Study, outputs: Outputs, device: torch.device, network: Network
+) -> None:
     """Train one method on one draw, or go on with it, and test what validated best."""
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
     frames = study.training(draw)
     per_pass = iterations_per_pass(frames, preset.batch_size)
     iterations = preset.iterations or preset.epochs * per_pass
     print(f"\n{method}, draw {draw}: {iterations} iterations", *notes, sep="\n  ", flush=True)
-    trainer = build_trainer(method, preset, iterations, seed, outputs.place(method, draw), device)
+    trainer = build_trainer(method, network, preset, iterations, seed, outputs.place(method, draw), device)
     loader = TrainingBatches(
         frames,
         side=preset.side,
@@ -187,45 +267,57 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         device=device,
     )
     validation = validation_batches(study.validation(draw), preset.side, device)
-    trainer.fit(loader, validation, max_steps=iterations)
+    refines = METHODS[method].refines
+    trainer.fit(loader, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
+    model, tests = cast(CooperativeModel, trainer.model), study.tests(draw)
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw, side=preset.side)
+    stages = network.stages if refines else network.stages[:1]
+    scores = evaluate(model, tests, device, method=method, draw=draw, side=preset.side, stages=stages)
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
+    reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
+    own, hard = dice_of_masked(model, validation)
+    print(f"  Validation: reconstruction error {reconstruction:.4f}, Dice {own:.3f}, from masked codes {hard:.3f}.")
     about = {
         "iterations": iterations,
         "seconds": round(seconds, 1),
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
+        "reconstruction error": reconstruction,
+        "validation dice": own,
+        "hard dice": hard,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "notes": notes,
     }
-    figure = hard_examples_figure(trainer.model, validation)
+    figure = hard_examples_figure(model, validation)
     save_figure(outputs.place(method, draw) / "hard_examples.png", figure, outputs.configuration)
     outputs.finish(method, draw, scores, about)
 
 
 def build_trainer(
-    method: str, preset: Preset, iterations: int, seed: int, folder: Path, device: torch.device
+    method: str, network: Network, preset: Preset, iterations: int, seed: int, folder: Path, device: torch.device
 ) -> CooperativeTrainer:
-    """Make the paper's network and a trainer for it, alike for every method, where it was left if it was begun."""
+    """Make a network and a trainer for it, alike for every method, where it was left if it was begun."""
+    chosen_method = METHODS[method]
     torch.manual_seed(seed)
-    network = FTN(num_classes=4, width=preset.width, depth=preset.depth)
-    example = torch.zeros(2, 1, preset.side, preset.side)
-    model = CooperativeModel(network, num_classes=4, example=example).to(device, memory_format=torch.channels_last)
+    model = network.build(preset, chosen_method.options).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
+    callbacks: list[Callback] = [*default_callbacks(folder), SaveOften(folder / "last.pt")]
+    if chosen_method.ramp:
+        callbacks.append(Ramp(model, HARD_LOSSES, chosen_method.ramp * iterations))
     trainer = CooperativeTrainer(
         model,
         optimizer,
         scheduler=PerStep(learning_rate_schedule(optimizer, preset, iterations)),
         precision=cast(Precision, preset.precision),
-        step=METHODS[method],
+        step=chosen_method.backward,
         seed=seed,
         folder=folder,
+        callbacks=callbacks,
     )
     if (folder / "last.pt").exists():
         try:
@@ -262,10 +354,11 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     scores: list[Score] = []
     notes: list[str] = []
     curves = {}
-    for method, draw, some, log, about in outputs.finished(METHODS):
+    for name, draw, some, log, about in outputs.finished(METHODS):
         scores += some
-        notes += [*about["notes"], f"{method}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."]
-        curves[f"{method}, draw {draw}"] = log
+        took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
+        notes += [*about["notes"], METHODS[name].describe(name), took]
+        curves[f"{name}, draw {draw}"] = log
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     notes = list(dict.fromkeys(notes))

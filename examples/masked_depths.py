@@ -20,11 +20,11 @@ import segmentation_models_pytorch as smp
 import torch
 from cardiac.batches import Batch, TrainingBatches, validation_batches
 from cardiac.data import STRUCTURES, DataError
-from cardiac.metrics import dice
+from cardiac.hardness import dice_of_masked, mean_dice
 from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS
 from cardiac.study import Sources, Study
-from torch import Tensor, nn
+from torch import nn
 
 from latentaug import CooperativeModel, segmentation_loss, tune_allocator
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print("| masked | Dice | spread over masks |\n| --- | --- | --- |")
     with torch.no_grad():
-        print(f"| nothing | {mean_dice([unet(images) for images, _ in volumes], volumes):.3f} | |")
+        print(f"| nothing | {mean_dice([unet(images).argmax(1) for images, _ in volumes], volumes):.3f} | |")
     for layers in layer_sets():
         values = [hard_dice(unet, layers, volumes, seed) for seed in range(options.repeats)]
         spread = stdev(values) if len(values) > 1 else 0
@@ -89,16 +89,7 @@ def layer_sets() -> Iterator[list[str]]:
 def hard_dice(unet: nn.Module, layers: list[str], volumes: Sequence[Batch], seed: int) -> float:
     """Return the mean Dice of the segmentations that masked codes at `layers` decode to."""
     coop = CooperativeModel(unet, num_classes=1 + len(STRUCTURES), example=volumes[0][0][:2], layer=layers)
-    generator = torch.Generator().manual_seed(seed)
-    hard = [coop.explain(*volume, generator=generator).hard_segmentation for volume in volumes]
-    return mean_dice(hard, volumes)
-
-
-def mean_dice(logits: Sequence[Tensor], volumes: Sequence[Batch]) -> float:
-    """Average the 3-D Dice of all structures and volumes."""
-    pairs = [(one.argmax(1), labels) for one, (_, labels) in zip(logits, volumes, strict=True)]
-    structures = range(1, 1 + len(STRUCTURES))
-    return fmean(dice(predicted, labels, value) for predicted, labels in pairs for value in structures)
+    return dice_of_masked(coop, volumes, seed=seed)[1]
 
 
 if __name__ == "__main__":

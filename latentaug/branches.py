@@ -86,8 +86,8 @@ class Losses:
         return [arrived / (factor if self._scaler is None else self._scaler.scale(factor))]
 
     def backward(self) -> None:
-        """Backpropagate what `end` has left."""
-        rest = [loss for loss in self._weighted.values() if loss.requires_grad]
+        """Backpropagate what `end` has left, but for losses that weigh nothing."""
+        rest = [loss for name, loss in self._weighted.items() if loss.requires_grad and self._weights[name]]
         backpropagate(rest, [(tensor, leaf.grad) for leaf, tensor in self._starts.values()], scaler=self._scaler)
 
 

@@ -40,8 +40,13 @@ WEIGHTS = {
     "hard_image_reconstruction": 0.5,
     "shape_from_hard_image": 1.0,
     "shape_from_hard_segmentation": 1.0,
+    "hard_code_segmentation": 0.0,
 }
-"""The paper's weights, by the names that `CooperativeOutput.losses` has."""
+"""The paper's weights, by the names that `CooperativeOutput.losses` has.
+
+"hard_code_segmentation" isn't the paper's: the segmentation loss of what the masked shape codes decode to, whose
+gradient reaches decoder and encoder. It is computed only where it has a weight.
+"""
 
 
 class CooperativeOutput(NamedTuple):
@@ -122,7 +127,8 @@ class CooperativeModel(nn.Module):
         image_code: The layer that images are reconstructed from, if not `layer`.
         shape_code: The layer, or list of layers, masked in the segmentation, if not `layer`.
         loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
-        weights: Weights that differ from the paper's, by the names of the losses.
+        weights: Weights that differ from the paper's, by the names of the losses; see `WEIGHTS`. With a weight for
+            "hard_code_segmentation" the model also learns to segment from the masked shape codes themselves.
         temperature: What logits are divided by before the shape prior reads them.
         input_noise: Standard deviation of the noise on training images, as a share of `image_range`; or a callable
             (images, generator) -> noisy images.
@@ -353,7 +359,7 @@ class CooperativeModel(nn.Module):
             losses.add("reconstruction", self._reconstruction_loss(self._image_code_of(tap), images))
             image_code, shape_codes = self._masked_codes(tap, losses, generator)
             hard_images = self._decoded(image_code, images)
-            hard_segmentation = self._replayed(tap, shape_codes, labels)
+            hard_segmentation = self._replayed(tap, shape_codes, labels).main
             refined = self.shape_prior.refine(hard_segmentation).detach()
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
             return HardExamples(
@@ -397,7 +403,11 @@ class CooperativeModel(nn.Module):
                 image_code, shape_codes = self._masked_codes(tap, losses, generator, salient=due)
                 hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
                 hard_images = shrink(self._decoded(image_code, images, hard_samples), self._hard_size(images.shape[2:]))
-                hard_segmentation = taken(self._replayed(tap, shape_codes, labels), hard_samples)
+                learn = bool(self.weights["hard_code_segmentation"])
+                replayed = self._replayed(tap, shape_codes, labels, differentiable=learn)
+                if learn:
+                    losses.add("hard_code_segmentation", replayed.loss(self.loss, labels))
+                hard_segmentation = taken(replayed.main.detach(), hard_samples)
                 hard_segmentation = shrink(hard_segmentation, self._hard_size(labels.shape[1:]))
         return _output(losses, logits, refined, hard_images, hard_segmentation, hard_samples)
 
@@ -476,16 +486,18 @@ class CooperativeModel(nn.Module):
     def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
         return scaled_size(size, self.hard_scale, _coarsest(self._tapped).stride)
 
-    def _replayed(self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor) -> Tensor:
-        """Return the logits that the model makes of masked shape codes."""
-        with torch.no_grad():
+    def _replayed(
+        self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
+    ) -> Prediction:
+        """Return what the model predicts from masked shape codes."""
+        with torch.set_grad_enabled(differentiable):
             # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
             new: list[Tensor | Callable[[Tensor], Tensor]] = (
                 [one.mask.apply(one.code) for one in masked] if len(masked) == 1 else [one.mask.apply for one in masked]
             )
             given = dict(zip(self.shape_codes, new, strict=True))
             output = tap.replay([given.get(location) for location in self._tapped])
-            return self._predicted(output, labels.shape[1:]).main
+            return self._predicted(output, labels.shape[1:])
 
     def _image_code_of(self, tap: LatentTap) -> Tensor:
         return tap.codes[self._tapped.index(self.image_code)]

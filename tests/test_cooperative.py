@@ -253,6 +253,13 @@ class TestStep:
             factor = {"segmentation": 3.0, "hard_image_reconstruction": 0.0}.get(name, 1.0)
             torch.testing.assert_close(term, factor * plain.losses[name])
 
+    def test_what_weighs_nothing_is_not_backpropagated(self):
+        coop = cooperative(weights={name: 0.0 for name in WEIGHTS if "shape" in name})
+        output = cooperative_backward(coop, *batch())
+        assert all(parameter.grad is None for parameter in coop.shape_prior.parameters())
+        assert all(parameter.grad is not None for parameter in coop.model.parameters())
+        assert output.losses["shape_from_labels"] == 0
+
     def test_separate_stops_the_gradient_from_the_shape_prior(self):
         for separate in (False, True):
             coop = cooperative(separate=separate)
@@ -822,6 +829,47 @@ class TestModes:
         assert all(torch.equal(buffer, statistics[name]) for name, buffer in coop.named_buffers())
         assert all(m.track_running_stats for m in coop.modules() if isinstance(m, nn.BatchNorm2d))
         assert all("forward" not in vars(module) for module in coop.modules())
+
+
+class TestHardCode:
+    """The loss on what masked shape codes decode to, which the paper doesn't have."""
+
+    def test_it_is_the_loss_of_the_hard_segmentation_and_reaches_all_of_the_model(self):
+        coop = cooperative(weights={"hard_code_segmentation": 0.5})
+        images, labels = batch()
+        output = coop(images, labels, generator=seeded())
+        loss = output.losses["hard_code_segmentation"]
+        torch.testing.assert_close(loss.detach(), 0.5 * segmentation_loss(output.hard_segmentation, labels))
+        assert not output.hard_segmentation.requires_grad
+        torch.testing.assert_close(output.loss, sum(output.losses.values()))
+        reached = torch.autograd.grad(loss, list(coop.model.parameters()), retain_graph=True, allow_unused=True)
+        assert all(gradient is not None for gradient in reached)
+
+    def test_without_a_weight_it_is_not_computed_and_changes_nothing_else(self):
+        images, labels = batch(dtype=torch.float64)
+        with_it, without = (
+            cooperative(dtype=torch.float64, weights=weights) for weights in ({"hard_code_segmentation": 1}, None)
+        )
+        with_it.model.dropout.p = without.model.dropout.p = 0
+        one, other = (cooperative_backward(coop, images, labels, generator=seeded()) for coop in (with_it, without))
+        extra = one.losses.pop("hard_code_segmentation")
+        assert list(other.losses) == STANDARD + HARD
+        torch.testing.assert_close(one.losses, other.losses, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one.loss - extra, other.loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(dict(with_it.named_buffers()), dict(without.named_buffers()), rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("layer", ["bottleneck", ["down", "bottleneck"]])
+    @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
+    def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap, layer):
+        coop = cooperative(dtype=torch.float64, weights={"hard_code_segmentation": 1}, layer=layer)
+        images, labels = batch(dtype=torch.float64)
+        other = copy.deepcopy(coop)
+        torch.manual_seed(1)
+        coop(images, labels, generator=seeded()).loss.backward()
+        torch.manual_seed(1)
+        cooperative_backward(wrap(other), images, labels, generator=seeded())
+        for name, gradient in gradients(coop).items():
+            torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
 
 
 class TestHardNormFrozen:

@@ -1,4 +1,4 @@
-"""Image-space augmentation of both methods: one batched resampling, drawn from one generator."""
+"""Image-space augmentation of every method: one batched resampling, drawn from one generator."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def crop(planes: Tensor, side: int) -> Tensor:
 def _affine(n: int, generator: torch.Generator) -> Tensor:
     # affine_grid asks where an output position comes from, in coordinates from -1 to 1: the inverse of the movement.
     turns = torch.randint(8, (n,), generator=generator, device=generator.device)
-    angle = torch.deg2rad(turns * 45 + _uniform(-ROTATION, ROTATION, (n,), generator))
-    flips = 1 - 2 * _chance(FLIP, (n, 2), generator).float()
-    zoom = 1 / _uniform(*SCALE, (n,), generator)
-    shift = 2 * _uniform(-TRANSLATION, TRANSLATION, (n, 2), generator)
+    angle = torch.deg2rad(turns * 45 + uniform(-ROTATION, ROTATION, (n,), generator))
+    flips = 1 - 2 * chance(FLIP, (n, 2), generator).float()
+    zoom = 1 / uniform(*SCALE, (n,), generator)
+    shift = 2 * uniform(-TRANSLATION, TRANSLATION, (n, 2), generator)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(n, 2, 2)
     return torch.cat([rotation * zoom[:, None, None] * flips[:, :, None], shift[:, :, None]], dim=2)
 
@@ -80,21 +80,23 @@ def _affine(n: int, generator: torch.Generator) -> Tensor:
 def _elastic(n: int, generator: torch.Generator) -> Tensor:
     shape = (n, 2, CONTROL_POINTS, CONTROL_POINTS)
     field = ELASTIC * torch.randn(shape, generator=generator, device=generator.device)
-    return field * _chance(0.5, (n, 1, 1, 1), generator)
+    return field * chance(0.5, (n, 1, 1, 1), generator)
 
 
 def _intensity(images: Tensor, generator: torch.Generator) -> Tensor:
     shape = (len(images), 1, 1, 1)
-    contrast, shift = _uniform(*CONTRAST, shape, generator), _uniform(-BRIGHTNESS, BRIGHTNESS, shape, generator)
-    chosen = _chance(0.5, shape, generator).to(images.device)
+    contrast, shift = uniform(*CONTRAST, shape, generator), uniform(-BRIGHTNESS, BRIGHTNESS, shape, generator)
+    chosen = chance(0.5, shape, generator).to(images.device)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     changed = (images * contrast.to(images) + shift.to(images)).clamp(low, high)
     return torch.where(chosen, changed, images)
 
 
-def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw from U(low, high), on the generator's device."""
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 
 
-def _chance(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def chance(p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw what is true with probability `p`, on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device) < p

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -132,9 +132,16 @@ def frame_scores(predicted: Tensor, frame: Frame) -> dict[tuple[str, str], float
 
 @torch.inference_mode()
 def segment(
-    model: CooperativeModel, frame: Frame, device: torch.device, *, side: int | None = None
+    model: CooperativeModel,
+    frame: Frame,
+    device: torch.device,
+    *,
+    side: int | None = None,
+    stages: Sequence[str] = ("FTN", "FTN+STN"),
 ) -> dict[str, Tensor]:
     """Segment a volume slice by slice: the label map [D, H, W] of either stage.
+
+    The stages are the network alone and, unless only one is named, the network corrected by the shape prior.
 
     A model in eval mode treats every slice alone, so the slices of a volume go through it together. With `side` the
     model sees the central `side`² of every slice, and all around it is background.
@@ -142,10 +149,10 @@ def segment(
     height, width = frame.image.shape[1:]
     side = side or min(height, width)
     logits = model(rescale(crop(torch.as_tensor(frame.image, device=device)[:, None], side)))
-    stages = {"FTN": logits, "FTN+STN": model.refine(logits)}
+    steps = [logits, *(model.refine(logits) for _ in stages[1:])]
     top, left = (height - side) // 2, (width - side) // 2
     around = (left, width - side - left, top, height - side - top)
-    return {stage: F.pad(logits.argmax(1), around).cpu() for stage, logits in stages.items()}
+    return {stage: F.pad(one.argmax(1), around).cpu() for stage, one in zip(stages, steps, strict=True)}
 
 
 def evaluate(
@@ -156,8 +163,9 @@ def evaluate(
     method: str,
     draw: int,
     side: int | None = None,
+    stages: Sequence[str] = ("FTN", "FTN+STN"),
 ) -> list[Score]:
-    """Score a model on every test set, by frame, structure and metric; `side` as in `segment`.
+    """Score a model on every test set, by frame, structure and metric; `side` and `stages` as in `segment`.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor or centre
     is known are scored again under a column of its own.
@@ -168,7 +176,7 @@ def evaluate(
         for frame in frames:
             parts = [start + frame.group[name] for name, start in PARTS.items() if frame.group.get(name)]
             columns = [column, *(column + PART + part for part in parts)]
-            for stage, predicted in segment(model, frame, device, side=side).items():
+            for stage, predicted in segment(model, frame, device, side=side, stages=stages).items():
                 found = frame_scores(predicted, frame).items()
                 for ((structure, metric), value), name in product(found, columns):
                     values[stage, name, frame.patient, frame.phase, structure, metric].append(value)

@@ -30,34 +30,43 @@ class Outputs:
     Args:
         folder: The folder; made by `open`. None means one below `runs/` whose name follows from the configuration.
         configuration: Everything that the numbers depend on.
+        defaults: What settings mean that a configuration leaves out, such as one from before they existed.
 
     Raises:
         DataError: the folder holds results of another configuration.
     """
 
-    def __init__(self, folder: Path | None, configuration: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path | None, configuration: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    ) -> None:
         digest = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = folder or Path("runs") / f"{configuration['preset']}-{digest}"
         self.configuration = configuration
         file = self.folder / "configuration.json"
         there = _read_json(file) if file.exists() else configuration
-        if changed := [name for name in {**there, **configuration} if there.get(name) != configuration.get(name)]:
-            theirs, ours = there.get(changed[0]), configuration.get(changed[0])
+        theirs, ours = {**(defaults or {}), **there}, {**(defaults or {}), **configuration}
+        if changed := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
             raise DataError(
-                f"{file}: that run has {changed[0]} {theirs!r}, this one {ours!r}. Use the same, or another --output."
+                f"{file}: that run has {changed[0]} {theirs.get(changed[0])!r}, this one {ours.get(changed[0])!r}. "
+                "Use the same, or another --output."
             )
 
-    def open(self) -> None:
-        """Make the folder and say what it is for."""
+    def open(self, settings: str) -> None:
+        """Make the folder and say what it is for; `settings` are the flags in a form that --config reads."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "configuration.json", json.dumps(self.configuration, indent=2) + "\n")
+            write_text(self.folder / "run.toml", settings)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be written to ({error.strerror}). Pass another --output.") from None
 
     def place(self, method: str, draw: int) -> Path:
         """Return the folder that one training has for itself."""
         return self.folder / method / f"draw-{draw}"
+
+    def is_begun(self, method: str, draw: int) -> bool:
+        """Return whether a training has left something to go on from."""
+        return (self.place(method, draw) / "last.pt").exists()
 
     def is_done(self, method: str, draw: int) -> bool:
         """Return whether a training is finished and tested."""

@@ -1,7 +1,11 @@
 """The example's script from end to end, on volumes so small that a run takes seconds."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import acdc_cooperative
@@ -9,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from cardiac import callbacks
 from cardiac.batches import TrainingBatches
 from cardiac.metrics import METRICS
 from cardiac.protocol import Preset
@@ -20,7 +25,10 @@ TINY = [
     *("--image-size", "32", "--no-halve", "--depth", "2", "--width", "2"),
     *("--batch-size", "4", "--iterations", "4", "--device", "cpu"),
 ]
-FILES = ["comparison.csv", "configuration.json", "curves.png", "scores.csv", "table.json", "table.md", "table.png"]
+FILES = [
+    *("comparison.csv", "configuration.json", "curves.png", "run.toml"),
+    *("scores.csv", "table.json", "table.md", "table.png"),
+]
 
 
 def write_patient(folder, seed, structures=(1, 2, 3)):
@@ -129,6 +137,111 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, m
     assert (output / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
 
 
+def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
+    def kill(self, number):
+        if number == 3:
+            raise MemoryError  # nothing is saved on it, as on a kill
+        return batch(self, number)
+
+    batch = TrainingBatches.batch
+    output = tmp_path / "run"
+    monkeypatch.setattr(callbacks, "SECONDS", 0)
+    monkeypatch.setattr(acdc_cooperative, "ROUNDS", 1)  # one epoch, in whose middle it is
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "batch", kill)
+        with pytest.raises(MemoryError):
+            acdc_cooperative.main([*flags, "--output", str(output)])
+    assert acdc_cooperative.main([*flags, "--output", str(output), "--resume"]) == 0
+    assert "going on from iteration 3" in capsys.readouterr().out
+    whole_weights, weights = (
+        torch.load(folder / "standard" / "draw-0" / "last.pt", weights_only=True)["model"] for folder in (whole, output)
+    )
+    assert all(torch.equal(weights[name], whole_weights[name]) for name in whole_weights)
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_goes_on_to_the_same_scores(whole, flags, tmp_path, capsys):
+    program = """
+import os, signal, sys
+import acdc_cooperative
+from cardiac import callbacks
+from cardiac.batches import TrainingBatches
+
+def kill(self, number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, number)
+
+callbacks.SECONDS, batch, TrainingBatches.batch = 0, TrainingBatches.batch, kill
+acdc_cooperative.main(sys.argv[1:])
+"""
+    arguments = [*flags, "--output", str(tmp_path / "run")]
+    examples = str(Path(acdc_cooperative.__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([examples, *sys.path])}
+    process = subprocess.run([sys.executable, "-c", program, *arguments], env=environment)
+    assert process.returncode == -signal.SIGKILL
+    assert acdc_cooperative.main([*arguments, "--resume"]) == 0
+    assert "going on from iteration 2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+
+
+def test_without_a_shape_prior_there_is_one_stage(flags, tmp_path):
+    output = tmp_path / "run"
+    assert acdc_cooperative.main([*flags, "--output", str(output), "--methods", "standard-without-stn", "noise"]) == 0
+    rows = json.loads((output / "table.json").read_text())["rows"]
+    assert [(row["method"], row["stage"]) for row in rows] == [
+        ("standard-without-stn", "FTN"),
+        ("noise", "FTN"),
+        ("noise", "FTN+STN"),
+    ]
+    assert "noise: standard, under Gaussian noise" in (output / "table.md").read_text()
+
+
+def test_how_hard_the_hard_examples_are_is_kept_and_said(whole, flags, capsys):
+    about = json.loads((whole / "cooperative" / "draw-0" / "done.json").read_text())
+    assert 0 < about["reconstruction error"] < 1
+    assert 0 <= about["hard dice"] <= 1
+    assert 0 <= about["validation dice"] <= 1
+
+
+def test_a_model_of_a_library_fills_the_same_table(flags, tmp_path, capsys):
+    pytest.importorskip("segmentation_models_pytorch")
+    output = tmp_path / "run"
+    model = ["--model", "smp:Unet:resnet18", "--depths", "5", "4", "--iterations", "2"]
+    assert acdc_cooperative.main([*flags, *model, "--methods", "cooperative", "--output", str(output)]) == 0
+    assert "reconstruction error" in capsys.readouterr().out
+    table = json.loads((output / "table.json").read_text())
+    assert [row["stage"] for row in table["rows"]] == ["Unet", "Unet+STN"]
+    assert table["configuration"]["model"] == "smp:Unet:resnet18"
+    assert table["configuration"]["layers"] == ["encoder[5]", "encoder[4]"]
+    assert acdc_cooperative.main([*flags, "--iterations", "2", "--output", str(output)]) == 2
+    assert "that run has model 'smp:Unet:resnet18', this one 'FTN'" in capsys.readouterr().err
+
+
+def test_the_settings_that_a_run_leaves_behind_repeat_it(whole, flags, tmp_path, capsys):
+    settings = str(whole / "run.toml")
+    given, again = (vars(acdc_cooperative.parse(each)) for each in (flags, ["--config", settings]))
+    assert {name for name in again if again[name] != given.get(name)} == {"config", "output"}
+    assert acdc_cooperative.main(["--config", settings]) == 0
+    assert (whole / "run.toml").read_text() in capsys.readouterr().out
+    elsewhere = ["--config", settings, "--methods", "standard", "--output", str(tmp_path)]
+    assert acdc_cooperative.main(elsewhere) == 0
+    theirs = [score for score in read_scores(whole / "scores.csv") if score.method == "standard"]
+    assert read_scores(tmp_path / "scores.csv") == theirs
+
+
+def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    file = tmp_path / "run" / "configuration.json"
+    older = json.loads(file.read_text())
+    assert not {"model", "layers"} & {*older}
+    file.write_text(json.dumps({name: value for name, value in older.items() if name not in ("crop", "schedule")}))
+    arguments = [*flags, "--output", str(tmp_path / "run")]
+    assert acdc_cooperative.main([*arguments, "--schedule", "cosine"]) == 2
+    assert "that run has schedule 'constant', this one 'cosine'" in capsys.readouterr().err
+    assert acdc_cooperative.main(arguments) == 0
+
+
 def test_methods_may_be_run_apart_in_any_order(whole, flags, tmp_path):
     for method in ("cooperative", "standard"):
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path), "--methods", method]) == 0
@@ -184,6 +297,13 @@ def bad_flags(data):
         "no thread": ([*acdc, "--threads", "0"], "--threads"),
         "unknown preset": ([*acdc, "--preset", "slow"], "slow"),
         "no number": ([*acdc, "--iterations", "many"], "many"),
+        "unknown method": ([*acdc, "--methods", "magic"], "magic"),
+        "unknown model": ([*acdc, "--model", "Unet"], "--model must be"),
+        "unknown layer": ([*acdc, "--layers", "encodr"], "closest: 'encoder'"),
+        "layers and depths": ([*acdc, "--layers", "encoder", "--depths", "5"], "Leave one of them out"),
+        "depths of the paper's network": ([*acdc, "--depths", "5"], "--depths counts a library's encoder"),
+        "weights of the paper's network": ([*acdc, "--encoder-weights", "imagenet"], "--encoder-weights imagenet"),
+        "nothing to resume": ([*acdc, "--resume"], "has nothing to go on from"),
     }
 
 
