@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.cache import Cache, user_cache
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
+from cardiac.memory import memory_advice
 from cardiac.metrics import Score, evaluate
 from cardiac.outputs import Outputs
 from cardiac.phantom import cached_phantom
+from cardiac.progress import Progress
 from cardiac.protocol import PRESETS, Preset
 from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
 from cardiac.study import Sources, Study
@@ -84,6 +87,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--preset", choices=PRESETS, default="quick", help="what the flags below say unless given (default: quick)")
     add("--methods", nargs="+", choices=METHODS, default=[*METHODS], help="what to train (default: all)")
     add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
+    add("--cache", type=Path, metavar="DIR", help="keeps preprocessed volumes (default: the user's cache folder)")
+    add("--no-cache", action="store_true", help="keep none")
     add(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train (default: %(default)s)"
     )
@@ -108,11 +113,13 @@ def run(options: argparse.Namespace) -> None:
     outputs = Outputs(options.output, describe(options, preset, sources))
     todo = [(m, draw) for draw in range(preset.draws) for m in options.methods if not outputs.is_done(m, draw)]
     if todo:
-        study = Study(sources, preset, options.split)
+        cache = Cache(None if options.no_cache else options.cache or user_cache() / "frames")
+        study = Study(sources, preset, options.split, cache)
         study.load(sorted({draw for _, draw in todo}))
         outputs.open()
         for method, draw in todo:
-            train_and_test(method, draw, study, outputs, device)
+            with memory_advice(preset, device):
+                train_and_test(method, draw, study, outputs, device)
     conclude(outputs)
 
 
@@ -180,17 +187,24 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         device=device,
     )
     validation = validation_batches(study.validation(draw), device)
-    trainer.fit(loader, validation, max_steps=iterations)
+    timed = Timed(loader)
+    trainer.fit(timed, validation, max_steps=iterations)
+    if timed.share is not None:
+        print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw)
+    tests = study.tests(draw)
+    with Progress("testing", sum(map(len, tests.values()))) as progress:
+        sets = {name: progress.over(frames) for name, frames in tests.items()}
+        scores = evaluate(trainer.model, sets, device, method=method, draw=draw)
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     about = {
         "iterations": iterations,
         "seconds": round(seconds, 1),
+        "data share": timed.share,
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
