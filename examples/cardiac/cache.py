@@ -93,7 +93,7 @@ class Cache:
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def _digest(self, path: Path) -> str:
-        key, stat = str(path.resolve()), path.stat()
+        key, stat = str(path.absolute()), path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._digests.get(key)
         if isinstance(known, list) and known[:-1] == stamp:
