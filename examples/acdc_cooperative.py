@@ -24,17 +24,20 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.cache import Cache, user_cache
 from cardiac.callbacks import Ramp, SaveOften
 from cardiac.configuration import read_arguments, to_toml
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
 from cardiac.hardness import dice_of_masked
+from cardiac.memory import memory_advice
 from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen
 from cardiac.metrics import Score, evaluate
 from cardiac.models import PAPERS, Network
 from cardiac.outputs import Outputs
 from cardiac.phantom import cached_phantom
+from cardiac.progress import Progress
 from cardiac.protocol import PRESETS, Preset
 from cardiac.published import read_published
 from cardiac.report import AVERAGE, Row, curves_figure, save_figure, write_report
@@ -58,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "cuda" if torch.cuda.is_available() else "cpu",
     "seed": 0,
     "resume": False,
+    "no_cache": False,
 }
 """What settings are that no flag, file or preset says; those that aren't here are None."""
 TAKEN = {"ACDC", AVERAGE, *PARAMETERS}
@@ -122,6 +126,8 @@ def make_parser() -> Parser:
     add("--external", action="extend", nargs="+", metavar="NAME=DIR", help="further test sets; repeatable")
     add("--split", type=Path, metavar="FILE", help='JSON with "train", "validation" and "test", lists of ACDC patients')
     add("--published", type=Path, metavar="FILE", help="CSV of further rows to show in the table")
+    add("--cache", type=Path, metavar="DIR", help="keeps preprocessed volumes (default: the user's cache folder)")
+    add("--no-cache", action="store_true", default=None, help="keep none")
     add("--preset", choices=PRESETS, help="what the flags below say unless given (default: quick)")
     add(
         "--methods",
@@ -166,11 +172,13 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"--resume: {outputs.folder} has nothing to go on from. Correct --output, or leave it out.")
     if todo := [each for each in wanted if not outputs.is_done(*each)]:
         network.build(preset, {})  # what can't be built shows before anything is read
-        study = Study(sources, preset, options.split)
+        cache = Cache(None if options.no_cache else options.cache or user_cache() / "frames")
+        study = Study(sources, preset, options.split, cache)
         study.load(sorted({draw for _, draw in todo}))
         outputs.open(settings)
         for method, draw in todo:
-            train_and_test(method, draw, study, outputs, device, network)
+            with memory_advice(preset, device):
+                train_and_test(method, draw, study, outputs, device, network)
     conclude(outputs, published)
 
 
@@ -222,7 +230,7 @@ def find(options: argparse.Namespace) -> Sources:
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms", "published"):
+    for name in ("acdc", "mnms", "published", "cache"):
         settings[name] = settings[name] and settings[name].resolve()
     pairs = (pair.partition("=") for pair in settings["external"])
     settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]
@@ -268,7 +276,10 @@ def train_and_test(
     )
     validation = validation_batches(study.validation(draw), preset.side, device)
     refines = METHODS[method].refines
-    trainer.fit(loader, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
+    timed = Timed(loader)
+    trainer.fit(timed, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
+    if timed.share is not None:
+        print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
@@ -276,7 +287,9 @@ def train_and_test(
     model, tests = cast(CooperativeModel, trainer.model), study.tests(draw)
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
     stages = network.stages if refines else network.stages[:1]
-    scores = evaluate(model, tests, device, method=method, draw=draw, side=preset.side, stages=stages)
+    with Progress("testing", sum(map(len, tests.values()))) as progress:
+        sets = {name: progress.over(frames) for name, frames in tests.items()}
+        scores = evaluate(model, sets, device, method=method, draw=draw, side=preset.side, stages=stages)
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
     own, hard = dice_of_masked(model, validation)
@@ -284,6 +297,7 @@ def train_and_test(
     about = {
         "iterations": iterations,
         "seconds": round(seconds, 1),
+        "data share": timed.share,
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
         "reconstruction error": reconstruction,
         "validation dice": own,
