@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
+from cardiac.cases import Cases
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
 from cardiac.metrics import Score, evaluate
+from cardiac.moments import FOLDER, Moments
 from cardiac.outputs import Outputs
+from cardiac.page import PAGE, environment, write_page
 from cardiac.phantom import cached_phantom
 from cardiac.protocol import PRESETS, Preset
 from cardiac.report import AVERAGE, curves_figure, save_figure, write_report
@@ -96,6 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
         else:
             group.add_argument(flag, type=type(field.default or 0), metavar="N", help=about)
+    parser.set_defaults(command=shlex.join(["python", sys.argv[0], *arguments]))
     return parser.parse_args(arguments)
 
 
@@ -112,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
         study.load(sorted({draw for _, draw in todo}))
         outputs.open()
         for method, draw in todo:
-            train_and_test(method, draw, study, outputs, device)
+            train_and_test(method, draw, study, outputs, device, options.command)
     conclude(outputs)
 
 
@@ -162,7 +166,7 @@ def describe(options: argparse.Namespace, preset: Preset, sources: Sources) -> d
     return {"preset": options.preset, **settings, "seed": options.seed, "data": data, "split": split}
 
 
-def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, device: torch.device) -> None:
+def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, device: torch.device, command: str) -> None:
     """Train one method on one draw, or go on with it, and test what validated best."""
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
     frames = study.training(draw)
@@ -180,13 +184,16 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         device=device,
     )
     validation = validation_batches(study.validation(draw), device)
+    trainer.callbacks.append(Moments(outputs.place(method, draw) / FOLDER, validation))
     trainer.fit(loader, validation, max_steps=iterations)
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw)
+    cases = Cases()
+    scores = evaluate(trainer.model, study.tests(draw), device, method=method, draw=draw, watch=cases)
+    cases.save(outputs.place(method, draw))
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     about = {
         "iterations": iterations,
@@ -195,6 +202,7 @@ def train_and_test(method: str, draw: int, study: Study, outputs: Outputs, devic
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **environment(command),
         "notes": notes,
     }
     figure = hard_examples_figure(trainer.model, validation)
@@ -221,8 +229,7 @@ def build_trainer(method: str, preset: Preset, seed: int, folder: Path, device: 
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
     """Draw how hard examples come about on the middle slices of the first volumes."""
-    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes[:4]]
-    images, labels = (torch.cat(parts) for parts in zip(*slices, strict=True))
+    images, labels = middle_slices(volumes[:4])
     steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
     return draw_hard_examples(images, labels, **steps._asdict())
 
@@ -232,7 +239,8 @@ def conclude(outputs: Outputs) -> None:
     scores: list[Score] = []
     notes: list[str] = []
     curves = {}
-    for method, draw, some, log, about in outputs.finished(METHODS):
+    finished = [*outputs.finished(METHODS)]
+    for method, draw, some, log, about in finished:
         scores += some
         notes += [*about["notes"], f"{method}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."]
         curves[f"{method}, draw {draw}"] = log
@@ -241,8 +249,10 @@ def conclude(outputs: Outputs) -> None:
     notes = list(dict.fromkeys(notes))
     table = write_report(outputs.folder, scores, outputs.configuration, notes)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
+    write_page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
+    print(f"\nThe run as one page: {outputs.folder / PAGE}")
+    print(f"Results: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
 
 
 if __name__ == "__main__":

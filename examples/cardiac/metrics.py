@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -73,19 +73,28 @@ def segment(model: CooperativeModel, frame: Frame, device: torch.device) -> dict
 
 
 def evaluate(
-    model: CooperativeModel, sets: Mapping[str, Iterable[Frame]], device: torch.device, *, method: str, draw: int
+    model: CooperativeModel,
+    sets: Mapping[str, Iterable[Frame]],
+    device: torch.device,
+    *,
+    method: str,
+    draw: int,
+    watch: Callable[[str, Frame, Mapping[str, Tensor]], None] | None = None,
 ) -> list[Score]:
     """Score a model on every test set, by frame and structure.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor is known
-    are scored a second time under a column of its own.
+    are scored a second time under a column of its own. `watch` is called with every column, frame and label maps.
     """
     model.eval()
     values = defaultdict(list)
     for column, frames in sets.items():
         for frame in frames:
             columns = [column, *(column + PART + vendor for name, vendor in frame.group.items() if name == "vendor")]
-            for stage, predicted in segment(model, frame, device).items():
+            stages = segment(model, frame, device)
+            if watch is not None:
+                watch(column, frame, stages)
+            for stage, predicted in stages.items():
                 for (structure, value), name in product(frame_scores(predicted, frame).items(), columns):
                     values[stage, name, frame.patient, frame.phase, structure].append(value)
     return [Score(method, draw, *key, "dice", fmean(found)) for key, found in values.items()]
