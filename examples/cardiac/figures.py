@@ -59,7 +59,14 @@ def hues(methods: Sequence[str]) -> dict[str, str]:
     return {method: HUES[number % len(HUES)] for number, method in enumerate(methods)}
 
 
-def panel(title: str, lines: Sequence[Line], *, xlabel: str = "", categories: Sequence[str] = ()) -> Markup:
+def panel(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    xlabel: str = "",
+    categories: Sequence[str] = (),
+    limits: tuple[float, float] | None = None,
+) -> Markup:
     """Draw lines as inline SVG, over numbers or, where `categories` are given, over these; NaN leaves a gap."""
     with rc_context({**_STYLE, "svg.hashsalt": f"{title} {lines}"}):
         figure = Figure(figsize=(3.0, 2.1))
@@ -70,6 +77,8 @@ def panel(title: str, lines: Sequence[Line], *, xlabel: str = "", categories: Se
         if categories:
             axes.set_xticks(range(len(categories)), categories)
             axes.set_xlim(-0.3, len(categories) - 0.7)
+        if limits is not None:
+            axes.set_ylim(limits)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(xlabel)
         return _svg(figure, title)

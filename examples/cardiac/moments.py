@@ -53,12 +53,13 @@ class Moments(Callback):
 
     Args:
         folder: Where the files go.
-        volumes: Volumes of the validation set; the middle slices of the first three are taken.
+        volumes: Volumes of the validation set; the middle slices of three that lie apart are taken.
     """
 
     def __init__(self, folder: Path, volumes: Sequence[Batch]) -> None:
         self.folder = folder
-        self.images, self.labels = middle_slices(volumes[:SLICES])
+        apart = volumes[:: max(1, len(volumes) // SLICES)]  # neighbours are often two phases of one patient
+        self.images, self.labels = middle_slices(apart[:SLICES])
 
     def on_start(self, trainer: Trainer) -> None:
         """Keep what the initial weights make."""

@@ -72,6 +72,7 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
     )
     text = page.get_template("page.html").render(
         headline=headline(scores),
+        quick=outputs.configuration["preset"] == "quick",
         methods=colours,
         draws=[*zip(sorted({run.draw for run in runs}), ("solid", "dashed", "dotted"), strict=False)],
         structures=", ".join(STRUCTURES),
@@ -101,7 +102,7 @@ def headline(scores: Sequence[Score]) -> str:
     if not rows:
         return "Nothing is scored yet."
     best = max(rows, key=_average)
-    said = f"{best.method} ({best.stage}) has the best average Dice, {_average(best):.3f}"
+    said = f"The best average Dice is {_average(best):.3f}, by {best.method} ({best.stage})"
     rivals = [row for row in rows if row.stage == best.stage and row.method != best.method]
     if best.method != BASELINE:
         rivals = [row for row in rivals if row.method == BASELINE]
@@ -193,8 +194,15 @@ def _positions(
         for key, thirds in groups.items():
             values.setdefault(key, {}).setdefault(run.method, []).append(_means(thirds))
     means = {key: {method: _means(draws) for method, draws in methods.items()} for key, methods in values.items()}
+    shown = [value for methods in means.values() for row in methods.values() for value in row if not math.isnan(value)]
+    limits = (math.floor(10 * min(shown)) / 10, math.ceil(10 * max(shown)) / 10 + 0.02) if shown else None
     panels = [
-        panel(name, [Line(range(3), row, colours[method]) for method, row in methods.items()], categories=cases.THIRDS)
+        panel(
+            name,
+            [Line(range(len(row)), row, colours[method]) for method, row in methods.items()],
+            categories=cases.THIRDS,
+            limits=limits,
+        )
         for (_, name), methods in means.items()
     ]
     lines = [
@@ -245,7 +253,7 @@ def _kept(
     for run in runs:
         try:
             kept = read(outputs.place(run.method, run.draw))
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile):
             kept = []
         if kept:
             found.append((run, kept))
