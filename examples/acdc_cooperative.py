@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from cardiac.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
 from cardiac.cache import Cache, user_cache
 from cardiac.callbacks import Ramp, SaveOften
+from cardiac.cases import Cases
 from cardiac.configuration import read_arguments, to_toml
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
@@ -35,7 +36,9 @@ from cardiac.memory import memory_advice
 from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen
 from cardiac.metrics import Score, evaluate
 from cardiac.models import PAPERS, Network
+from cardiac.moments import FOLDER, Moments
 from cardiac.outputs import Outputs
+from cardiac.page import PAGE, environment, write_page
 from cardiac.phantom import cached_phantom
 from cardiac.progress import Progress
 from cardiac.protocol import PRESETS, Preset
@@ -73,14 +76,14 @@ ROUNDS = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", sys.argv[0], *arguments])
     try:
-        run(parse(arguments))
+        run(parse(arguments), command)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join(["python", sys.argv[0], *arguments])
-        print(f"\nInterrupted. What is done is kept; to go on: {again}", file=sys.stderr)
+        print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
         return 130
     return 0
 
@@ -156,7 +159,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, command: str) -> None:
     """Train what is not trained yet, test it, and write the table of everything in the output folder."""
     preset = Preset(**{field.name: getattr(options, field.name) for field in fields(Preset)})
     device = prepare(options)
@@ -178,7 +181,7 @@ def run(options: argparse.Namespace) -> None:
         outputs.open(settings)
         for method, draw in todo:
             with memory_advice(preset, device):
-                train_and_test(method, draw, study, outputs, device, network)
+                train_and_test(method, draw, study, outputs, device, network, command)
     conclude(outputs, published)
 
 
@@ -256,7 +259,13 @@ def describe(options: argparse.Namespace, preset: Preset, network: Network, sour
 
 
 def train_and_test(
-    method: str, draw: int, study: Study, outputs: Outputs, device: torch.device, network: Network
+    method: str,
+    draw: int,
+    study: Study,
+    outputs: Outputs,
+    device: torch.device,
+    network: Network,
+    command: str,
 ) -> None:
     """Train one method on one draw, or go on with it, and test what validated best."""
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
@@ -277,6 +286,7 @@ def train_and_test(
     validation = validation_batches(study.validation(draw), preset.side, device)
     refines = METHODS[method].refines
     timed = Timed(loader)
+    trainer.callbacks.append(Moments(outputs.place(method, draw) / FOLDER, validation))
     trainer.fit(timed, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
     if timed.share is not None:
         print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
@@ -286,10 +296,11 @@ def train_and_test(
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     model, tests = cast(CooperativeModel, trainer.model), study.tests(draw)
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    stages = network.stages if refines else network.stages[:1]
+    stages, cases = network.stages if refines else network.stages[:1], Cases()
     with Progress("testing", sum(map(len, tests.values()))) as progress:
         sets = {name: progress.over(frames) for name, frames in tests.items()}
-        scores = evaluate(model, sets, device, method=method, draw=draw, side=preset.side, stages=stages)
+        scores = evaluate(model, sets, device, method=method, draw=draw, side=preset.side, stages=stages, watch=cases)
+    cases.save(outputs.place(method, draw))
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
     own, hard = dice_of_masked(model, validation)
@@ -305,6 +316,7 @@ def train_and_test(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **environment(command),
         "notes": notes,
     }
     figure = hard_examples_figure(model, validation)
@@ -357,8 +369,7 @@ def learning_rate_schedule(optimizer: Optimizer, preset: Preset, iterations: int
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
     """Draw how hard examples come about on the middle slices of the first volumes."""
-    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes[:4]]
-    images, labels = (torch.cat(parts) for parts in zip(*slices, strict=True))
+    images, labels = middle_slices(volumes[:4])
     steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
     return draw_hard_examples(images, labels, **steps._asdict())
 
@@ -368,7 +379,8 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     scores: list[Score] = []
     notes: list[str] = []
     curves = {}
-    for name, draw, some, log, about in outputs.finished(METHODS):
+    finished = [*outputs.finished(METHODS)]
+    for name, draw, some, log, about in finished:
         scores += some
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
         notes += [*about["notes"], METHODS[name].describe(name), took]
@@ -378,8 +390,10 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     notes = list(dict.fromkeys(notes))
     table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
+    write_page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
+    print(f"\nThe run as one page: {outputs.folder / PAGE}")
+    print(f"Results: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
 
 
 if __name__ == "__main__":

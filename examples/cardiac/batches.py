@@ -126,6 +126,13 @@ def validation_batches(frames: Sequence[Frame], side: int, device: torch.device 
     return [(rescale(crop(images, side)), crop(labels, side)) for images, labels in volumes]
 
 
+def middle_slices(volumes: Sequence[Batch]) -> Batch:
+    """Return one batch of the middle slice of each volume."""
+    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes]
+    images, labels = zip(*slices, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
 def _labelled_slices(frames: Sequence[Frame], device: torch.device | str) -> Batch:
     parts = [_tensors(frame, frame.labels.any((1, 2)), device) for frame in frames]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])

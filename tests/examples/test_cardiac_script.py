@@ -16,6 +16,7 @@ import torch
 from cardiac import callbacks
 from cardiac.batches import TrainingBatches
 from cardiac.metrics import METRICS
+from cardiac.outputs import Outputs
 from cardiac.protocol import Preset
 from cardiac.report import read_scores
 
@@ -26,7 +27,7 @@ TINY = [
     *("--batch-size", "4", "--iterations", "4", "--device", "cpu"),
 ]
 FILES = [
-    *("comparison.csv", "configuration.json", "curves.png", "run.toml"),
+    *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
     *("scores.csv", "table.json", "table.md", "table.png"),
 ]
 
@@ -102,6 +103,19 @@ def test_a_run_leaves_scores_table_and_figures(whole):
     ]
 
 
+def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole, tmp_path):
+    page = (whole / "report.html").read_bytes()
+    for section in ("result", "curves", "positions", "cases", "moments", "settings"):
+        assert f'<section id="{section}">'.encode() in page
+    assert b"Not kept" not in page
+    assert "--image-size 32 --no-halve" in page.decode()  # the command
+    shutil.copytree(whole, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "report.html").unlink()
+    configuration = json.loads((whole / "configuration.json").read_text())
+    acdc_cooperative.conclude(Outputs(tmp_path / "elsewhere", configuration))
+    assert (tmp_path / "elsewhere" / "report.html").read_bytes() == page
+
+
 def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole):
     done = [json.loads((whole / method / "draw-0" / "done.json").read_text()) for method in ("standard", "cooperative")]
     assert [about["iterations"] for about in done] == [4, 4]
@@ -116,6 +130,7 @@ def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole
 def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-2] == f"The run as one page: {whole / 'report.html'}"
     assert lines[-1].startswith(f"Results: {whole / 'table.md'}")
     assert any("too short to rank methods" in line for line in lines)
 
