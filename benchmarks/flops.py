@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +17,7 @@ GIGA = 1e9
 
 def run(options: Options) -> Report:
     """Count the steps of the paper's network on one image."""
-    device, side = torch.device(options.device), 192  # what `by_hand` is for
+    device, side = torch.device(options.device), 192
     size = {"images": 2, "side": side}
     counted = {
         "bare": count(bare(device, **size)) / 2,
@@ -25,6 +26,7 @@ def run(options: Options) -> Report:
             f"cooperative, {name}": count(trained(device, kind="cooperative", masker=name, **size)) / 2
             for name in MASKERS
         },
+        **{name: count_option(device, name, **size) for name in OPTIONS},
     }
     needed = by_hand(side)
     rows = {
@@ -43,15 +45,31 @@ NOTES = (
     "hand*: a forward pass of each network, its gradient by inputs and by weights, each as much again; none by the "
     "images of the first convolution. A saliency costs one gradient by inputs, through the decoder: that of the image "
     "code arrives with the backward pass of the reconstruction anyway. A hard example costs a forward pass of "
-    "its decoder.",
+    "its decoder. The options, which change the numbers, are over the step with targeted channels.",
 )
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "saliency every 4th batch": {"saliency_every": 4},
+    "hard examples of half the batch": {"hard_share": 0.5},
+    "hard examples at half the side": {"hard_scale": 0.5},
+    "all three": {"saliency_every": 4, "hard_share": 0.5, "hard_scale": 0.5},
+}
+"""Options of `CooperativeModel` that make a step cheaper and change its numbers."""
 
-def count(step: Step) -> int:
-    """Return the operations of one step; not the first, which also looks the model over."""
+
+def count_option(device: torch.device, name: str, *, images: int, side: int) -> float:
+    """Return the operations for an image, the mean of four steps with one of `OPTIONS`."""
+    size = {"images": images, "side": side}
+    step = trained(device, kind="cooperative", masker="targeted channels", options=OPTIONS[name], **size)
+    return count(step, steps=4) / 4 / images
+
+
+def count(step: Step, steps: int = 1) -> int:
+    """Return the operations of a step, or several; not of the first, which also looks the model over."""
     step()
     with FlopCounterMode(display=False) as counter:
-        step()
+        for _ in range(steps):
+            step()
     return int(counter.get_total_flops())
 
 
@@ -62,23 +80,44 @@ WIDTH, DEPTH = 16, 4
 
 def by_hand(side: int) -> dict[str, float]:
     """Work out what each step needs for an image: convolutions only, as everything else is small beside them."""
-    encoder, stem = encode(1, side), conv(1, WIDTH, 3, side)
-    decoupler = 2 * conv(8 * WIDTH, 8 * WIDTH, 3, side // 2**DEPTH)
     segmentation, image = decode(CLASSES, side), decode(1, side, transposed=True)
-    prior, prior_stem = encode(CLASSES, side) + decode(CLASSES, side), conv(CLASSES, WIDTH, 3, side)
-    trunk = 3 * (encoder + decoupler + segmentation) - stem
-    standard = trunk + 3 * image + 3 * prior + (3 * prior - prior_stem)  # labels need no gradient
+    standard = losses(side)
     making = segmentation + image  # the two hard examples, forwards
-    hard = trunk + 3 * image + 3 * prior + (3 * prior - prior_stem)
-    whole = standard + making + hard
+    whole = standard + making + losses(side)
     targeted = whole + segmentation  # saliency of the shape code
+    # Segmentations are replayed for the whole batch, as is all that comes before the hard losses.
+    half = standard + segmentation + segmentation + (image + losses(side)) / 2
+    small = standard + making + segmentation + losses(side // 2)
     return {
-        "bare": trunk,
+        "bare": trunk(side),
         "standard": standard,
         "cooperative, random channels": whole,
         "cooperative, targeted channels": targeted,
         "cooperative, targeted sites": targeted,
+        "saliency every 4th batch": whole + segmentation / 4,
+        "hard examples of half the batch": half,
+        "hard examples at half the side": small,
+        "all three": standard + segmentation + segmentation / 4 + (image + losses(side // 2)) / 2,
     }
+
+
+def expected(kind: str, side: int) -> float:
+    """Return what a kind of step needs for an image; a cooperative one in the mean over the paper's masks."""
+    needed = by_hand(side)
+    names = [f"cooperative, {name}" for name in MASKERS] if kind == "cooperative" else [kind]
+    return sum(needed[name] for name in names) / len(names)
+
+
+def trunk(side: int) -> float:
+    """Count encoder, decoupler and segmentation decoder, forwards and backwards."""
+    decoupler = 2 * conv(8 * WIDTH, 8 * WIDTH, 3, side // 2**DEPTH)
+    return 3 * (encode(1, side) + decoupler + decode(CLASSES, side)) - conv(1, WIDTH, 3, side)
+
+
+def losses(side: int) -> float:
+    """Count the four standard losses, or the four hard ones: trunk, image decoder, and the shape prior twice."""
+    image, prior = decode(1, side, transposed=True), encode(CLASSES, side) + decode(CLASSES, side)
+    return trunk(side) + 3 * image + 6 * prior - conv(CLASSES, WIDTH, 3, side)  # labels need no gradient
 
 
 def conv(inputs: int, outputs: int, kernel: int, side: int) -> float:

@@ -28,10 +28,14 @@ class Subject:
     Args:
         build: Makes the step, given the device; a function of a module, or a `partial` of one.
         tune: Whether malloc keeps large blocks, as `tune_allocator` has it.
+        flops: Operations of a step, where known.
+        precision: What most of them are computed in.
     """
 
     build: Callable[[torch.device], Step]
     tune: bool = True
+    flops: float | None = None
+    precision: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,38 @@ def take_turns(
 def alone(build: Callable[[torch.device], Step], *, device: str, threads: int, repeats: int) -> Measured:
     """Measure a subject by itself, in a process of its own."""
     return take_turns({"alone": Subject(build)}, device=device, threads=threads, repeats=repeats)["alone"]
+
+
+def largest(fits: Callable[[int], bool], limit: int = 2**14) -> int:
+    """Find the largest number, up to `limit`, that fits, to within a sixteenth; 0 if 1 doesn't.
+
+    Example:
+        >>> largest(lambda n: n <= 100)
+        100
+    """
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > max(1, good // 16) and good < limit:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def fits(build: Callable[[torch.device], Step], device: torch.device) -> bool:
+    """Tell whether an accelerator has the memory for a step, with the optimizer's part of it."""
+    try:
+        step = build(device)
+        step()
+        step()
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        step = None
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
 
 
 def synchronize(device: torch.device) -> None:

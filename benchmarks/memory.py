@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import bare, cooperative_model, trained
-from latentaug import FTN
+from latentaug import FTN, CooperativeModel
 
 COLUMNS = ("peak GB", "left GB", "allocations", "over bare")
 FORMATS = {"peak GB": "{:.3f}", "left GB": "{:.3f}", "allocations": "{:,}"}
@@ -55,6 +57,40 @@ def stages(device: torch.device, *, images: int, side: int) -> dict[str, Step]:
         "hard stage": hard,
         "one backward": lambda: call().loss.backward(),
     }
+
+
+def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, int]:
+    """Return the bytes that the standard losses keep for their backward pass, by the part that computes them.
+
+    Weights don't count, and the inputs of parts that are checkpointed do.
+    """
+    parts = {"network": model.model, "image head": model.reconstruction, "shape prior": model.shape_prior}
+    sizes = dict.fromkeys([*parts, "losses"], 0)
+    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    running = ["losses"]
+
+    def enter(name: str, module: nn.Module, inputs: Any) -> None:
+        running.append(name)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            sizes[running[-1]] += storage.nbytes()
+        return tensor
+
+    model(images, labels, stage="plain")  # the first time, the model is looked over as well
+    with ExitStack() as stack:
+        for name, module in parts.items():
+            stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        output = model(images, labels, stage="plain")
+    del output  # kept until here, so that no storage takes the place of another
+    return sizes
 
 
 def follow(step: Step, device: torch.device) -> tuple[int, int, int]:

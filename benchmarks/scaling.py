@@ -13,9 +13,10 @@ from statistics import median
 import torch
 from torch import distributed, nn
 
+from benchmarks import memory
 from benchmarks.measure import Measured, Step, Subject, alone, peak_since, start_peak, take_turns, timed
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import cooperative_model, trained, trained_volume, training_step
+from benchmarks.subjects import cooperative_model, trained, trained_volume, training_step, volume_model
 from latentaug import FTN
 
 COLUMNS = ("seconds", "peak GB", "exponent of time", "exponent of memory")
@@ -39,6 +40,7 @@ def run(options: Options) -> Report:
         _ranks(options, batches[0], sides[-1]),
         _steps(options),
         _volumes(options),
+        _kept(options),
     ]
     return Report(tables, drawn="seconds", notes=NOTES)
 
@@ -46,6 +48,9 @@ def run(options: Options) -> Report:
 NOTES = (
     "Exponents: of the power of batch or pixels that a value grows by, from a row to the next; 1 is linear.",
     "1,000 steps are of a small network on small images; memory is the process' own, over that after ten steps.",
+    "*Checkpointed*: each block of the U-Net and of the two heads is computed again in the backward pass. *Kept* is "
+    "what one forward pass of all standard losses holds for its backward pass, weights excepted; "
+    "`cooperative_backward` holds the network's part and one branch at a time.",
 )
 
 
@@ -125,9 +130,23 @@ def _volumes(options: Options) -> Table:
     sides = (32,) if options.quick else (64, 96, 128)
     rows = {}
     for side in sides:
+        build = partial(trained_volume, side=side)
         subjects = {
-            kind: Subject(partial(trained_volume, kind=kind, side=side)) for kind in ("standard", "cooperative")
+            "standard": Subject(partial(build, kind="standard")),
+            "cooperative": Subject(partial(build, kind="cooperative")),
+            "cooperative, checkpointed": Subject(partial(build, kind="cooperative", checkpointed=True)),
         }
         measured = take_turns(subjects, device=options.device, threads=options.threads, repeats=2, warmup=1)
         rows |= {f"{kind}, {side}³": (one.median, one.peak / 1e9) for kind, one in measured.items()}
     return Table("MONAI UNet 3-D, one patch", ("seconds", "peak GB"), rows)
+
+
+def _kept(options: Options) -> Table:
+    """Say where the memory of a 3-D step goes, without and with checkpointing."""
+    device, side = torch.device(options.device), 32 if options.quick else 64
+    plain, checkpointed = (
+        memory.kept(*volume_model(device, side=side, checkpointed=checkpointed)) for checkpointed in (False, True)
+    )
+    rows = {part: (plain[part] / 1e9, checkpointed[part] / 1e9) for part in plain}
+    columns = ("GB", "checkpointed, GB")
+    return Table(f"kept for the backward pass, one patch of {side}³", columns, rows, dict.fromkeys(columns, "{:.3f}"))

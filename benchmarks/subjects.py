@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,11 +18,13 @@ from latentaug import (
     CooperativeModel,
     Masker,
     RandomChannelMask,
+    ShapePrior,
     TargetedChannelMask,
     TargetedSpatialMask,
     cooperative_backward,
     standard_backward,
 )
+from latentaug.heads import DownBlock, UpBlock
 
 CLASSES = 4
 BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
@@ -42,11 +45,11 @@ def batch(device: torch.device, images: int, size: tuple[int, ...], channels: in
     return ((labels.unsqueeze(1) + noise) / CLASSES).to(device), labels.contiguous().to(device)
 
 
-def bare(device: torch.device, *, images: int, side: int) -> Step:
+def bare(device: torch.device, *, images: int, side: int, recorded: bool = False) -> Step:
     """Train the paper's segmentation network in plain PyTorch: a cross entropy and Adam, nothing of this library's."""
     network = FTN(num_classes=CLASSES)
     del network.image_decoder
-    return _plain(device, network, *batch(device, images, (side, side)))
+    return _plain(device, network, *batch(device, images, (side, side)), recorded=recorded)
 
 
 def bare_unet(device: torch.device, *, images: int, side: int) -> Step:
@@ -63,15 +66,22 @@ def trained(
     channels_last: bool = True,
     masker: str | None = None,
     precision: torch.dtype | None = None,
-    compiled: bool = False,
+    compiled: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Step:
-    """Train the paper's network and shape prior by a standard or a cooperative step, as the cardiac example does."""
+    """Train the paper's network and shape prior by a standard or a cooperative step, as the cardiac example does.
+
+    `compiled` is a mode of `torch.compile`, `options` are those of `CooperativeModel`.
+    """
     masks = None if masker is None else MASKERS[masker]()
-    model, inputs, labels = cooperative_model(device, FTN(num_classes=CLASSES), images, (side, side), masker=masks)
+    prior = ShapePrior(CLASSES).to(device)  # the paper's, for images of any size: one network in all tables
+    model, inputs, labels = cooperative_model(
+        device, FTN(num_classes=CLASSES), images, (side, side), masker=masks, shape_prior=prior, **(options or {})
+    )
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    if compiled:
-        model.compile()
+    if compiled is not None:
+        model.compile(mode=compiled)
     return training_step(model, inputs, labels, kind, precision)
 
 
@@ -81,12 +91,38 @@ def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> 
     return training_step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
 
 
-def trained_volume(device: torch.device, *, kind: str, side: int) -> Step:
+def trained_volume(device: torch.device, *, kind: str, side: int, checkpointed: bool = False) -> Step:
     """Train MONAI's 3-D U-Net on one cubic patch."""
+    return training_step(*volume_model(device, side=side, checkpointed=checkpointed), kind)
+
+
+def volume_model(device: torch.device, *, side: int, checkpointed: bool) -> tuple[CooperativeModel, Tensor, Tensor]:
+    """Put the two heads beside MONAI's 3-D U-Net; return the model with a cubic patch for it."""
     nets = import_module("monai.networks.nets")
     unet = nets.UNet(3, 1, CLASSES, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
     model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side))
-    return training_step(model, inputs, labels, kind)
+    if checkpointed:
+        model.checkpointed = (*_levels("model.model", 4), *_head_blocks(model))
+    return model, inputs, labels
+
+
+def _levels(prefix: str, depth: int) -> list[str]:
+    """Name what goes down and what goes up at each level of MONAI's U-Net, whose levels lie one in another."""
+    inner = [] if depth == 1 else _levels(f"{prefix}.1.submodule", depth - 1)
+    return [f"{prefix}.0", f"{prefix}.2", *inner]
+
+
+def _head_blocks(model: CooperativeModel) -> list[str]:
+    blocks = [name for name, module in model.named_modules() if isinstance(module, DownBlock | UpBlock)]
+    return ["shape_prior.encoder.stem", *blocks]
+
+
+def matmul(device: torch.device, *, side: int, precision: torch.dtype) -> Step:
+    """Multiply two square matrices: as near to the peak of a device as a program gets."""
+    if device.type == "cuda":  # convolutions may use TF32 there
+        torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
+    left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
+    return lambda: left @ right
 
 
 def authors(device: torch.device, *, path: str, kind: str, images: int, side: int) -> Step:
@@ -138,16 +174,30 @@ def _unet() -> nn.Module:
     return unet
 
 
-def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor) -> Step:
+def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor, *, recorded: bool = False) -> Step:
     network.to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, capturable=recorded)
 
     def step() -> None:
         optimizer.zero_grad()
         F.cross_entropy(network(inputs), labels).backward()
         optimizer.step()
 
-    return step
+    return _recorded(step) if recorded else step
+
+
+def _recorded(step: Step) -> Step:
+    """Record the kernels of a step as a CUDA graph, and return what launches them all at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # where PyTorch wants the warm-up before a recording
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def training_step(

@@ -24,17 +24,23 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from cardiac.batches import Batch, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
+from cardiac.cache import Cache, user_cache
 from cardiac.callbacks import Ramp, SaveOften
+from cardiac.cases import Cases
 from cardiac.configuration import read_arguments, to_toml
 from cardiac.corruptions import PARAMETERS
 from cardiac.data import DataError
 from cardiac.hardness import dice_of_masked
+from cardiac.memory import memory_advice
 from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen
 from cardiac.metrics import Score, evaluate
 from cardiac.models import PAPERS, Network
+from cardiac.moments import FOLDER, Moments
 from cardiac.outputs import Outputs
+from cardiac.page import PAGE, environment, write_page
 from cardiac.phantom import cached_phantom
+from cardiac.progress import Progress
 from cardiac.protocol import PRESETS, Preset
 from cardiac.published import read_published
 from cardiac.report import AVERAGE, Row, curves_figure, save_figure, write_report
@@ -58,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "cuda" if torch.cuda.is_available() else "cpu",
     "seed": 0,
     "resume": False,
+    "no_cache": False,
 }
 """What settings are that no flag, file or preset says; those that aren't here are None."""
 TAKEN = {"ACDC", AVERAGE, *PARAMETERS}
@@ -69,14 +76,14 @@ ROUNDS = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", sys.argv[0], *arguments])
     try:
-        run(parse(arguments))
+        run(parse(arguments), command)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join(["python", sys.argv[0], *arguments])
-        print(f"\nInterrupted. What is done is kept; to go on: {again}", file=sys.stderr)
+        print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
         return 130
     return 0
 
@@ -122,6 +129,8 @@ def make_parser() -> Parser:
     add("--external", action="extend", nargs="+", metavar="NAME=DIR", help="further test sets; repeatable")
     add("--split", type=Path, metavar="FILE", help='JSON with "train", "validation" and "test", lists of ACDC patients')
     add("--published", type=Path, metavar="FILE", help="CSV of further rows to show in the table")
+    add("--cache", type=Path, metavar="DIR", help="keeps preprocessed volumes (default: the user's cache folder)")
+    add("--no-cache", action="store_true", default=None, help="keep none")
     add("--preset", choices=PRESETS, help="what the flags below say unless given (default: quick)")
     add(
         "--methods",
@@ -150,7 +159,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, command: str) -> None:
     """Train what is not trained yet, test it, and write the table of everything in the output folder."""
     preset = Preset(**{field.name: getattr(options, field.name) for field in fields(Preset)})
     device = prepare(options)
@@ -166,11 +175,13 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"--resume: {outputs.folder} has nothing to go on from. Correct --output, or leave it out.")
     if todo := [each for each in wanted if not outputs.is_done(*each)]:
         network.build(preset, {})  # what can't be built shows before anything is read
-        study = Study(sources, preset, options.split)
+        cache = Cache(None if options.no_cache else options.cache or user_cache() / "frames")
+        study = Study(sources, preset, options.split, cache)
         study.load(sorted({draw for _, draw in todo}))
         outputs.open(settings)
         for method, draw in todo:
-            train_and_test(method, draw, study, outputs, device, network)
+            with memory_advice(preset, device):
+                train_and_test(method, draw, study, outputs, device, network, command)
     conclude(outputs, published)
 
 
@@ -222,7 +233,7 @@ def find(options: argparse.Namespace) -> Sources:
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms", "published"):
+    for name in ("acdc", "mnms", "published", "cache"):
         settings[name] = settings[name] and settings[name].resolve()
     pairs = (pair.partition("=") for pair in settings["external"])
     settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]
@@ -248,7 +259,13 @@ def describe(options: argparse.Namespace, preset: Preset, network: Network, sour
 
 
 def train_and_test(
-    method: str, draw: int, study: Study, outputs: Outputs, device: torch.device, network: Network
+    method: str,
+    draw: int,
+    study: Study,
+    outputs: Outputs,
+    device: torch.device,
+    network: Network,
+    command: str,
 ) -> None:
     """Train one method on one draw, or go on with it, and test what validated best."""
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
@@ -268,15 +285,22 @@ def train_and_test(
     )
     validation = validation_batches(study.validation(draw), preset.side, device)
     refines = METHODS[method].refines
-    trainer.fit(loader, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
+    timed = Timed(loader)
+    trainer.callbacks.append(Moments(outputs.place(method, draw) / FOLDER, validation))
+    trainer.fit(timed, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
+    if timed.share is not None:
+        print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
     try:
         trainer.load_best()
     except (OSError, ValueError) as error:
         raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     model, tests = cast(CooperativeModel, trainer.model), study.tests(draw)
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
-    stages = network.stages if refines else network.stages[:1]
-    scores = evaluate(model, tests, device, method=method, draw=draw, side=preset.side, stages=stages)
+    stages, cases = network.stages if refines else network.stages[:1], Cases()
+    with Progress("testing", sum(map(len, tests.values()))) as progress:
+        sets = {name: progress.over(frames) for name, frames in tests.items()}
+        scores = evaluate(model, sets, device, method=method, draw=draw, side=preset.side, stages=stages, watch=cases)
+    cases.save(outputs.place(method, draw))
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
     reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
     own, hard = dice_of_masked(model, validation)
@@ -284,6 +308,7 @@ def train_and_test(
     about = {
         "iterations": iterations,
         "seconds": round(seconds, 1),
+        "data share": timed.share,
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
         "reconstruction error": reconstruction,
         "validation dice": own,
@@ -291,6 +316,7 @@ def train_and_test(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **environment(command),
         "notes": notes,
     }
     figure = hard_examples_figure(model, validation)
@@ -343,8 +369,7 @@ def learning_rate_schedule(optimizer: Optimizer, preset: Preset, iterations: int
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
     """Draw how hard examples come about on the middle slices of the first volumes."""
-    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes[:4]]
-    images, labels = (torch.cat(parts) for parts in zip(*slices, strict=True))
+    images, labels = middle_slices(volumes[:4])
     steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
     return draw_hard_examples(images, labels, **steps._asdict())
 
@@ -354,7 +379,8 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     scores: list[Score] = []
     notes: list[str] = []
     curves = {}
-    for name, draw, some, log, about in outputs.finished(METHODS):
+    finished = [*outputs.finished(METHODS)]
+    for name, draw, some, log, about in finished:
         scores += some
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
         notes += [*about["notes"], METHODS[name].describe(name), took]
@@ -367,8 +393,10 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     notes = list(dict.fromkeys(notes))
     table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
+    write_page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(f"\nResults: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
+    print(f"\nThe run as one page: {outputs.folder / PAGE}")
+    print(f"Results: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
 
 
 if __name__ == "__main__":

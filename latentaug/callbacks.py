@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -87,11 +88,19 @@ def default_callbacks(folder: str | Path | None = None) -> list[Callback]:
 
 
 class Progress(Callback):
-    """Show scores and the time left on stderr: a bar on a terminal where tqdm is installed, else a line per epoch."""
+    """Show scores and the time left on stderr: a bar on a terminal where tqdm is installed, else a line for an epoch.
+
+    Args:
+        every: Least number of seconds between two such lines. The first and the last epoch always have theirs.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
 
     def on_start(self, trainer: Trainer) -> None:
         """Draw the bar."""
         self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._shown, self._held_back = -math.inf, ""
         self._bar: Any = None
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm
@@ -108,20 +117,30 @@ class Progress(Callback):
         shown = [f"{name} {metrics[name]:.4g}" for name in ("loss", "val_iou", "val_refined_iou") if name in metrics]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(shown))
-        else:
-            line = [f"epoch {metrics['epoch']}", f"step {trainer.global_step}", *shown, *self._time_left(trainer)]
-            print(", ".join(line), file=sys.stderr, flush=True)
+            return
+        now = time.monotonic()
+        left = self._time_left(trainer, now - self._started)
+        self._held_back = ", ".join([f"epoch {metrics['epoch']}", f"step {trainer.global_step}", *shown, *left])
+        if now - self._shown >= self.every:
+            self._shown = now
+            self._print_line()
 
     def on_end(self, trainer: Trainer) -> None:
         """Leave the terminal as it should be."""
         if self._bar is not None:
             self._bar.close()
+        self._print_line()
 
-    def _time_left(self, trainer: Trainer) -> list[str]:
+    def _print_line(self) -> None:
+        if self._held_back:
+            print(self._held_back, file=sys.stderr, flush=True)
+        self._held_back = ""
+
+    def _time_left(self, trainer: Trainer, elapsed: float) -> list[str]:
         done = trainer.global_step - self._first_step
         if trainer.planned_steps is None or done == 0:
             return []
-        seconds = (time.monotonic() - self._started) / done * (trainer.planned_steps - trainer.global_step)
+        seconds = elapsed / done * (trainer.planned_steps - trainer.global_step)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return [f"{hours}:{minutes:02}:{seconds:02} left"]

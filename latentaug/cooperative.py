@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from latentaug.activations import checkpointed as checkpointing
 from latentaug.branches import Losses, backpropagate
 from latentaug.compose import paper_masks
 from latentaug.discovery import Location, find_bottleneck, unwrap
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, to_labels
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
-from latentaug.masks import LatentMask, Masker
+from latentaug.masks import LatentMask, Masker, as_share
 from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
+from latentaug.shortcuts import Every, draw_samples, scaled_size, shrink, shrink_labels, taken
 from latentaug.tap import LatentTap, Layer
 from latentaug.trace import depends, is_compiled
 
@@ -62,6 +64,8 @@ class CooperativeOutput(NamedTuple):
     """Images decoded from the masked image code, constants; None in eval mode."""
     hard_segmentation: Tensor | None
     """Logits replayed from the masked shape code, constants; None in eval mode."""
+    hard_samples: Tensor | None = None
+    """Positions in the batch of the samples that these were made of; None means all."""
 
 
 class HardExamples(NamedTuple):
@@ -141,12 +145,24 @@ class CooperativeModel(nn.Module):
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
             from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
             say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be told.
+        checkpointed: Names of submodules, from this model on and none inside another, such as "model.encoder.layer1" or
+            "shape_prior.decoder", whose activations are computed again in the backward pass and not kept until then:
+            the same numbers in less memory and more time. Blocks above the code save most; see
+            `docs/how-to/train-in-3d.md`.
+        saliency_every: Batches from one that is masked by its saliency to the next. Between them, maskers that ask for
+            the saliency are given noise: masks of the same kind, share and strength at random places. What was salient
+            in one batch says nothing about the next one's samples, so that it is not used again. The state dict keeps
+            the count. Default 1, as in the paper; more is cheaper and changes the numbers, as do the next two.
+        hard_share: Share of the batch, in (0, 1], that hard examples are made of.
+        hard_scale: Size of hard examples along each axis, in (0, 1], relative to the images; up to whole sites of the
+            deepest code. Images, segmentations and the clean images are averaged, of labels the nearest are taken.
 
     Shape:
         images: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
 
     Draws:
-        Noise per pixel; masks once per batch and code, as the maskers say; all from `generator`.
+        Noise per pixel; masks once per batch and code, as the maskers say, or their noise per entry of the code; the
+        samples of `hard_share` once per batch; all from `generator`.
 
     Raises:
         ValueError: Arguments, images or labels don't fit; values are checked on the first batch only.
@@ -189,8 +205,15 @@ class CooperativeModel(nn.Module):
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
         hard_norm_frozen: Sequence[str] = (),
+        checkpointed: Sequence[str] = (),
+        saliency_every: int = 1,
+        hard_share: float = 1.0,
+        hard_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.saliency_schedule = _schedule(saliency_every)
+        self.hard_share = _positive_share("hard_share", hard_share)
+        self.hard_scale = _positive_share("hard_scale", hard_scale)
         self.model = model
         self.num_classes = num_classes
         self.loss = functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
@@ -219,7 +242,8 @@ class CooperativeModel(nn.Module):
         self.reconstruction_head = reconstruction
         self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
         self._check_image_range()
-        self.hard_norm_frozen = _existing(self, hard_norm_frozen)
+        self.hard_norm_frozen = _existing(self, "hard_norm_frozen", hard_norm_frozen)
+        self.checkpointed = checkpointed
         self._try(example)
 
     @property
@@ -227,6 +251,15 @@ class CooperativeModel(nn.Module):
         """The module (code, size) -> images: the head made for the image code, or the model's own image decoder."""
         head = self.reconstruction_head
         return self.model.get_submodule("image_decoder") if head is None else head
+
+    @property
+    def checkpointed(self) -> Sequence[str]:
+        """Names of the submodules that are computed again in the backward pass; may be set, and is checked then."""
+        return self._checkpointed
+
+    @checkpointed.setter
+    def checkpointed(self, names: Sequence[str]) -> None:
+        self._checkpointed = _separate(self, _existing(self, "checkpointed", names))
 
     # Calling ----------------------------------------------------------------------------------------------------------
 
@@ -237,7 +270,7 @@ class CooperativeModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
         stage: Stage = "both",
-        hard_examples: tuple[Tensor, Tensor] | None = None,
+        hard_examples: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
         backward: bool = False,
         scaler: torch.amp.GradScaler | None = None,
     ) -> Any:
@@ -249,7 +282,8 @@ class CooperativeModel(nn.Module):
             generator: Source of the noise and the masks.
             stage: "standard" stops once the hard examples are made, "hard" goes on from there. Together they are what
                 "both" does; see `cooperative_backward`. "plain" computes the standard losses and no hard examples.
-            hard_examples: The images and the segmentation that the standard stage made; for the hard stage only.
+            hard_examples: The images and the segmentation that the standard stage made, and of which samples if not of
+                all; for the hard stage only. `images` and `labels` remain those of the whole batch, at their own size.
             backward: Backpropagate the losses here, each as soon as its branch of the networks is through; nothing that
                 is returned has a graph then. See `cooperative_backward`.
             scaler: Scales what is backpropagated here, for float16.
@@ -274,17 +308,19 @@ class CooperativeModel(nn.Module):
             )
         if stage not in _STAGES:
             raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}.")
-        with gathered_weights(self):
+        with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self.checkpointed}):
             if stage == "hard":
                 if hard_examples is None:
                     raise ValueError("CooperativeModel needs `hard_examples` for stage='hard'; got None.")
-                return self._hard_stage(images, labels, *hard_examples, losses())
+                return self._hard_stage(images, labels, *hard_examples, losses=losses())
             standard = self._standard_stage(images, labels, generator, losses(), make_hard=stage != "plain")
             if stage in ("plain", "standard"):
                 return standard
             assert standard.hard_images is not None
             assert standard.hard_segmentation is not None
-            hard = self._hard_stage(images, labels, standard.hard_images, standard.hard_segmentation, losses())
+            hard = self._hard_stage(
+                images, labels, standard.hard_images, standard.hard_segmentation, standard.hard_samples, losses=losses()
+            )
             return _joined(standard, hard)
 
     def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
@@ -333,7 +369,9 @@ class CooperativeModel(nn.Module):
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
         shape_codes = ", ".join(map(str, self.shape_codes))
-        return f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
+        shown = f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
+        options = {"hard_share": self.hard_share, "hard_scale": self.hard_scale}
+        return shown + "".join(f", {name}={value:g}" for name, value in options.items() if value != 1)
 
     # The two stages ---------------------------------------------------------------------------------------------------
 
@@ -348,7 +386,7 @@ class CooperativeModel(nn.Module):
     ) -> CooperativeOutput:
         """Compute the losses on the images themselves, and make the hard examples while their graph is alive."""
         inputs = self._with_noise(images, generator) if self.training else images
-        hard_images = hard_segmentation = None
+        hard_images = hard_segmentation = hard_samples = None
         with LatentTap(self.model, self._tapped) as tap:
             predicted = self._predicted(self.model(inputs), labels.shape[1:], tap.codes)
             logits = predicted.main
@@ -361,20 +399,32 @@ class CooperativeModel(nn.Module):
             losses.add("segmentation", predicted.loss(self.loss, labels))
             if make_hard:
                 # Constants, so that no later stage needs the graph that they are drawn from.
-                image_code, shape_codes = self._masked_codes(tap, losses, generator)
-                hard_images = self._decoded(image_code, images)
+                due = self.saliency_schedule is None or self.saliency_schedule()
+                image_code, shape_codes = self._masked_codes(tap, losses, generator, salient=due)
+                hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
+                hard_images = shrink(self._decoded(image_code, images, hard_samples), self._hard_size(images.shape[2:]))
                 learn = bool(self.weights["hard_code_segmentation"])
                 replayed = self._replayed(tap, shape_codes, labels, differentiable=learn)
                 if learn:
                     losses.add("hard_code_segmentation", replayed.loss(self.loss, labels))
-                hard_segmentation = replayed.main.detach()
-        return _output(losses, logits, refined, hard_images, hard_segmentation)
+                hard_segmentation = taken(replayed.main.detach(), hard_samples)
+                hard_segmentation = shrink(hard_segmentation, self._hard_size(labels.shape[1:]))
+        return _output(losses, logits, refined, hard_images, hard_segmentation, hard_samples)
 
     def _hard_stage(
-        self, images: Tensor, labels: Tensor, hard_images: Tensor, hard_segmentation: Tensor, losses: Losses
+        self,
+        images: Tensor,
+        labels: Tensor,
+        hard_images: Tensor,
+        hard_segmentation: Tensor,
+        hard_samples: Tensor | None = None,
+        *,
+        losses: Losses,
     ) -> CooperativeOutput:
         """Compute the same losses on hard examples, without a trace in running statistics."""
-        # Statistics stay frozen while losses are backpropagated here: checkpointed parts run again then.
+        images = shrink(taken(images, hard_samples), hard_images.shape[2:])
+        labels = shrink_labels(taken(labels, hard_samples), hard_segmentation.shape[2:])
+        # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
         with frozen_norm_statistics(self), _constant_norm_parameters(self, self.hard_norm_frozen):
             with LatentTap(self.model, self._tapped) as tap:
                 predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
@@ -386,27 +436,37 @@ class CooperativeModel(nn.Module):
                 again = self.shape_prior.refine(hard_segmentation)
                 losses.end("shape_from_hard_segmentation", self.loss(again, labels))
                 losses.add("hard_image_segmentation", predicted.loss(self.loss, labels))
-            return _output(losses, logits, refined, hard_images, hard_segmentation)
+            return _output(losses, logits, refined, hard_images, hard_segmentation, hard_samples)
 
     def _masked_codes(
-        self, tap: LatentTap, losses: Losses, generator: torch.Generator | None
+        self, tap: LatentTap, losses: Losses, generator: torch.Generator | None, *, salient: bool = True
     ) -> tuple[_Masked, list[_Masked]]:
-        """Draw masks for the image code and the shape codes."""
-        image_code = self._masked(tap, [self.image_code], self.image_masker, losses, "reconstruction", generator)[0]
-        return image_code, self._masked(tap, self.shape_codes, self.shape_masker, losses, "segmentation", generator)
+        """Draw masks for the image code and the shape codes, by their saliency or, if not `salient`, by noise."""
+        masked = functools.partial(self._masked, tap, losses if salient else None, generator)
+        (image_code,) = masked([self.image_code], self.image_masker, "reconstruction")
+        return image_code, masked(self.shape_codes, self.shape_masker, "segmentation")
 
     def _masked(
         self,
         tap: LatentTap,
+        losses: Losses | None,
+        generator: torch.Generator | None,
         locations: Sequence[Location],
         masker: Masker,
-        losses: Losses,
         name: str,
-        generator: torch.Generator | None,
     ) -> list[_Masked]:
-        """Draw a mask for each of the codes at `locations`, where the loss of that name is most sensitive to them."""
+        """Draw a mask for each of the codes at `locations`, where the loss of that name is most sensitive to them.
+
+        Without losses, the masks fall anywhere.
+        """
         codes = [tap.codes[self._tapped.index(location)] for location in locations]
-        saliencies = functools.cache(lambda: losses.saliencies(name, codes))  # for all at once, if one is asked for
+
+        @functools.cache  # for all at once, if one is asked for
+        def saliencies() -> list[Tensor]:
+            if losses is None:
+                return [_normal_noise(code, generator).float() for code in codes]
+            return losses.saliencies(name, codes)
+
         if is_sharded(self):  # ranks draw different masks, and a backward pass gathers weights from all ranks or hangs
             saliencies()
         masked = []
@@ -416,11 +476,15 @@ class CooperativeModel(nn.Module):
             masked.append(_Masked(location, code, saliency, mask))
         return masked
 
-    def _decoded(self, masked: _Masked, images: Tensor) -> Tensor:
-        """Return the images that a masked image code stands for."""
+    def _decoded(self, masked: _Masked, images: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Return the images that a masked image code stands for, or those of some samples."""
         with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
-            decoded: Tensor = self.reconstruction(masked.mask.apply(masked.code), images.shape[2:])
+            code = taken(masked.mask.apply(masked.code), samples)
+            decoded: Tensor = self.reconstruction(code, images.shape[2:])
         return decoded.to(images.dtype)
+
+    def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        return scaled_size(size, self.hard_scale, _coarsest(self._tapped).stride)
 
     def _replayed(
         self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
@@ -450,9 +514,7 @@ class CooperativeModel(nn.Module):
     def _with_noise(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if callable(self.input_noise):
             return self.input_noise(images, generator)
-        source = images.device if generator is None else generator.device
-        noise = torch.randn(images.shape, generator=generator, device=source)
-        noise = self.input_noise * noise.to(images.device, images.dtype, non_blocking=True)
+        noise = self.input_noise * _normal_noise(images, generator)
         if self.image_range is None:
             return images + noise * images.std()
         low, high = self.image_range
@@ -483,6 +545,21 @@ class CooperativeModel(nn.Module):
             if len(finest(outputs)) > 1:
                 with LatentTap(self.model, self._tapped) as tap:
                     self._predicted(self.model(example), example.shape[2:], tap.codes)
+            self._try_size(example)
+
+    def _try_size(self, example: Tensor) -> None:
+        """See that the model takes images of the size of hard examples."""
+        size = self._hard_size(example.shape[2:])
+        if size == example.shape[2:]:
+            return
+        try:
+            with torch.no_grad():
+                self.model(shrink(example, size))
+        except Exception as error:
+            raise ValueError(
+                f"CooperativeModel with hard_scale={self.hard_scale:g} needs a model that takes images of size {size}; "
+                f"{type(self.model).__name__} raised {type(error).__name__}: {error} Pass another hard_scale, or 1."
+            ) from error
 
     def _check_once(self, images: Tensor, labels: Tensor) -> None:
         """Look at the values of the first batch; looking at every one would make the host wait for the device."""
@@ -563,10 +640,11 @@ def cooperative_backward(
         return output
     with _without_sync(model):
         standard = model(images, labels, generator=generator, stage="standard")
-        hard_examples = standard.hard_images, standard.hard_segmentation
+        hard_examples = standard.hard_images, standard.hard_segmentation, standard.hard_samples
         backpropagate([standard.loss], scaler=scaler)
     hard = model(images, labels, stage="hard", hard_examples=hard_examples)
-    backpropagate([hard.loss], scaler=scaler)
+    with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
+        backpropagate([hard.loss], scaler=scaler)
     return _detached(_joined(standard, hard))
 
 
@@ -688,10 +766,39 @@ def _complete_weights(given: Mapping[str, float]) -> dict[str, float]:
     return {**WEIGHTS, **given}
 
 
-def _existing(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+def _schedule(saliency_every: int) -> Every | None:
+    if isinstance(saliency_every, bool) or not isinstance(saliency_every, int) or saliency_every < 1:
+        raise ValueError(f"saliency_every must be a whole number of batches, 1 or more; got {saliency_every!r}.")
+    return None if saliency_every == 1 else Every(saliency_every)
+
+
+def _positive_share(name: str, value: float) -> float:
+    share = as_share(name, value)
+    if share == 0:
+        raise ValueError(f"{name} must be above 0; got 0. To train without hard examples, use standard_backward.")
+    return share
+
+
+def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw from N(0, 1), on the generator's device, in a tensor's shape, type and place."""
+    source = like.device if generator is None else generator.device
+    noise = torch.randn(like.shape, generator=generator, device=source)
+    return noise.to(like.device, like.dtype, non_blocking=True)
+
+
+def _existing(root: nn.Module, option: str, names: Sequence[str]) -> tuple[str, ...]:
     known = dict(root.named_modules())
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"hard_norm_frozen must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
+        raise ValueError(f"{option} must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
+    return tuple(names)
+
+
+def _separate(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if isinstance(root.get_submodule(name), nn.ModuleList | nn.ModuleDict):
+            raise ValueError(f"checkpointed must name modules that are called; {name!r} only holds some: name those.")
+        if within := [other for other in names if not name or other.startswith(f"{name}.")]:
+            raise ValueError(f"checkpointed must name modules none inside another; got {name!r} and {within[0]!r}.")
     return tuple(names)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,39 @@ def frozen_norm_statistics(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, name, value in reversed(saved):
             setattr(module, name, value)
+
+
+def norm_tracking(module: nn.Module) -> list[tuple[_NormBase, bool]]:
+    """Note of every normalisation layer whether it follows its statistics, for `repeated_norms`."""
+    return [(one, one.track_running_stats) for one in submodules(module) if isinstance(one, _NormBase)]
+
+
+@contextmanager
+def repeated_norms(tracking: Sequence[tuple[_NormBase, bool]]) -> Iterator[None]:
+    """Normalise as when `norm_tracking` was called, and leave running statistics alone.
+
+    Kernels are given, and keep for the backward pass, as many tensors as then, which `torch.utils.checkpoint` needs;
+    after `frozen_norm_statistics`, for instance, they would get running statistics where they got none.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> tracking = norm_tracking(norm)
+        >>> with repeated_norms(tracking):
+        ...     _ = norm(torch.randn(2, 3, 4, 4))
+        >>> int(norm.num_batches_tracked), float(norm.running_mean.sum())
+        (0, 0.0)
+    """
+    saved = [(module, module.track_running_stats, dict(module._buffers)) for module, _ in tracking]
+    try:
+        for module, tracks in tracking:
+            module.track_running_stats = tracks
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else value.clone()
+        yield
+    finally:
+        for module, tracks, buffers in saved:
+            module.track_running_stats = tracks
+            module._buffers.update(buffers)
 
 
 def is_norm_statistic(module: nn.Module, buffer: str) -> bool:

@@ -27,7 +27,7 @@ from latentaug.modes import (
     preserved_random_state,
     submodules,
 )
-from latentaug.replay import Capture, Plan, Spot, device_of, weight_versions
+from latentaug.replay import Capture, Plan, Spot, device_of, weight_versions, within_checkpoint
 from latentaug.trace import (
     Call,
     ancestors,
@@ -212,10 +212,11 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
     # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
     codes = [code.detach().flip(-1).mul(0.5).requires_grad_(is_differentiable(code)) for code in capture.codes]
     expected = capture.replay(codes, full=True)
-    gradients = _checked_gradients(capture, expected, codes)
+    gradients, right = _checked_gradients(capture, expected, codes)
+    plan = replace(plan, graphless=not right)
     if not plan.kept:
         return plan
-    reason = _misfit(capture, inputs, codes, expected, gradients)
+    reason = _misfit(capture, inputs, codes, expected, gradients, graphless=plan.graphless)
     # What follows the code may keep state, or be checkpointed, where what precedes it does not.
     if reason and plan.late:
         return _proved(model, replace(plan, kept=plan.kept - plan.late, late=frozenset()), inputs)
@@ -223,7 +224,13 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
 
 
 def _misfit(
-    capture: Capture, inputs: Any, codes: list[Tensor], expected: Any, gradients: list[Tensor | None] | None
+    capture: Capture,
+    inputs: Any,
+    codes: list[Tensor],
+    expected: Any,
+    gradients: list[Tensor | None] | None,
+    *,
+    graphless: bool,
 ) -> str | None:
     """Tell why a fast replay would not give what is expected of a full one; None if it does."""
     if not capture.can_skip():
@@ -231,11 +238,14 @@ def _misfit(
     args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
     capture.model(*args, **kwargs)
     try:
-        replayed = capture.replay(codes)
+        with torch.set_grad_enabled(not graphless):
+            replayed = capture.replay(codes)
     except Exception:  # whatever a model raises that misses what a skipped module would have left for it
         replayed = None
     if not _same(replayed, expected):
         return "it keeps state between modules that their outputs do not show"
+    if graphless:
+        return None
     if gradients is None or not _same(_gradients(capture.model, replayed, codes), gradients):
         return "gradients reach it in a way that outputs of modules do not show"
     return None
@@ -274,11 +284,13 @@ def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[s
     return captures[-1], output
 
 
-def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
-    """Differentiate a replay from `codes`, as `_gradients` does.
+def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> tuple[list[Tensor | None] | None, bool]:
+    """Differentiate a replay from `codes`, as `_gradients` does, and tell whether the gradients are right.
+
+    They are not where, in the backward pass, activation checkpointing computes from the old codes again.
 
     Raises:
-        RuntimeError: In the backward pass, activation checkpointing would compute from the old codes again.
+        RuntimeError: The checkpointing is reentrant, so that the captured pass has no graph at the code either.
     """
     spots, model, called = capture.plan.spots, capture.model, False
 
@@ -294,19 +306,11 @@ def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> li
 
     with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
         gradients = _gradients(model, output, codes)
-    if called:
-        astray = not _same(gradients, _gradients(model, output, codes))
-    else:
+    if not capture.taps[capture.earliest].grad:
         nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
-        reentrant = any("CheckpointFunction" in type(node).__name__ for node in nodes)
-        astray = reentrant and not capture.taps[capture.earliest].grad
-    if astray:
-        raise RuntimeError(
-            f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
-            f"{type(model).__name__}, and the backward pass would compute that part again with the old code. Tap the "
-            "module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any case."
-        )
-    return gradients
+        if any("CheckpointFunction" in type(node).__name__ for node in nodes):
+            raise RuntimeError(within_checkpoint(capture, "Tap"))
+    return gradients, not called or _same(gradients, _gradients(model, output, codes))
 
 
 def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:

@@ -62,6 +62,7 @@ class Plan:
     interpreter: bool  # whether a pass draws from Python's or NumPy's random streams
     moves_weights: bool  # whether a pass changes trainable weights
     fast: bool = True
+    graphless: bool = False  # whether the backward pass of a replay would compute part of it from the old code
 
     def chosen(self, spot: Spot) -> Key:
         """Return the call of the tapped module that the code is taken from."""
@@ -231,6 +232,8 @@ class Capture:
             )
         wants_grad = any(isinstance(code, Tensor) and code.requires_grad for code in new)
         grad = torch.is_grad_enabled() and (self.grad or wants_grad)
+        if grad and self.plan.graphless:
+            raise RuntimeError(within_checkpoint(self, "Replay under torch.no_grad(), or tap"))
         detach = detach or not grad or not self.grad
         if not detach and any(version_of(weight) != version for weight, version in self._weights):
             raise RuntimeError(
@@ -361,6 +364,16 @@ def _new_code(new: NewCode, current: Tensor) -> Tensor:
             f"got {tuple(code.shape)} on {code.device}."
         )
     return code
+
+
+def within_checkpoint(capture: Capture, remedy: str) -> str:
+    """Say why a code of an activation-checkpointed part has no replays with gradients."""
+    return (
+        f"LatentTap cannot replay from {capture.earliest[0]!r}: it runs inside an activation-checkpointed part of "
+        f"{type(capture.model).__name__}, and the backward pass would compute that part again with the old code. "
+        f"{remedy} the module whose whole call is checkpointed, or one outside of it; with use_reentrant=False in any "
+        "case."
+    )
 
 
 def weight_versions(model: nn.Module) -> list[tuple[Tensor, int | None]]:

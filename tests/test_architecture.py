@@ -12,9 +12,9 @@ PACKAGE = Path(latentaug.__file__).parent
 
 # Each level may import from those before it, and from `BESIDE`.
 LEVELS = [
-    {"layout", "modes", "losses", "allocator"},
+    {"layout", "modes", "losses", "allocator", "shortcuts"},
     {"masks", "trace", "heads"},
-    {"compose", "replay", "networks", "outputs"},
+    {"compose", "replay", "networks", "outputs", "activations"},
     {"planning"},
     {"discovery"},
     {"tap", "saliency", "description"},

@@ -22,6 +22,7 @@ from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
 from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.networks import FTN
+from tests.test_activations import bytes_kept
 from tests.tiny_training import Wrapper
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
@@ -123,6 +124,8 @@ CASES = {
     "weightless": {"weights": {"reconstruction": 0, "shape_from_logits": 0}},
     "unbounded": {"image_range": None},
     "tokens": {"model": Tokens, "num_classes": 2, "layer": "block", "size": (16, 16)},
+    "shortcuts": {"saliency_every": 2, "hard_share": 0.6, "hard_scale": 0.5},
+    "shortcuts, 3-D": {"saliency_every": 2, "hard_share": 0.6, "hard_scale": 0.5, "size": (8, 8, 16)},
 }
 
 
@@ -443,6 +446,161 @@ class TestHardExamples:
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(first.loss, second.loss)
         assert not torch.equal(first.hard_images, third.hard_images)
+
+
+CHECKPOINTED = {
+    "blocks": ("model.stem", "model.up", "model.top", "shape_prior.encoder", "reconstruction_head"),
+    "around the code": ("model",),
+    "the code itself": ("model.bottleneck",),
+}
+
+
+class TestCheckpointed:
+    @pytest.mark.parametrize("names", CHECKPOINTED.values(), ids=CHECKPOINTED)
+    @pytest.mark.parametrize("way", ["one backward", "branch by branch", "stage by stage"])
+    def test_a_step_is_the_same_to_the_last_bit(self, names, way):
+        outcomes = []
+        for checkpointed in ((), names):
+            coop, images, labels = case("unet")
+            coop = cooperative(dtype=torch.float64, checkpointed=checkpointed, hard_norm_frozen=("model.top",))
+            torch.manual_seed(1)
+            if way == "one backward":
+                output = coop(images, labels, generator=seeded())
+                output.loss.backward()
+            else:
+                wrapped = Wrapper(coop) if way == "stage by stage" else coop
+                output = cooperative_backward(wrapped, images, labels, generator=seeded())
+            outcomes.append((output.losses, gradients(coop), dict(coop.named_buffers())))
+            assert all("forward" not in vars(module) for module in coop.modules())
+        torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+    def test_less_is_kept_for_the_backward_pass(self):
+        coop, images, labels = case("unet")
+        plain = bytes_kept(lambda: coop(images, labels))
+        coop.checkpointed = ("model.stem", "model.top", "shape_prior", "reconstruction_head")
+        assert bytes_kept(lambda: coop(images, labels)) < 0.5 * plain
+
+    def test_a_copy_and_a_pickle_recompute_their_own(self):
+        coop = cooperative(checkpointed=("model.stem", "shape_prior"))
+        images, labels = batch()
+        for other in (copy.deepcopy(coop), pickle.loads(pickle.dumps(coop))):
+            cooperative_backward(other, images, labels)
+            assert all(gradient is None for gradient in gradients(coop).values())
+            assert all(gradient is not None for gradient in gradients(other).values())
+
+    def test_names_that_cannot_be_checkpointed(self):
+        with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
+            cooperative(checkpointed=("model.stemm",))
+        with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
+            cooperative().checkpointed = ("model.stemm",)
+        with pytest.raises(ValueError, match=r"none inside another; got 'model' and 'model.stem'"):
+            cooperative(checkpointed=("model.stem", "model"))
+        with pytest.raises(ValueError, match=r"'image_masker.maskers' only holds some: name those"):
+            cooperative(checkpointed=("image_masker.maskers",))
+
+
+class TestShortcuts:
+    def test_only_a_share_of_the_batch_is_turned_into_hard_examples(self):
+        coop, images, labels = case("unet")
+        torch.manual_seed(1)
+        whole = coop(images, labels, generator=seeded())
+        coop.hard_share = 0.6
+        torch.manual_seed(1)
+        part = coop(images, labels, generator=seeded())
+        samples = part.hard_samples
+        assert whole.hard_samples is None
+        assert part.hard_images.shape == (2, 1, 16, 20)
+        assert torch.equal(part.hard_segmentation, whole.hard_segmentation[samples])
+        for name in STANDARD:
+            torch.testing.assert_close(part.losses[name], whole.losses[name], rtol=0, atol=0)
+        torch.manual_seed(2)
+        hard = coop(images, labels, stage="hard", hard_examples=(part.hard_images, part.hard_segmentation, samples))
+        torch.manual_seed(2)
+        examples = part.hard_images, part.hard_segmentation
+        by_hand = coop(images[samples], labels[samples], stage="hard", hard_examples=examples)
+        torch.testing.assert_close(hard.losses, by_hand.losses, rtol=0, atol=0)
+
+    def test_the_samples_are_drawn_from_the_generator(self):
+        coop, images, labels = case("ftn", torch.float32)
+        coop.hard_share = 0.3
+        drawn = [int(coop(images, labels, generator=seeded(seed)).hard_samples) for seed in range(12)]
+        assert drawn == [int(coop(images, labels, generator=seeded(seed)).hard_samples) for seed in range(12)]
+        assert {*drawn} == {0, 1, 2}
+
+    def test_hard_examples_at_a_lower_resolution_are_compared_with_the_images_and_labels_there(self):
+        coop, images, labels = case("unet")
+        coop.model.dropout.p = 0
+        whole = coop(images, labels, generator=seeded())
+        coop.hard_scale = 0.5
+        small = coop(images, labels, generator=seeded())
+        size = small.hard_images.shape[2:]
+        assert size == (8, 8)  # whole sites at stride 4
+        torch.testing.assert_close(small.hard_images, F.adaptive_avg_pool2d(whole.hard_images, size))
+        torch.testing.assert_close(small.hard_segmentation, F.adaptive_avg_pool2d(whole.hard_segmentation, size))
+        nearest = F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")[:, 0].long()
+        examples = small.hard_images, small.hard_segmentation
+        by_hand = coop(F.adaptive_avg_pool2d(images, size), nearest, stage="hard", hard_examples=examples)
+        torch.testing.assert_close({name: small.losses[name] for name in HARD}, by_hand.losses, rtol=0, atol=0)
+
+    def test_a_model_of_a_fixed_size_is_refused_at_once(self):
+        class Fixed(UNet):
+            def forward(self, images):
+                if images.shape[2:] != (16, 20):
+                    raise ValueError("Wrong size.")
+                return super().forward(images)
+
+        with pytest.raises(ValueError, match=r"hard_scale=0.5 needs .* size \(8, 8\); Fixed raised ValueError: Wrong"):
+            cooperative(Fixed(), layer="bottleneck", hard_scale=0.5)
+
+    def test_between_two_saliencies_masks_of_the_same_kind_fall_anywhere(self, monkeypatch):
+        counted = []
+        original = latentaug.branches.latent_saliency
+        monkeypatch.setattr(
+            latentaug.branches, "latent_saliency", lambda *args: (counted.append(1), original(*args))[1]
+        )
+        spy = Spy(TargetedChannelMask(0.5, annealing=0))
+        coop = cooperative(masker=spy, saliency_every=3, input_noise=0.0)
+        images, labels = batch()
+        asked = []
+        for seed in range(6):
+            counted.clear()
+            coop(images, labels, generator=seeded(seed))
+            asked.append(len(counted))
+        assert asked == [2, 0, 0, 2, 0, 0]
+        assert all((call.factor == 0).sum(1).flatten().tolist() == [8, 8, 8] for call in spy.calls)
+        factors = torch.stack([call.factor for call in spy.calls])
+        assert len(factors[2:6].flatten(1).unique(dim=0)) == 4
+
+    def test_the_count_of_batches_goes_on_from_a_state_dict(self):
+        coop, images, labels = case("shortcuts")
+        for _ in range(3):
+            coop(images, labels, generator=seeded())
+        coop(images, labels, stage="plain")
+        again, *_ = case("shortcuts")
+        again.load_state_dict(coop.state_dict())
+        copied = copy.deepcopy(coop)
+        expected = [coop.saliency_schedule() for _ in range(4)]
+        assert expected == [False, True, False, True]
+        assert [again.saliency_schedule() for _ in range(4)] == expected
+        assert [copied.saliency_schedule() for _ in range(4)] == expected
+        assert not [key for key in cooperative().state_dict() if "schedule" in key]
+
+    @pytest.mark.parametrize("value", [0, 1.5, True, "2"])
+    def test_other_periods_than_whole_numbers_of_batches(self, value):
+        with pytest.raises(ValueError, match="saliency_every must be a whole number of batches, 1 or more; got"):
+            cooperative(saliency_every=value)
+
+    @pytest.mark.parametrize("name", ["hard_share", "hard_scale"])
+    def test_shares_outside_their_range(self, name):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\]; got 1.5"):
+            cooperative(**{name: 1.5})
+        with pytest.raises(ValueError, match=rf"{name} must be above 0; got 0. To train without hard examples"):
+            cooperative(**{name: 0})
+
+    def test_options_are_shown_where_they_are_on(self):
+        assert "hard_" not in repr(cooperative())
+        assert "hard_share=0.5, hard_scale=0.25" in repr(cooperative(hard_share=0.5, hard_scale=0.25))
+        assert "(saliency_schedule): Every(4)" in repr(cooperative(saliency_every=4))
 
 
 class TestLabels:

@@ -1145,15 +1145,36 @@ class Checkpointed(Base):
         return self.head(self.run("around", whole, x))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_code_within_a_checkpointed_part_is_refused(images: Tensor, reentrant: bool) -> None:
-    model = Checkpointed("around", reentrant).double()
+WITHIN = "'code': it runs inside an activation-checkpointed part of Checkpointed"
+
+
+def test_a_code_within_a_part_checkpointed_reentrantly_is_refused(images: Tensor) -> None:
+    model = Checkpointed("around", True).double()
     before = traces(model)
-    with (
-        LatentTap(model, "code"),
-        pytest.raises(RuntimeError, match=r"'code': it runs inside an activation-checkpointed part of Checkpointed"),
-    ):
+    with LatentTap(model, "code"), pytest.raises(RuntimeError, match=f"{WITHIN}.* Tap the module"):
         model(images.requires_grad_())
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_code_within_a_checkpointed_part_has_exact_replays_without_gradients(images: Tensor, full: bool) -> None:
+    """The backward pass of a replay would run the part again, with the old code."""
+    torch.manual_seed(1)
+    model = Checkpointed("around", False).double()
+    torch.manual_seed(1)
+    plain = Checkpointed("none", False).double()
+    before = traces(model)
+    with LatentTap(model, "code") as tap, LatentTap(plain, "code") as other:
+        loss, expected = model(images).square().sum(), plain(images).square().sum()
+        assert torch.equal(latent_saliency(loss, tap.code), latent_saliency(expected, other.code))
+        with torch.no_grad():
+            assert torch.equal(tap.replay(tap.code * 0.5, full=full), other.replay(other.code * 0.5))
+        with pytest.raises(RuntimeError, match=rf"{WITHIN}.* Replay under torch.no_grad\(\), or tap the module"):
+            tap.replay(tap.code * 0.5, full=full)
+        loss.backward()
+        expected.backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
     assert traces(model) == before
 
 

@@ -641,6 +641,18 @@ def test_progress_tells_the_time_left(capsys, monkeypatch):
     assert [line.split(", ")[-1] for line in capsys.readouterr().err.splitlines()] == ["0:01:40 left", "0:00:00 left"]
 
 
+def test_progress_lines_keep_their_distance_but_for_the_first_and_the_last(capsys, monkeypatch):
+    clock = count(0, 10)
+    monkeypatch.setattr("latentaug.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    tiny_trainer(callbacks=[Progress(every=30)]).fit(squares(), epochs=9)
+    shown = [line.split(", ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["epoch 1", "epoch 4", "epoch 7", "epoch 9"]
+    trainer = tiny_trainer(callbacks=[Progress(every=30)])
+    trainer.callbacks.append(At(7, lambda trainer: trainer.stop()))
+    trainer.fit(squares(), epochs=9)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("epoch 3, step 7")
+
+
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     pytest.importorskip("tqdm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

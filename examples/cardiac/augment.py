@@ -45,8 +45,8 @@ def augment(images: Tensor, labels: Tensor, *, generator: torch.Generator) -> tu
     Draws:
         Everything per slice, from `generator`, on its device.
     """
-    matrix = _affine(len(images), generator).to(images)
-    bend = _elastic(len(images), generator).to(images)
+    matrix = _to(images, _affine(len(images), generator))
+    bend = _to(images, _elastic(len(images), generator))
     images = _intensity(images, generator)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     grid = grid + F.interpolate(bend, images.shape[2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -86,10 +86,15 @@ def _elastic(n: int, generator: torch.Generator) -> Tensor:
 def _intensity(images: Tensor, generator: torch.Generator) -> Tensor:
     shape = (len(images), 1, 1, 1)
     contrast, shift = uniform(*CONTRAST, shape, generator), uniform(-BRIGHTNESS, BRIGHTNESS, shape, generator)
-    chosen = chance(0.5, shape, generator).to(images.device)
+    chosen = chance(0.5, shape, generator)
+    contrast, shift = torch.where(chosen, contrast, 1), torch.where(chosen, shift, 0)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    changed = (images * contrast.to(images) + shift.to(images)).clamp(low, high)
-    return torch.where(chosen, changed, images)
+    return (images * _to(images, contrast) + _to(images, shift)).clamp(low, high)
+
+
+def _to(images: Tensor, drawn: Tensor) -> Tensor:
+    # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
+    return drawn.to(images, non_blocking=drawn.device.type == "cpu")
 
 
 def uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

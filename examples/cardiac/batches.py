@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -66,14 +68,50 @@ class TrainingBatches:
     def batch(self, number: int) -> Batch:
         """Make one batch, by its number from the start of training."""
         first = number * self.half
-        slices = torch.tensor([self._slice(place) for place in range(first, first + self.half)])
+        chosen = torch.tensor([self._slice(place) for place in range(first, first + self.half)])
+        slices = chosen.to(self.images.device, non_blocking=True)
         generator = torch.Generator().manual_seed(_mix(self.seed, number, 1))
         return training_batch(self.images[slices], self.labels[slices], self.side, generator=generator)
 
     def _slice(self, place: int) -> int:
         turn, index = divmod(place, len(self.images))
-        generator = torch.Generator().manual_seed(_mix(self.seed, turn, 0))
-        return int(torch.randperm(len(self.images), generator=generator)[index])
+        return _order(self.seed, turn, len(self.images))[index]
+
+
+class Timed:
+    """A loader whose batches are waited for with a clock in hand.
+
+    The clock is the host's. A step on a GPU goes on after the host has gone to the next batch, so there the share is
+    an upper bound of what the GPU waits.
+
+    Attributes:
+        waited: Seconds spent waiting for batches.
+        total: Seconds spent iterating, what was done with the batches included.
+    """
+
+    def __init__(self, loader: TrainingBatches) -> None:
+        self.loader = loader
+        self.waited = self.total = 0.0
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Make the batches of the epoch that is due."""
+        started = asked = time.perf_counter()
+        try:
+            for batch in self.loader:
+                self.waited += time.perf_counter() - asked
+                yield batch
+                asked = time.perf_counter()
+        finally:
+            self.total += time.perf_counter() - started
+
+    @property
+    def share(self) -> float | None:
+        """Part of the time that was spent waiting, to four places; None before the end of an epoch."""
+        return round(self.waited / self.total, 4) if self.total else None
 
 
 def iterations_per_pass(frames: Sequence[Frame], batch_size: int) -> int:
@@ -88,6 +126,13 @@ def validation_batches(frames: Sequence[Frame], side: int, device: torch.device 
     return [(rescale(crop(images, side)), crop(labels, side)) for images, labels in volumes]
 
 
+def middle_slices(volumes: Sequence[Batch]) -> Batch:
+    """Return one batch of the middle slice of each volume."""
+    slices = [(images[[len(images) // 2]], labels[[len(labels) // 2]]) for images, labels in volumes]
+    images, labels = zip(*slices, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
 def _labelled_slices(frames: Sequence[Frame], device: torch.device | str) -> Batch:
     parts = [_tensors(frame, frame.labels.any((1, 2)), device) for frame in frames]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
@@ -96,6 +141,13 @@ def _labelled_slices(frames: Sequence[Frame], device: torch.device | str) -> Bat
 def _tensors(frame: Frame, chosen: slice | np.ndarray, device: torch.device | str) -> Batch:
     images = torch.as_tensor(frame.image[chosen], device=device)[:, None]
     return rescale(images), torch.as_tensor(frame.labels[chosen], device=device).long()
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, turn: int, slices: int) -> list[int]:
+    generator = torch.Generator().manual_seed(_mix(seed, turn, 0))
+    order: list[int] = torch.randperm(slices, generator=generator).tolist()
+    return order
 
 
 def _mix(seed: int, number: int, purpose: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,20 @@ def corrupt(frame: Frame, corruption: str, draw: int, *, spacing: str = "voxel")
         torch.default_generator.manual_seed(_seed(frame.patient, frame.phase, corruption, draw))
         corrupted = transform(volume).data[0].numpy()
     return replace(frame, image=rescale_slices(corrupted.astype(np.float32)))
+
+
+def recipe(corruption: str, draw: int, *, spacing: str) -> dict[str, Any]:
+    """Return, as plain data, all that decides about what `corrupt` makes of a frame."""
+    versions = {package: version(package) for package in ("torch", "torchio", "SimpleITK")}
+    transform, parameters = PARAMETERS[corruption]
+    return {
+        "corruption": corruption,
+        "draw": draw,
+        "spacing": spacing,
+        "transform": transform,
+        "parameters": dict(parameters),
+        "versions": versions,
+    }
 
 
 def _transform(corruption: str) -> Callable[[torchio.ScalarImage], torchio.ScalarImage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -164,11 +164,12 @@ def evaluate(
     draw: int,
     side: int | None = None,
     stages: Sequence[str] = ("FTN", "FTN+STN"),
+    watch: Callable[[str, Frame, Mapping[str, Tensor]], None] | None = None,
 ) -> list[Score]:
     """Score a model on every test set, by frame, structure and metric; `side` and `stages` as in `segment`.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor or centre
-    is known are scored again under a column of its own.
+    is known are scored again under a column of its own. `watch` is called with every column, frame and label maps.
     """
     model.eval()
     values = defaultdict(list)
@@ -176,7 +177,10 @@ def evaluate(
         for frame in frames:
             parts = [start + frame.group[name] for name, start in PARTS.items() if frame.group.get(name)]
             columns = [column, *(column + PART + part for part in parts)]
-            for stage, predicted in segment(model, frame, device, side=side, stages=stages).items():
+            maps = segment(model, frame, device, side=side, stages=stages)
+            if watch is not None:
+                watch(column, frame, maps)
+            for stage, predicted in maps.items():
                 found = frame_scores(predicted, frame).items()
                 for ((structure, metric), value), name in product(found, columns):
                     values[stage, name, frame.patient, frame.phase, structure, metric].append(value)

@@ -36,6 +36,7 @@ from .anatomy import (
     paint_slice,
     texture,
 )
+from .cache import publish, user_cache
 
 VERSION = 1
 """Goes into the cache key: raise it with every change that alters a voxel."""
@@ -104,7 +105,7 @@ class Study(NamedTuple):
 
 def cached_phantom() -> PhantomPaths:
     """Return the phantom in the user's cache folder, which is written there if need be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentaug"
+    cache = user_cache()
     print(f"No data given: a phantom of ACDC and M&Ms is used, from {cache}.")
     return make_phantom(cache)
 
@@ -140,16 +141,8 @@ def make_phantom(
                 _write_acdc(built / "acdc", patient, seed)
             _write_mnms(built / "mnms", mnms_subjects, seed)
             (built / "recipe.json").write_text(text)
-            _publish(built, target)
+            publish(built, target)
     return PhantomPaths(target / "acdc", target / "mnms")
-
-
-def _publish(built: Path, target: Path) -> None:
-    try:
-        built.rename(target)
-    except OSError:
-        if not target.is_dir():  # otherwise another run was faster, with the same voxels
-            raise
 
 
 def _write_acdc(root: Path, patient: str, seed: int) -> None:

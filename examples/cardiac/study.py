@@ -1,16 +1,28 @@
-"""The frames of a run: read once, cropped, corrupted and halved as the preset says."""
+"""The frames of a run: read, cropped, corrupted and halved as the preset says, each once if there is a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-from .corruptions import PARAMETERS, corrupt
+from .cache import Cache
+from .corruptions import PARAMETERS, corrupt, recipe
 from .data import DataError, Frame, halve, read_acdc, read_mnms, read_preprocessed
 from .metrics import count_cropped
+from .progress import Progress
 from .protocol import Preset, Split, choose_split, read_split
+
+
+class DataSet(NamedTuple):
+    """A data set: what reads it, its folder, and the folder in that which volumes are read from."""
+
+    read: Callable[..., list[Frame]]
+    root: Path
+    part: str = "."
 
 
 @dataclass(frozen=True)
@@ -32,10 +44,10 @@ class Sources:
             if folder.resolve() == self.acdc.resolve():
                 raise DataError(f"{folder}: given as --acdc and as --external {name}. Pass another folder.")
 
-    def test_sets(self) -> dict[str, Callable[..., list[Frame]]]:
-        """Return, for every test set but ACDC, what reads it at a given `size`."""
-        mnms = {} if self.mnms is None else {"M&Ms": partial(read_mnms, self.mnms)}
-        return mnms | {name: partial(read_preprocessed, folder) for name, folder in self.external.items()}
+    def test_sets(self) -> dict[str, DataSet]:
+        """Return every test set but ACDC, by the name of its column."""
+        mnms = {} if self.mnms is None else {"M&Ms": DataSet(read_mnms, self.mnms, "Training/Labeled")}
+        return mnms | {name: DataSet(read_preprocessed, folder) for name, folder in self.external.items()}
 
 
 class Study:
@@ -45,10 +57,14 @@ class Study:
         sources: Where data come from.
         preset: Sizes and corruptions.
         split_file: Who trains, validates and is tested; None for the paper's protocol.
+        cache: Where frames are kept from run to run; None keeps them in memory alone.
     """
 
-    def __init__(self, sources: Sources, preset: Preset, split_file: Path | None = None) -> None:
+    def __init__(
+        self, sources: Sources, preset: Preset, split_file: Path | None = None, cache: Cache | None = None
+    ) -> None:
         self.sources, self.preset, self.split_file = sources, preset, split_file
+        self.cache = cache or Cache(None)
         if not sources.acdc.is_dir():
             raise DataError(f"{sources.acdc}: no such folder; pass the folder that ACDC was unpacked to.")
         # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
@@ -81,13 +97,7 @@ class Study:
         patients = self.split(draw).test
         clean = self._read(patients, self.preset.image_size)
         if patients not in self._corrupted:
-            repeats, spacing = range(self.preset.corruption_draws), self.preset.corruption_spacing
-            self._corrupted[patients] = {
-                name: self._shrunk(
-                    corrupt(frame, name, repeat, spacing=spacing) for repeat in repeats for frame in clean
-                )
-                for name in PARAMETERS
-            }
+            self._corrupted[patients] = self._corrupt_all(patients, clean)
         return {"ACDC": self._shrunk(clean), **self._corrupted[patients], **self._others}
 
     def load(self, draws: Iterable[int]) -> None:
@@ -97,8 +107,8 @@ class Study:
             self._read(split.train, self.preset.padded_size)
             self._read(split.validation, self.preset.image_size)
             self._read(split.test, self.preset.image_size)
-        for name, read in self.sources.test_sets().items():
-            self._others[name] = self._shrunk(read(size=self.preset.image_size))
+        for name, data in self.sources.test_sets().items():
+            self._others[name] = self._shrunk(self._frames(data, self.preset.image_size))
 
     def notes(self, draw: int) -> list[str]:
         """Return what a reader of the results should know about the data."""
@@ -113,8 +123,30 @@ class Study:
 
     def _read(self, patients: tuple[str, ...], size: int) -> list[Frame]:
         if (patients, size) not in self._acdc:
-            self._acdc[patients, size] = read_acdc(self.sources.acdc, patients=patients, size=size)
+            self._acdc[patients, size] = self._frames(DataSet(read_acdc, self.sources.acdc), size, patients)
         return self._acdc[patients, size]
+
+    def _frames(self, data: DataSet, size: int, patients: tuple[str, ...] | None = None) -> list[Frame]:
+        read = partial(data.read, data.root, patients=patients, size=size)
+        source = self.cache.fingerprint(data.root, part=data.part, patients=patients)
+        return self.cache.frames(read, source, reader=data.read.__name__, patients=patients, size=size)
+
+    def _corrupt_all(self, patients: tuple[str, ...], clean: list[Frame]) -> dict[str, list[Frame]]:
+        corrupted: dict[str, list[Frame]] = {name: [] for name in PARAMETERS}
+        source = self.cache.fingerprint(self.sources.acdc, patients=patients)
+        size, halve = self.preset.image_size, self.preset.halve
+        kinds = list(product(PARAMETERS, range(self.preset.corruption_draws)))
+        with Progress("corrupting", len(kinds) * len(clean)) as progress:
+            for number, (name, draw) in enumerate(kinds, start=1):
+                make = partial(self._corrupt, clean, name, draw, progress)
+                how = recipe(name, draw, spacing=self.preset.corruption_spacing)
+                corrupted[name] += self.cache.frames(make, source, patients=patients, size=size, halve=halve, **how)
+                progress.reach(number * len(clean))  # those that the cache had went by unseen
+        return corrupted
+
+    def _corrupt(self, clean: list[Frame], name: str, draw: int, progress: Progress) -> list[Frame]:
+        spacing = self.preset.corruption_spacing
+        return self._shrunk(corrupt(frame, name, draw, spacing=spacing) for frame in progress.over(clean))
 
     def _shrunk(self, frames: Iterable[Frame]) -> list[Frame]:
         return [halve(frame) if self.preset.halve else frame for frame in frames]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks.__main__ import PARTS, main
-from benchmarks.flops import by_hand, count
-from benchmarks.measure import Measured, Subject, take_turns
-from benchmarks.memory import follow
+from benchmarks.flops import OPTIONS, by_hand, count, count_option, expected
+from benchmarks.measure import Measured, Subject, fits, largest, take_turns
+from benchmarks.memory import follow, kept
 from benchmarks.report import Options, Report, Table, write
-from benchmarks.step import masks, unets, variants
-from benchmarks.subjects import MASKERS, authors, bare, trained
+from benchmarks.step import _table, masks, matmuls, shortcuts, steps, unets, variants
+from benchmarks.subjects import MASKERS, authors, bare, cooperative_model, trained
+from latentaug import FTN
 
 CPU = torch.device("cpu")
 QUICK = ["--quick", "--repeats", "1", "--threads", "1", "--device", "cpu"]
@@ -32,7 +33,7 @@ def test_every_part_runs_and_writes_its_results(part, tmp_path, capsys):
     assert (tmp_path / f"{part}.png").stat().st_size > 1000
 
 
-STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **unets(2, 64)}
+STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **shortcuts(2, 64), **unets(2, 64)}
 
 
 @pytest.mark.slow
@@ -65,6 +66,26 @@ class TestCounts:
         needed = by_hand(192)
         assert needed["cooperative, targeted channels"] / needed["standard"] == pytest.approx(2.114, abs=5e-4)
 
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_options_save_what_they_are_said_to(self, option):
+        assert count_option(CPU, option, images=2, side=64) == by_hand(64)[option]
+        assert by_hand(64)[option] < by_hand(64)["cooperative, targeted channels"]
+
+    def test_a_cooperative_step_is_expected_to_draw_each_mask_as_often(self):
+        needed = by_hand(64)
+        mean = sum(needed[f"cooperative, {name}"] for name in MASKERS) / len(MASKERS)
+        assert expected("cooperative", 64) == pytest.approx(mean)
+        assert expected("standard", 64) == needed["standard"]
+
+    def test_checkpointing_keeps_less_in_the_part_that_is_checkpointed(self):
+        model, images, labels = cooperative_model(CPU, FTN(num_classes=4, width=4, depth=2), 2, (64, 64))
+        plain = kept(model, images, labels)
+        assert min(plain.values()) > 0
+        model.checkpointed = ("shape_prior.encoder.blocks.0", "shape_prior.decoder.blocks.0")
+        checkpointed = kept(model, images, labels)
+        assert checkpointed["shape prior"] < 0.8 * plain["shape prior"]
+        assert {**checkpointed, "shape prior": 0} == {**plain, "shape prior": 0}
+
     def test_memory_is_that_of_the_trunk_and_one_shape_prior(self):
         """Encoder, segmentation decoder and shape prior are alike in size: each holds half of what a bare step does."""
         size = {"images": 4, "side": 192}
@@ -95,6 +116,57 @@ class TestMeasuring:
                 threads=1,
                 repeats=1,
             )
+
+    @pytest.mark.parametrize("most", [0, 1, 7, 100, 1000, 2**14])
+    def test_the_largest_that_fits_is_found_to_within_a_sixteenth(self, most):
+        asked = []
+        found = largest(lambda n: asked.append(n) or n <= most)
+        assert most - max(1, most // 16) < found <= most
+        assert len(asked) < 25
+
+    def test_a_step_fits_unless_memory_runs_out(self):
+        def build(device):
+            def step():
+                taken.append(1)
+                if len(taken) == 2:  # the optimizer has made its moments by then
+                    raise torch.cuda.OutOfMemoryError("out of memory")
+
+            return step
+
+        taken = []
+        assert not fits(build, CPU)
+        taken = [1, 1]
+        assert fits(build, CPU)
+        with pytest.raises(ZeroDivisionError):
+            fits(lambda device: lambda: 1 / 0, CPU)
+
+    def test_rates_are_shares_of_what_a_matrix_product_reaches(self):
+        options = Options("cpu", 1, 1, quick=True)
+        peaks = matmuls(options)
+        assert min(peaks.values()) > 0
+        subjects = {"bare": steps(2, 32, options)["bare"], "unknown": Subject(partial(bare, images=2, side=32))}
+        table = _table("t", subjects, options=options, peaks={torch.float32: 1e9})
+        seconds, *_, rate, share = table.rows["bare"]
+        assert rate * seconds == pytest.approx(2 * by_hand(32)["bare"] / 1e9)
+        assert share == pytest.approx(rate)
+        assert table.rows["unknown"][-2:] == (None, None)
+
+    def test_a_gpus_variants_that_do_not_run_are_named_with_their_error(self):
+        options = Options("cpu", 1, 1, quick=True)
+        variant = Subject(partial(authors, path="nowhere", kind="standard", images=2, side=32))
+        table = _table("t", {"compiled": variant}, options=options, peaks={torch.float32: 1.0})
+        assert table.rows == {"compiled: ModuleNotFoundError": (None,) * len(table.columns)}
+
+    def test_a_gpu_has_more_variants(self):
+        more = {*variants(2, 32, Options("cuda", 1, 1))} - {*variants(2, 32, Options("cpu", 1, 1))}
+        assert more == {"compiled", "compiled, bfloat16", "compiled, CUDA graphs", "bare", "bare, CUDA graph"}
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_bare_step_can_be_recorded_and_launched_as_a_whole(self):
+        step = bare(torch.device("cuda"), images=2, side=32, recorded=True)
+        step()
+        torch.cuda.synchronize()
 
     def test_the_spread_is_half_the_range_of_the_middle_half(self):
         assert Measured([1.0, 2.0, 3.0, 4.0, 100.0], peak=0).spread == pytest.approx((4 - 2) / 2 / 3)

@@ -1,9 +1,14 @@
+from itertools import count
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from cardiac import batches as module
 from cardiac.augment import rescale
-from cardiac.batches import TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.batches import Timed, TrainingBatches, iterations_per_pass, validation_batches
 from cardiac.data import Frame
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def frame(patient, depth=4, side=16, empty=1):
@@ -17,9 +22,11 @@ def frame(patient, depth=4, side=16, empty=1):
     return Frame(patient, "ED", image, labels, (10.0, 1.0, 1.0))
 
 
-def loader(epoch=0, *, side=12, seed=0, length=3, batch_size=6):
+def loader(epoch=0, *, side=12, seed=0, length=3, batch_size=6, device="cpu"):
     frames = [frame("0"), frame("1")]
-    return TrainingBatches(frames, side=side, batch_size=batch_size, length=length, seed=seed, epoch=lambda: epoch)
+    return TrainingBatches(
+        frames, side=side, batch_size=batch_size, length=length, seed=seed, epoch=lambda: epoch, device=device
+    )
 
 
 def untouched(batches):
@@ -94,3 +101,88 @@ def test_a_validation_batch_is_cropped_as_training_batches_are():
     assert images.shape == (4, 1, 8, 8)
     assert torch.equal(labels, all_labels[:, 4:12, 4:12])
     assert torch.equal(images, rescale(whole[:, :, 4:12, 4:12]))
+
+
+# Time
+
+
+class CopiesTo(TorchDispatchMode):
+    """Notes of every copy from the CPU to another device whether the host waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and "device" in kwargs:
+            self.waits.append(not kwargs.get("non_blocking", False))
+        if func is torch.ops.aten.index.Tensor:  # copies indices of another device, and waits
+            self.waits.append(any(i is not None and i.device != args[0].device for i in args[1]))
+        return func(*args, **kwargs)
+
+
+def test_a_batch_is_made_on_the_device_without_a_wait_for_it():
+    batches = loader(device="meta")
+    with CopiesTo() as copies:
+        images, labels = batches.batch(0)
+    assert images.device.type == labels.device.type == "meta"
+    assert len(copies.waits) >= 6
+    assert not any(copies.waits)
+    with CopiesTo() as copies:  # the detector detects
+        batches.images[torch.tensor([0])]
+        torch.zeros(1).to("meta")
+    assert copies.waits == [True, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_a_gpu_never_synchronises():
+    batches = loader(device="cuda")
+    batches.batch(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        images, labels = batches.batch(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = loader().batch(1)
+    torch.testing.assert_close(images.cpu(), on_cpu[0])
+    assert (labels.cpu() == on_cpu[1]).float().mean() > 0.99
+
+
+def test_the_share_of_waiting_is_that_of_the_time_between_asking_and_getting(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            for number in range(3):
+                now[0] += 1
+                yield number
+
+    timed = Timed(Slow())
+    assert len(timed) == 3
+    assert timed.share is None
+    for _ in range(2):
+        for _ in timed:
+            now[0] += 4
+    assert (timed.waited, timed.total, timed.share) == (6, 30, 0.2)
+
+
+def test_the_step_after_which_an_epoch_is_cut_short_counts(monkeypatch):
+    ticks = count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    timed = Timed(loader())
+    batches = iter(timed)
+    next(batches)
+    batches.close()
+    assert (timed.waited, timed.total) == (1, 2)
+
+
+def test_timing_changes_no_batch():
+    for (images, labels), (others, other_labels) in zip(Timed(loader()), loader(), strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)

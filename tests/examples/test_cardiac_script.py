@@ -16,6 +16,7 @@ import torch
 from cardiac import callbacks
 from cardiac.batches import TrainingBatches
 from cardiac.metrics import METRICS
+from cardiac.outputs import Outputs
 from cardiac.protocol import Preset
 from cardiac.report import read_scores
 
@@ -26,7 +27,7 @@ TINY = [
     *("--batch-size", "4", "--iterations", "4", "--device", "cpu"),
 ]
 FILES = [
-    *("comparison.csv", "configuration.json", "curves.png", "run.toml"),
+    *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
     *("scores.csv", "table.json", "table.md", "table.png"),
 ]
 
@@ -45,6 +46,14 @@ def write_patient(folder, seed, structures=(1, 2, 3)):
         affine = np.diag([1.36719, 1.36719, 10, 1])
         nib.save(nib.Nifti1Image(image.T, affine), folder / f"{phase}_img.nii.gz")
         nib.save(nib.Nifti1Image(labels.T, affine), folder / f"{phase}_seg.nii.gz")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def user_cache(tmp_path_factory):
+    """A cache folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +103,19 @@ def test_a_run_leaves_scores_table_and_figures(whole):
     ]
 
 
+def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole, tmp_path):
+    page = (whole / "report.html").read_bytes()
+    for section in ("result", "curves", "positions", "cases", "moments", "settings"):
+        assert f'<section id="{section}">'.encode() in page
+    assert b"Not kept" not in page
+    assert "--image-size 32 --no-halve" in page.decode()  # the command
+    shutil.copytree(whole, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "report.html").unlink()
+    configuration = json.loads((whole / "configuration.json").read_text())
+    acdc_cooperative.conclude(Outputs(tmp_path / "elsewhere", configuration))
+    assert (tmp_path / "elsewhere" / "report.html").read_bytes() == page
+
+
 def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole):
     done = [json.loads((whole / method / "draw-0" / "done.json").read_text()) for method in ("standard", "cooperative")]
     assert [about["iterations"] for about in done] == [4, 4]
@@ -108,6 +130,7 @@ def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole
 def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-2] == f"The run as one page: {whole / 'report.html'}"
     assert lines[-1].startswith(f"Results: {whole / 'table.md'}")
     assert any("too short to rank methods" in line for line in lines)
 
@@ -140,7 +163,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, m
 def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
     def kill(self, number):
         if number == 3:
-            raise MemoryError  # nothing is saved on it, as on a kill
+            raise RuntimeError("killed")  # nothing is saved on it, as on a kill
         return batch(self, number)
 
     batch = TrainingBatches.batch
@@ -149,7 +172,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeyp
     monkeypatch.setattr(acdc_cooperative, "ROUNDS", 1)  # one epoch, in whose middle it is
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "batch", kill)
-        with pytest.raises(MemoryError):
+        with pytest.raises(RuntimeError, match="killed"):
             acdc_cooperative.main([*flags, "--output", str(output)])
     assert acdc_cooperative.main([*flags, "--output", str(output), "--resume"]) == 0
     assert "going on from iteration 3" in capsys.readouterr().out
@@ -181,6 +204,26 @@ acdc_cooperative.main(sys.argv[1:])
     process = subprocess.run([sys.executable, "-c", program, *arguments], env=environment)
     assert process.returncode == -signal.SIGKILL
     assert acdc_cooperative.main([*arguments, "--resume"]) == 0
+    assert "going on from iteration 2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+
+
+def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
+    whole, flags, tmp_path, monkeypatch, capsys
+):
+    def run_out(self, number):
+        if number == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return batch(self, number)
+
+    batch = TrainingBatches.batch
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "batch", run_out)
+        assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --batch-size 4 was too much for the memory of cpu: lower --batch-size")
+    assert not (tmp_path / "run" / "scores.csv").exists()
+    assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
     assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
 
@@ -240,6 +283,28 @@ def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, 
     assert acdc_cooperative.main([*arguments, "--schedule", "cosine"]) == 2
     assert "that run has schedule 'constant', this one 'cosine'" in capsys.readouterr().err
     assert acdc_cooperative.main(arguments) == 0
+
+
+def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
+    whole, flags, tmp_path, user_cache, capsys
+):
+    assert (user_cache / "latentaug" / "frames").is_dir()
+    standard = ["--methods", "standard"]
+    for number, choice in enumerate((["--cache", str(tmp_path / "kept")], ["--no-cache"])):
+        output = tmp_path / str(number)
+        before = {*user_cache.rglob("*")}
+        assert acdc_cooperative.main([*flags, *standard, *choice, "--output", str(output)]) == 0
+        assert {*user_cache.rglob("*")} == before
+        one, other = (folder / "standard" / "draw-0" / "scores.csv" for folder in (output, whole))
+        assert one.read_bytes() == other.read_bytes()
+    assert (tmp_path / "kept").is_dir()
+
+
+def test_the_share_of_time_spent_on_data_is_said_and_kept(flags, tmp_path, capsys):
+    assert acdc_cooperative.main([*flags, "--methods", "standard", "--output", str(tmp_path)]) == 0
+    share = json.loads((tmp_path / "standard" / "draw-0" / "done.json").read_text())["data share"]
+    assert 0 < share < 1
+    assert f"data: {100 * share:.1f} % of the training time" in capsys.readouterr().out
 
 
 def test_methods_may_be_run_apart_in_any_order(whole, flags, tmp_path):
