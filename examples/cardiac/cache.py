@@ -157,7 +157,9 @@ def _load(entry: Path) -> list[Frame] | None:
         frames, start = [], 0
         for about in json.loads((entry / "frames.json").read_text()):
             stop = start + about.pop("depth")
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in about.items()
+            }
             frames.append(Frame(image=images[start:stop], labels=labels[start:stop], **values))
             start = stop
         return frames

@@ -361,9 +361,8 @@ def test_a_corruption_of_other_parameters_is_made_again(data, folder, monkeypatc
 
 def test_a_recipe_tells_corruptions_and_libraries_apart(monkeypatch):
     pytest.importorskip("torchio")
-    recipes = [recipe(name, draw, spacing=spacing) for name, draw, spacing in (
-        ("RandBias", 0, "voxel"), ("RandSpike", 0, "voxel"), ("RandBias", 1, "voxel"), ("RandBias", 0, "unit")
-    )]  # fmt: skip
+    kinds = [("RandBias", 0, "voxel"), ("RandSpike", 0, "voxel"), ("RandBias", 1, "voxel"), ("RandBias", 0, "unit")]
+    recipes = [recipe(name, draw, spacing=spacing) for name, draw, spacing in kinds]
     monkeypatch.setattr("cardiac.corruptions.version", lambda package: "0")
     recipes.append(recipe("RandBias", 0, spacing="voxel"))
     assert len({json.dumps(one) for one in recipes}) == 5

@@ -251,13 +251,13 @@ def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
 
 def test_two_runs_at_once_agree(tiny, tmp_path, monkeypatch):
     both_built = threading.Barrier(2)
-    publish = phantom._publish
+    publish = phantom.publish
 
     def wait_and_publish(built, target):
         both_built.wait(timeout=30)
         publish(built, target)
 
-    monkeypatch.setattr(phantom, "_publish", wait_and_publish)
+    monkeypatch.setattr(phantom, "publish", wait_and_publish)
     results = []
     runs = [
         threading.Thread(target=lambda: results.append(make_phantom(tmp_path, acdc_patients=PATIENTS))) for _ in "12"
