@@ -24,7 +24,8 @@ logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 def faults():
     counts = []
     for _ in range(16):
-        torch.empty(2**23).fill_(1.0)
+        activations = [torch.empty(7 * 2**20).fill_(1.0) for _ in range(3)]
+        del activations
         counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     return counts[-1] - counts[7]
 
@@ -45,9 +46,8 @@ def test_large_blocks_are_kept_and_the_change_is_logged_once():
     )
     result = json.loads(done.stdout)
     assert result["tuned"] == [True, True]
-    assert (
-        result["before"] >= 8 * 32 // 2
-    )  # eight tensors of 32 MiB, in pages of 2 MiB at most: importing changed nothing
+    # Eight times three tensors of 28 MiB, in pages of 2 MiB at most: importing changed nothing.
+    assert result["before"] >= 8 * 3 * 28 // 2
     assert result["after"] < result["before"] / 4  # some, while holes of the right size are still to come
     assert done.stderr.count("malloc") == 1
 
@@ -65,17 +65,15 @@ def test_a_linux_without_glibc_is_left_alone(monkeypatch):
     assert tune_allocator() is False
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected"), [([1, 1], True), ([0, 1, 1], True), ([0, 0, 1], False), ([1, 0], False)]
-)
+@pytest.mark.parametrize(("answers", "expected"), [([1, 1], True), ([0, 1], False), ([1, 0], False)])
 def test_it_says_whether_malloc_took_both_settings(monkeypatch, answers, expected):
     replies = iter(answers)
     asked = []
 
     def mallopt(parameter: int, value: int) -> int:
-        asked.append(parameter)
+        asked.append((parameter, value))
         return next(replies)
 
     monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: mallopt)
-    assert tune_allocator() is expected
-    assert len(asked) == len(answers)  # an older glibc is asked again with the most it takes
+    assert tune_allocator(2**25) is expected
+    assert asked == [(-3, 2**25), (-1, 2**31 - 1)]  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
