@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ DASHES = ("-", "--", ":")
 Bytes = npt.NDArray[np.uint8]
 
 _INK = "#010203"  # stands for the text colour of the page, which is dark or light
-_STYLE = {
+_STYLE: dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
@@ -72,7 +72,7 @@ def panel(
         figure = Figure(figsize=(3.0, 2.1))
         axes = figure.add_axes((0.15, 0.2, 0.82, 0.67))
         for line in lines:
-            look = {"color": line.colour, "linestyle": line.dash, "linewidth": 1.3}
+            look: dict[str, Any] = {"color": line.colour, "linestyle": line.dash, "linewidth": 1.3}
             axes.plot(line.x, line.y, marker="o" if len(line.x) < 12 else None, markersize=3, **look)
         if categories:
             axes.set_xticks(range(len(categories)), categories)
@@ -127,7 +127,7 @@ def _contours(labels: Bytes) -> str:
 
     A border that two structures share is drawn once. Pixel centres lie at halves, as in SVG's images.
     """
-    lines = []
+    lines: list[npt.NDArray[np.float64]] = []
     for inside in (labels == 1, (labels == 1) | (labels == 2), labels == 3):
         padded = np.pad(inside.astype(float), 1)
         lines += contour_generator(z=padded).lines(0.5)

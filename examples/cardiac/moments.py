@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentaug import Callback
+from latentaug import Callback, CooperativeModel
 from latentaug.callbacks import Trainer
 
 from .batches import Batch, middle_slices
@@ -74,7 +74,7 @@ class Moments(Callback):
 
     def _keep(self, trainer: Trainer) -> None:
         generator = torch.Generator(self.images.device).manual_seed(0)
-        steps = trainer.model.explain(self.images, self.labels, generator=generator)
+        steps = cast(CooperativeModel, trainer.model).explain(self.images, self.labels, generator=generator)
         moment = Moment(
             trainer.global_step,
             _grey(self.images),

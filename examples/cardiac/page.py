@@ -167,9 +167,13 @@ def _curves(runs: Sequence[Finished], colours: Mapping[str, str]) -> dict[str, l
     panels: dict[str, list[Markup]] = {"Losses on training batches": [], "Validation": []}
     for name in names:
         lines = [
-            Line(*zip(*points, strict=True), colours[run.method], DASHES[run.draw % len(DASHES)])
+            Line(
+                [line["iteration"] for line in run.log if name in line],
+                [line[name] for line in run.log if name in line],
+                colours[run.method],
+                DASHES[run.draw % len(DASHES)],
+            )
             for run in runs
-            if (points := [(line["iteration"], line[name]) for line in run.log if name in line])
         ]
         group = "Validation" if name.startswith("val_") else "Losses on training batches"
         panels[group].append(panel(name.removeprefix("val_").replace("_", " "), lines, xlabel="iteration"))
