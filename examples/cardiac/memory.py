@@ -27,9 +27,10 @@ def memory_advice(preset: Preset, device: torch.device) -> Iterator[None]:
             raise
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         halve = "" if preset.halve else ", or add --halve"
+        half = "" if preset.precision != "float32" else ", or add --precision bfloat16"
         raise DataError(
             f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower --batch-size, --width or "
-            f"--image-size{halve}. What is done is kept; once there is more memory, the same command goes on from it."
+            f"--image-size{halve}{half}. What is done is kept; once there is more memory, the same command goes on from it."
         ) from None
 
 

@@ -23,7 +23,7 @@ def test_running_out_of_memory_is_one_line_that_names_settings(failure):
         raise FAILURES[failure]
     message = str(error.value)
     assert message.startswith("--batch-size 20 was too much for the memory of cpu")
-    assert all(flag in message for flag in ("lower --batch-size", "--width", "--image-size", "--halve"))
+    assert all(flag in message for flag in ("lower --batch-size", "--width", "--image-size", "--halve", "--precision"))
     assert "\n" not in message
 
 
