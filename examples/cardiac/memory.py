@@ -30,7 +30,8 @@ def memory_advice(preset: Preset, device: torch.device) -> Iterator[None]:
         half = "" if preset.precision != "float32" else ", or add --precision bfloat16"
         raise DataError(
             f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower --batch-size, --width or "
-            f"--image-size{halve}{half}. What is done is kept; once there is more memory, the same command goes on from it."
+            f"--image-size{halve}{half}. What is done is kept; once there is more memory, the same command goes on "
+            "from it."
         ) from None
 
 
