@@ -142,6 +142,7 @@ def make_parser() -> Parser:
     add("--model", metavar="NAME", help="FTN, the paper's, or such as smp:Unet:resnet34 (default: FTN)")
     add("--layers", nargs="+", metavar="NAME", help="layers to mask, such as 'encoder[5]' (default: as found)")
     add("--depths", nargs="+", type=int, metavar="N", help="the same by number: 5 4 means 'encoder[5]' 'encoder[4]'")
+    add("--image-code", metavar="NAME", help="layer that images are reconstructed from (default: the deepest masked)")
     add("--encoder-weights", metavar="NAME", help="of a library's encoder, such as imagenet (default: random)")
     add("--config", type=Path, metavar="FILE", help="TOML with any of these settings by name; flags take precedence")
     add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
@@ -208,7 +209,7 @@ def choose_network(options: argparse.Namespace) -> Network:
     if options.depths and options.model == PAPERS:
         raise DataError(f"--depths counts a library's encoder; the {PAPERS} has none. Pass --model, or --layers.")
     layers = options.layers or [f"encoder[{depth}]" for depth in options.depths]
-    return Network(options.model, tuple(layers), options.encoder_weights)
+    return Network(options.model, tuple(layers), options.image_code, options.encoder_weights)
 
 
 def find(options: argparse.Namespace) -> Sources:

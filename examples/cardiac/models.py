@@ -26,6 +26,7 @@ class Network:
         name: "FTN", the paper's; or library:Architecture:encoder, such as "smp:Unet:resnet34" from
             segmentation-models-pytorch, without the encoder for the library's own choice.
         layers: Names of the layers to mask; empty for those that the network declares or the library finds.
+        image_code: Name of the layer that images are reconstructed from; None for the deepest of those.
         encoder_weights: What the library calls the weights that the encoder starts from; None for random ones.
 
     Raises:
@@ -34,6 +35,7 @@ class Network:
 
     name: str = PAPERS
     layers: tuple[str, ...] = ()
+    image_code: str | None = None
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +57,12 @@ class Network:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields by their flags' names."""
-        return {"model": self.name, "layers": [*self.layers], "encoder_weights": self.encoder_weights}
+        return {
+            "model": self.name,
+            "layers": [*self.layers],
+            "image_code": self.image_code,
+            "encoder_weights": self.encoder_weights,
+        }
 
     def build(self, preset: Preset, options: Mapping[str, Any]) -> CooperativeModel:
         """Make the network with its heads, from PyTorch's global random stream.
@@ -69,11 +76,14 @@ class Network:
         """
         network = self._network(preset)
         example = torch.zeros(2, 1, preset.side, preset.side)
-        layers = {"layer": [*self.layers]} if self.layers else {}
+        codes: dict[str, Any] = {"layer": [*self.layers]} if self.layers else {}
+        if self.image_code is not None:
+            codes["image_code"] = self.image_code
         try:
-            return CooperativeModel(network, num_classes=CLASSES, example=example, **layers, **options)
+            return CooperativeModel(network, num_classes=CLASSES, example=example, **codes, **options)
         except (ValueError, TypeError, RuntimeError) as error:
             where = f" with --layers {' '.join(self.layers)}" if self.layers else ""
+            where += f" with --image-code {self.image_code}" if self.image_code else ""
             raise DataError(
                 f"--model {self.name}{where} cannot be trained on images of {preset.side} x {preset.side}: "
                 f"{_one_line(error)} Change it, or the images' size by --image-size, --crop and --halve."

@@ -52,6 +52,14 @@ def test_layers_may_be_chosen():
     assert [str(code) for code in Network(layers=("encoder",)).build(SMALL, {}).shape_codes] == ["encoder"]
 
 
+def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segmentation():
+    library()
+    for layers, masked in (((), ["encoder[5]"]), (("encoder[5]", "encoder[4]"), ["encoder[5]", "encoder[4]"])):
+        model = Network("smp:Unet:resnet18", layers, "encoder[3]").build(SMALL, {})
+        assert str(model.image_code) == "encoder[3]"
+        assert [str(code) for code in model.shape_codes] == masked
+
+
 @pytest.mark.parametrize("name", ["Unet", "smp", "smp:", "smp:Unet:", "smp:Unet:resnet18:5", "torchvision:fcn", "ftn"])
 def test_other_names_are_refused(name):
     with pytest.raises(DataError, match=f"--model must be FTN or smp:Architecture:encoder.*{name}"):
@@ -70,6 +78,7 @@ def test_the_papers_network_has_no_pretrained_weights():
         (Network("smp:Unet:resnet19"), 64, "Wrong encoder name `resnet19`"),
         (Network("smp:Unet:resnet18", encoder_weights="dreams"), 64, "dreams"),
         (Network("smp:Unet:resnet18", ("encodr",)), 64, "with --layers encodr .*closest: 'encoder'"),
+        (Network("smp:Unet:resnet18", (), "encodr"), 64, "with --image-code encodr .*closest: 'encoder'"),
         (Network("smp:FPN:resnet18"), 80, "images of 80 x 80: .*divisible by 32.*--image-size, --crop and --halve"),
     ],
 )
