@@ -45,7 +45,7 @@ NOTES = (
     "hand*: a forward pass of each network, its gradient by inputs and by weights, each as much again; none by the "
     "images of the first convolution. A saliency costs one gradient by inputs, through the decoder: that of the image "
     "code arrives with the backward pass of the reconstruction anyway. A hard example costs a forward pass of "
-    "its decoder. The options, which change the numbers, are over the step with targeted channels.",
+    "its decoder. The options, which change the numbers, are those of a step with targeted channels.",
 )
 
 OPTIONS: dict[str, dict[str, Any]] = {

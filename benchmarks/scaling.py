@@ -50,7 +50,7 @@ NOTES = (
     "1,000 steps are of a small network on small images; memory is the process' own, over that after ten steps.",
     "*Checkpointed*: each block of the U-Net and of the two heads is computed again in the backward pass. *Kept* is "
     "what one forward pass of all standard losses holds for its backward pass, weights excepted; "
-    "`cooperative_backward` holds the network's part and one branch at a time.",
+    "`cooperative_backward` holds the network's part and one branch at a time; *at most* is what it allocates.",
 )
 
 
@@ -144,9 +144,11 @@ def _volumes(options: Options) -> Table:
 def _kept(options: Options) -> Table:
     """Say where the memory of a 3-D step goes, without and with checkpointing."""
     device, side = torch.device(options.device), 32 if options.quick else 64
-    plain, checkpointed = (
-        memory.kept(*volume_model(device, side=side, checkpointed=checkpointed)) for checkpointed in (False, True)
-    )
-    rows = {part: (plain[part] / 1e9, checkpointed[part] / 1e9) for part in plain}
+    found = []
+    for checkpointed in (False, True):
+        model, inputs, labels = volume_model(device, side=side, checkpointed=checkpointed)
+        peak, *_ = memory.follow(training_step(model, inputs, labels, "cooperative"), device)
+        found.append({**memory.kept(model, inputs, labels), "cooperative step, at most": peak})
+    rows = {part: tuple(sizes[part] / 1e9 for sizes in found) for part in found[0]}
     columns = ("GB", "checkpointed, GB")
     return Table(f"kept for the backward pass, one patch of {side}³", columns, rows, dict.fromkeys(columns, "{:.3f}"))

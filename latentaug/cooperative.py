@@ -153,7 +153,7 @@ class CooperativeModel(nn.Module):
             the saliency are given noise: masks of the same kind, share and strength at random places. What was salient
             in one batch says nothing about the next one's samples, so that it is not used again. The state dict keeps
             the count. Default 1, as in the paper; more is cheaper and changes the numbers, as do the next two.
-        hard_share: Share of the batch, in (0, 1], that hard examples are made of.
+        hard_share: Share of the batch, in (0, 1], that hard examples are made of; one sample at least.
         hard_scale: Size of hard examples along each axis, in (0, 1], relative to the images; up to whole sites of the
             deepest code. Images, segmentations and the clean images are averaged, of labels the nearest are taken.
 
