@@ -173,6 +173,17 @@ METHODS: Mapping[str, Method] = {
         step=cooperative_backward,
         options={"weights": {"hard_code_segmentation": 1.0}},
     ),
+    "cooperative-saliency-every-4": Method(
+        "three batches of four are masked at random places",
+        step=cooperative_backward,
+        options={"saliency_every": 4},
+    ),
+    "cooperative-hard-share-half": Method(
+        "hard examples of half the batch", step=cooperative_backward, options={"hard_share": 0.5}
+    ),
+    "cooperative-hard-scale-half": Method(
+        "hard examples at half the side", step=cooperative_backward, options={"hard_scale": 0.5}
+    ),
 }
 """All methods by their names, in the order of the table."""
 
