@@ -71,7 +71,7 @@ def trained(
 ) -> Step:
     """Train the paper's network and shape prior by a standard or a cooperative step, as the cardiac example does.
 
-    `compiled` is a mode of `torch.compile`, `options` are those of `CooperativeModel`.
+    `compiled` is a mode that `torch.compile` compiles the networks in, `options` are those of `CooperativeModel`.
     """
     masks = None if masker is None else MASKERS[masker]()
     prior = ShapePrior(CLASSES).to(device)  # the paper's, for images of any size: one network in all tables
@@ -81,8 +81,15 @@ def trained(
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if compiled is not None:
-        model.compile(mode=compiled)
+        compile_parts(model, mode=compiled)
     return training_step(model, inputs, labels, kind, precision)
+
+
+def compile_parts(model: CooperativeModel, **options: Any) -> None:
+    """Compile the networks one by one; which of them run, and from which codes, is settled outside of them."""
+    prior = model.shape_prior
+    for part in (*model.model.children(), prior.encoder, prior.decoder):
+        part.compile(**options)
 
 
 def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> Step:

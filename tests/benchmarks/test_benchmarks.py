@@ -13,8 +13,8 @@ from benchmarks.measure import Measured, Subject, fits, largest, take_turns
 from benchmarks.memory import follow, kept
 from benchmarks.report import Options, Report, Table, write
 from benchmarks.step import _table, masks, matmuls, shortcuts, steps, unets, variants
-from benchmarks.subjects import MASKERS, authors, bare, cooperative_model, trained
-from latentaug import FTN
+from benchmarks.subjects import MASKERS, authors, bare, compile_parts, cooperative_model, trained
+from latentaug import FTN, cooperative_backward
 
 CPU = torch.device("cpu")
 QUICK = ["--quick", "--repeats", "1", "--threads", "1", "--device", "cpu"]
@@ -156,6 +156,19 @@ class TestMeasuring:
         variant = Subject(partial(authors, path="nowhere", kind="standard", images=2, side=32))
         table = _table("t", {"compiled": variant}, options=options, peaks={torch.float32: 1.0})
         assert table.rows == {"compiled: ModuleNotFoundError": (None,) * len(table.columns)}
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own look
+    def test_compiled_networks_train_as_they_do_otherwise(self):
+        outcomes = []
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            model, images, labels = cooperative_model(CPU, FTN(num_classes=4, width=2, depth=2), 2, (32, 32))
+            if compiled:
+                compile_parts(model, backend="aot_eager")
+            generator = torch.Generator().manual_seed(0)
+            outcomes.append([cooperative_backward(model, images, labels, generator=generator).loss for _ in range(3)])
+        torch.testing.assert_close(*outcomes)
 
     def test_a_gpu_has_more_variants(self):
         more = {*variants(2, 32, Options("cuda", 1, 1))} - {*variants(2, 32, Options("cpu", 1, 1))}
