@@ -236,6 +236,7 @@ def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
     for name in ("acdc", "mnms", "published", "cache"):
         settings[name] = settings[name] and settings[name].resolve()
+    settings["no_cache"] = settings["no_cache"] or None
     pairs = (pair.partition("=") for pair in settings["external"])
     settings["external"] = [f"{name}={Path(there).resolve()}" for name, _, there in pairs]
     return {name: value for name, value in settings.items() if value not in (None, [])} | {"output": folder.resolve()}

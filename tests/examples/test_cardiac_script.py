@@ -200,7 +200,8 @@ acdc_cooperative.main(sys.argv[1:])
 """
     arguments = [*flags, "--output", str(tmp_path / "run")]
     examples = str(Path(acdc_cooperative.__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([examples, *sys.path])}
+    threads = str(torch.get_num_threads())  # another number would round otherwise
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([examples, *sys.path]), "OMP_NUM_THREADS": threads}
     process = subprocess.run([sys.executable, "-c", program, *arguments], env=environment)
     assert process.returncode == -signal.SIGKILL
     assert acdc_cooperative.main([*arguments, "--resume"]) == 0
