@@ -212,7 +212,16 @@ def _positive(value: object) -> bool:
 
 
 PRESETS = {
-    "quick": Preset(halve=True, depth=3, batch_size=8, iterations=180, learning_rate=1e-3, draws=1, corruption_draws=1),
+    "quick": Preset(
+        halve=True,
+        depth=3,
+        batch_size=8,
+        iterations=180,
+        learning_rate=1e-3,
+        schedule="cosine",
+        draws=1,
+        corruption_draws=1,
+    ),
     "cpu": Preset(
         crop=160,
         halve=True,
