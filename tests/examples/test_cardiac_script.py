@@ -279,10 +279,10 @@ def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, 
     file = tmp_path / "run" / "configuration.json"
     older = json.loads(file.read_text())
     assert not {"model", "layers"} & {*older}
-    file.write_text(json.dumps({name: value for name, value in older.items() if name not in ("crop", "schedule")}))
+    file.write_text(json.dumps({name: value for name, value in older.items() if name not in ("crop", "precision")}))
     arguments = [*flags, "--output", str(tmp_path / "run")]
-    assert acdc_cooperative.main([*arguments, "--schedule", "cosine"]) == 2
-    assert "that run has schedule 'constant', this one 'cosine'" in capsys.readouterr().err
+    assert acdc_cooperative.main([*arguments, "--precision", "bfloat16"]) == 2
+    assert "that run has precision 'float32', this one 'bfloat16'" in capsys.readouterr().err
     assert acdc_cooperative.main(arguments) == 0
 
 
