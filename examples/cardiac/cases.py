@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import STRUCTURES, Frame
-from .metrics import PART, dice
+from .metrics import PART, dice, mean_of_known
 from .preprocess import Labels
 from .report import replacing
 
@@ -90,7 +89,7 @@ class Cases:
     def slices(self) -> list[SliceScore]:
         """Return the scores of all slices, in the order in which they came."""
         return [
-            SliceScore(*key, **{name: _mean(one.get(name, math.nan) for one in found) for name in STRUCTURES})
+            SliceScore(*key, **{name: mean_of_known(one.get(name, math.nan) for one in found) for name in STRUCTURES})
             for key, found in self._slices.items()
         ]
 
@@ -174,12 +173,12 @@ def by_third(scores: Iterable[SliceScore], stage: str) -> dict[tuple[str, str], 
         for column in columns:
             for name in STRUCTURES:
                 values[column, name][third].append(getattr(score, name))
-    return {key: [_mean(found) for found in thirds] for key, thirds in values.items()}
+    return {key: [mean_of_known(found) for found in thirds] for key, thirds in values.items()}
 
 
 def _case(column: str, frame: Frame, stage: str, predicted: Tensor) -> Case | None:
     labels = torch.as_tensor(frame.labels)
-    mean = _mean(dice(predicted, labels, 1 + STRUCTURES.index(name)) for name in frame.structures)
+    mean = mean_of_known(dice(predicted, labels, 1 + STRUCTURES.index(name)) for name in frame.structures)
     if math.isnan(mean):  # nothing labelled, nothing predicted
         return None
     labelled = [*positions(frame.labels)] or [*range(len(labels))]
@@ -195,12 +194,6 @@ def _first(cases: Sequence[Case], sign: int) -> list[Case]:
     for case in sorted(cases, key=lambda case: sign * case.dice):
         found.setdefault((case.patient, case.phase), case)
     return [*found.values()][:KEPT]
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of those that are numbers; NaN of none."""
-    numbers = [value for value in values if not math.isnan(value)]
-    return fmean(numbers) if numbers else math.nan
 
 
 def _shown(value: object) -> object:

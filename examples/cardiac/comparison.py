@@ -17,6 +17,8 @@ from .metrics import AVERAGE, METRICS, PART, Score
 CLEAN = "ACDC"
 """The column of the test set that comes from where the training set does; all others are shifted."""
 SHIFTED = "average (shifted)"
+REFERENCE = "standard"
+"""The method that others are compared with."""
 RESAMPLES = 5000
 
 ABOUT = (
@@ -74,7 +76,7 @@ class _Pair(NamedTuple):
 
 
 def compare(
-    scores: Iterable[Score], reference: str = "standard", *, resamples: int = RESAMPLES, seed: int = 0
+    scores: Iterable[Score], reference: str = REFERENCE, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Difference]:
     """Compare every method with the reference, for each metric, stage and column, and over columns.
 

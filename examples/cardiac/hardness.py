@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from latentaug import CooperativeModel
 
 from .batches import Batch
 from .data import STRUCTURES
-from .metrics import dice
+from .metrics import dice, mean_of_known
 
 
 def dice_of_masked(model: CooperativeModel, volumes: Sequence[Batch], *, seed: int = 0) -> tuple[float, float]:
@@ -37,5 +35,4 @@ def mean_dice(predicted: Sequence[Tensor], volumes: Sequence[Batch]) -> float:
     """Average the 3-D Dice of label maps over volumes and structures, without those that neither side has."""
     pairs = [(one, labels) for one, (_, labels) in zip(predicted, volumes, strict=True)]
     structures = range(1, 1 + len(STRUCTURES))
-    values = [dice(one, labels, value) for one, labels in pairs for value in structures]
-    return fmean([value for value in values if not math.isnan(value)] or [math.nan])
+    return mean_of_known(dice(one, labels, value) for one, labels in pairs for value in structures)

@@ -198,6 +198,11 @@ def column_mean(scores: Iterable[Score]) -> dict[str, float]:
     return {structure: fmean(values) for structure, values in per_structure.items()}
 
 
+def mean_of_known(values: Iterable[float]) -> float:
+    """Average what is not NaN; NaN if there is nothing else."""
+    return fmean([value for value in values if not math.isnan(value)] or [math.nan])
+
+
 def summarise(values: Iterable[float]) -> Cell:
     """Return mean and spread (sample standard deviation) over draws."""
     values = list(values)

@@ -9,7 +9,6 @@ from datetime import datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
@@ -20,14 +19,13 @@ from markupsafe import Markup
 import latentaug
 
 from . import cases, moments
+from .comparison import REFERENCE
 from .data import STRUCTURES
 from .figures import DASHES, LABEL, PREDICTION, Line, case_picture, hues, moment_picture, panel, slices_picture
-from .metrics import PART, Cell, Score, summarise
+from .metrics import PART, Cell, Score, mean_of_known, summarise
 from .outputs import Finished, Outputs
 from .report import AVERAGE, Row, columns_of, replacing, tabulate
 
-BASELINE = "standard"
-"""The method that others are compared with."""
 PAGE = "report.html"
 
 Kept = TypeVar("Kept")
@@ -78,7 +76,7 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         structures=", ".join(STRUCTURES),
         label=LABEL,
         prediction=PREDICTION,
-        baseline=BASELINE,
+        baseline=REFERENCE,
         table=table(scores),
         vendors=table(scores, parts=True),
         curves=_curves(runs, colours),
@@ -104,8 +102,8 @@ def headline(scores: Sequence[Score]) -> str:
     best = max(rows, key=_average)
     said = f"The best average Dice is {_average(best):.3f}, by {best.method} ({best.stage})"
     rivals = [row for row in rows if row.stage == best.stage and row.method != best.method]
-    if best.method != BASELINE:
-        rivals = [row for row in rivals if row.method == BASELINE]
+    if best.method != REFERENCE:
+        rivals = [row for row in rivals if row.method == REFERENCE]
     gains = differences(scores, best, max(rivals, key=_average)) if rivals else {}
     if not gains:
         return f"{said}; there is nothing here to compare it with."
@@ -123,7 +121,7 @@ def table(scores: Sequence[Score], *, parts: bool = False) -> tuple[list[str], l
     rows = tabulate(scores)
     columns = columns_of(rows, parts=parts)
     best = {column: max(row.cells[column].mean for row in rows if column in row.cells) for column in columns}
-    baselines = {row.stage: row for row in rows if row.method == BASELINE}
+    baselines = {row.stage: row for row in rows if row.method == REFERENCE}
     filled = []
     for row in rows:
         baseline = baselines.get(row.stage)
@@ -272,8 +270,7 @@ def _first_draws(runs: Sequence[Finished]) -> list[Finished]:
 
 def _means(rows: Iterable[Sequence[float]]) -> list[float]:
     """Average rows place by place, leaving out what is NaN."""
-    numbers = ([value for value in place if not math.isnan(value)] for place in zip(*rows, strict=True))
-    return [fmean(found) if found else math.nan for found in numbers]
+    return [mean_of_known(place) for place in zip(*rows, strict=True)]
 
 
 def _number(value: float) -> str:

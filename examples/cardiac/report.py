@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from .comparison import ABOUT, Difference, compare, comparison_grid
+from .comparison import ABOUT, REFERENCE, Difference, compare, comparison_grid
 from .metrics import AVERAGE, METRICS, PART, Cell, Score, column_mean, summarise
 
 MISSED = (
@@ -165,7 +165,7 @@ def write_report(
     notes: Sequence[str],
     *,
     published: Sequence[Row] = (),
-    reference: str = "standard",
+    reference: str = REFERENCE,
 ) -> str:
     """Write scores, configuration, comparison and tables (JSON, Markdown, PNG); return the Dice tables to print.
 
