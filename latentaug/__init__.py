@@ -15,13 +15,7 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 from latentaug.allocator import tune_allocator
 from latentaug.callbacks import Callback
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.cooperative import (
-    CooperativeModel,
-    CooperativeOutput,
-    HardExamples,
-    cooperative_backward,
-    standard_backward,
-)
+from latentaug.cooperative import CooperativeModel
 from latentaug.description import Description, describe
 from latentaug.discovery import Location, find_bottleneck
 from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
@@ -37,7 +31,9 @@ from latentaug.masks import (
 )
 from latentaug.networks import FTN
 from latentaug.optimization import PerStep
+from latentaug.results import CooperativeOutput, HardExamples
 from latentaug.saliency import SaliencyCalculator, latent_saliency
+from latentaug.steps import cooperative_backward, standard_backward
 from latentaug.tap import LatentTap
 from latentaug.trainer import CooperativeTrainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -13,80 +13,38 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from latentaug.activations import checkpointed as checkpointing
-from latentaug.branches import Losses, backpropagate
+from latentaug.branches import Losses
 from latentaug.compose import paper_masks
+from latentaug.construction import (
+    coarsest,
+    complete_weights,
+    declaration,
+    existing_submodules,
+    located,
+    masker_pair,
+    new_reconstruction_head,
+    new_shape_prior,
+    placed_like,
+    positive_share,
+    saliency_schedule,
+    separate_submodules,
+)
 from latentaug.discovery import Location, find_bottleneck, unwrap
-from latentaug.heads import ReconstructionHead, ShapePrior, one_hot, to_labels
+from latentaug.heads import ShapePrior, one_hot, to_labels
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
-from latentaug.masks import LatentMask, Masker, as_share
+from latentaug.masks import LatentMask, Masker
 from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
-from latentaug.shortcuts import Every, draw_samples, scaled_size, shrink, shrink_labels, taken
+from latentaug.results import CooperativeOutput, HardExamples, detached, joined
+from latentaug.shortcuts import draw_samples, scaled_size, shrink, shrink_labels, taken
 from latentaug.tap import LatentTap, Layer
-from latentaug.trace import depends, is_compiled
+from latentaug.trace import depends
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
 Stage: TypeAlias = Literal["both", "plain", "standard", "hard"]
-_STAGES = get_args(Stage)
-
-WEIGHTS = {
-    "segmentation": 1.0,
-    "reconstruction": 0.5,
-    "shape_from_logits": 1.0,
-    "shape_from_labels": 1.0,
-    "hard_image_segmentation": 1.0,
-    "hard_image_reconstruction": 0.5,
-    "shape_from_hard_image": 1.0,
-    "shape_from_hard_segmentation": 1.0,
-    "hard_code_segmentation": 0.0,
-}
-"""The paper's weights, by the names that `CooperativeOutput.losses` has.
-
-"hard_code_segmentation" isn't the paper's: the segmentation loss of what the masked shape codes decode to, whose
-gradient reaches decoder and encoder. It is computed only where it has a weight.
-"""
-
-
-class CooperativeOutput(NamedTuple):
-    """What a `CooperativeModel` returns for images with labels."""
-
-    loss: Tensor
-    """Sum of `losses`."""
-    losses: dict[str, Tensor]
-    """Every term, times its weight."""
-    logits: Tensor
-    """The model's logits of the (noisy) images, at the labels' size."""
-    refined: Tensor
-    """What the shape prior makes of them."""
-    hard_images: Tensor | None
-    """Images decoded from the masked image code, constants; None in eval mode."""
-    hard_segmentation: Tensor | None
-    """Logits replayed from the masked shape code, constants; None in eval mode."""
-    hard_samples: Tensor | None = None
-    """Positions in the batch of the samples that these were made of; None means all."""
-
-
-class HardExamples(NamedTuple):
-    """How hard examples come about: what `CooperativeModel.explain` returns and `draw_hard_examples` draws."""
-
-    image_saliency: Tensor
-    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]."""
-    image_factor: Tensor
-    """Factor of the mask on it."""
-    hard_images: Tensor
-    """Images decoded from the masked image code."""
-    logits: Tensor
-    """The model's logits of the images themselves."""
-    shape_saliency: Tensor
-    """Gradient of the segmentation loss with respect to the (deepest) shape code."""
-    shape_factor: Tensor
-    """Factor of the mask on it."""
-    hard_segmentation: Tensor
-    """Logits replayed from the masked shape codes."""
-    refined: Tensor
-    """What the shape prior makes of those."""
+STAGES = get_args(Stage)
 
 
 class _Masked(NamedTuple):
@@ -211,13 +169,13 @@ class CooperativeModel(nn.Module):
         hard_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.saliency_schedule = _schedule(saliency_every)
-        self.hard_share = _positive_share("hard_share", hard_share)
-        self.hard_scale = _positive_share("hard_scale", hard_scale)
+        self.saliency_schedule = saliency_schedule(saliency_every)
+        self.hard_share = positive_share("hard_share", hard_share)
+        self.hard_scale = positive_share("hard_scale", hard_scale)
         self.model = model
         self.num_classes = num_classes
         self.loss = functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
-        self.weights = _complete_weights(weights or {})
+        self.weights = complete_weights(weights or {})
         self.input_noise = input_noise
         self.image_range = image_range
         self.ignore_index = ignore_index
@@ -225,24 +183,26 @@ class CooperativeModel(nn.Module):
         self.read_logits = logits
         self._main_outputs: dict[int, int] = {}  # position by the number of outputs, where several are finest
         self._unchecked = True
-        self.image_masker, self.shape_masker = _masker_pair(paper_masks() if masker is None else masker)
+        self.image_masker, self.shape_masker = masker_pair(paper_masks() if masker is None else masker)
 
-        declared = _declaration(model)
+        declared = declaration(model)
         if declared is not None and layer is None:
             image_code = declared.image_code if image_code is None else image_code
             shape_code = declared.shape_code if shape_code is None else shape_code
         elif layer is None and (image_code is None or shape_code is None):
             layer = find_bottleneck(model, example, logits=logits)
-        self.shape_codes = _located(model, layer if shape_code is None else shape_code, example)
-        self.image_code = _coarsest(_located(model, layer if image_code is None else image_code, example))
+        self.shape_codes = located(model, layer if shape_code is None else shape_code, example)
+        self.image_code = coarsest(located(model, layer if image_code is None else image_code, example))
         self._tapped = list(dict.fromkeys([self.image_code, *self.shape_codes]))
 
         if reconstruction is None and (declared is None or declared.image_code != str(self.image_code)):
-            reconstruction = _placed(_reconstruction_head(self.image_code, example, image_range), model, example)
+            reconstruction = placed_like(new_reconstruction_head(self.image_code, example, image_range), model, example)
         self.reconstruction_head = reconstruction
-        self.shape_prior = shape_prior or _placed(_shape_prior(num_classes, temperature, example), model, example)
+        self.shape_prior = shape_prior or placed_like(
+            new_shape_prior(num_classes, temperature, example), model, example
+        )
         self._check_image_range()
-        self.hard_norm_frozen = _existing(self, "hard_norm_frozen", hard_norm_frozen)
+        self.hard_norm_frozen = existing_submodules(self, "hard_norm_frozen", hard_norm_frozen)
         self.checkpointed = checkpointed
         self._try(example)
 
@@ -259,7 +219,7 @@ class CooperativeModel(nn.Module):
 
     @checkpointed.setter
     def checkpointed(self, names: Sequence[str]) -> None:
-        self._checkpointed = _separate(self, _existing(self, "checkpointed", names))
+        self._checkpointed = separate_submodules(self, existing_submodules(self, "checkpointed", names))
 
     # Calling ----------------------------------------------------------------------------------------------------------
 
@@ -306,8 +266,8 @@ class CooperativeModel(nn.Module):
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
                 "torch.no_grad() or inference_mode, or call .eval() first to validate."
             )
-        if stage not in _STAGES:
-            raise ValueError(f"stage must be one of {', '.join(map(repr, _STAGES))}; got {stage!r}.")
+        if stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(map(repr, STAGES))}; got {stage!r}.")
         with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self.checkpointed}):
             if stage == "hard":
                 if hard_examples is None:
@@ -321,7 +281,7 @@ class CooperativeModel(nn.Module):
             hard = self._hard_stage(
                 images, labels, standard.hard_images, standard.hard_segmentation, standard.hard_samples, losses=losses()
             )
-            return _joined(standard, hard)
+            return joined(standard, hard)
 
     def refine(self, logits: Tensor, steps: int = 1) -> Tensor:
         """Correct a segmentation with the shape prior, `steps` times; every step reads the last one's result.
@@ -484,7 +444,7 @@ class CooperativeModel(nn.Module):
         return decoded.to(images.dtype)
 
     def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        return scaled_size(size, self.hard_scale, _coarsest(self._tapped).stride)
+        return scaled_size(size, self.hard_scale, coarsest(self._tapped).stride)
 
     def _replayed(
         self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
@@ -598,185 +558,12 @@ class CooperativeModel(nn.Module):
             )
 
 
-def cooperative_backward(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    generator: torch.Generator | None = None,
-) -> CooperativeOutput:
-    """Do what `model(images, labels).loss.backward()` does, at a third of the memory.
-
-    Backpropagates each loss as soon as its branch of the networks is through, and the standard losses before the hard
-    ones; the gradients are the same. They are added to those that are there, and the optimizer is left alone. What is
-    wrapped, by DDP for instance, or sharded is backpropagated once for each stage, at half the memory.
-
-    Args:
-        model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.
-        images: A batch of images.
-        labels: Their labels.
-        scaler: Scales the losses before each backward pass, for float16.
-        generator: Source of the noise and the masks.
-
-    Returns:
-        What the call of the model would return, without a graph.
-
-    Raises:
-        RuntimeError: The model is in eval mode.
-
-    Example:
-        >>> from latentaug.networks import FTN
-        >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
-        >>> coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images)
-        >>> optimizer = torch.optim.Adam(coop.parameters(), lr=1e-4)
-        >>> output = cooperative_backward(coop, images, labels)
-        >>> optimizer.step()
-    """
-    if not model.training:
-        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
-    if _can_backpropagate_inside(model):
-        output: CooperativeOutput = model(images, labels, generator=generator, backward=True, scaler=scaler)
-        return output
-    with _without_sync(model):
-        standard = model(images, labels, generator=generator, stage="standard")
-        hard_examples = standard.hard_images, standard.hard_segmentation, standard.hard_samples
-        backpropagate([standard.loss], scaler=scaler)
-    hard = model(images, labels, stage="hard", hard_examples=hard_examples)
-    with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
-        backpropagate([hard.loss], scaler=scaler)
-    return _detached(_joined(standard, hard))
-
-
-def standard_backward(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    generator: torch.Generator | None = None,
-) -> CooperativeOutput:
-    """Backpropagate the standard losses only: what cooperative training is compared with.
-
-    Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
-    """
-    if _can_backpropagate_inside(model):
-        output: CooperativeOutput = model(
-            images, labels, generator=generator, stage="plain", backward=True, scaler=scaler
-        )
-        return output
-    output = model(images, labels, generator=generator, stage="plain")
-    backpropagate([output.loss], scaler=scaler)
-    return _detached(output)
-
-
-def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
-    """Spare DDP and FSDP the first of two reductions of the gradients; taken or not, they come out the same."""
-    if getattr(model, "static_graph", False):
-        return nullcontext()  # its first backward pass must reduce: PyTorch fails on an internal assertion otherwise
-    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(model, "no_sync", nullcontext)
-    return no_sync()
-
-
-def _can_backpropagate_inside(model: nn.Module) -> bool:
-    """Tell whether gradients may arrive before the call returns.
-
-    Wrappers reduce them in the one pass that follows it, and compiled calls are traced without.
-    """
-    return isinstance(model, CooperativeModel) and not is_sharded(model) and not is_compiled(model)
-
-
 def _output(losses: Losses, *results: Any) -> CooperativeOutput:
     """Gather what a stage returns; where its losses are backpropagated at once, after that and without a graph."""
     if not losses.eager:
         return CooperativeOutput(losses.total, losses.weighted, *results)
     losses.backward()
-    return _detached(CooperativeOutput(losses.total, losses.weighted, *results))
-
-
-def _joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:
-    return standard._replace(loss=standard.loss + hard.loss, losses={**standard.losses, **hard.losses})
-
-
-def _detached(output: CooperativeOutput) -> CooperativeOutput:
-    return output._replace(
-        loss=output.loss.detach(),
-        losses={name: term.detach() for name, term in output.losses.items()},
-        logits=output.logits.detach(),
-        refined=output.refined.detach(),
-    )
-
-
-# Construction ---------------------------------------------------------------------------------------------------------
-
-
-class _Declaration(NamedTuple):
-    """What a model with codes of its own says about them, under these names."""
-
-    image_code: str
-    shape_code: str
-    image_decoder: nn.Module
-
-
-def _declaration(model: nn.Module) -> _Declaration | None:
-    found: list[Any] = [getattr(model, name, None) for name in _Declaration._fields]
-    return _Declaration(*found) if all(map(isinstance, found, (str, str, nn.Module))) else None
-
-
-def _located(model: nn.Module, layers: Layer | Sequence[Layer] | None, example: Tensor) -> list[Location]:
-    return LatentTap(model, layers, example=example).layers
-
-
-def _coarsest(locations: Sequence[Location]) -> Location:
-    return max(locations, key=lambda location: math.prod(location.stride))
-
-
-def _reconstruction_head(
-    code: Location, example: Tensor, image_range: tuple[float, float] | None
-) -> ReconstructionHead:
-    channels = code.shape[code.layout.channel_dim]
-    return ReconstructionHead(channels, example.shape[1], code.stride, image_range=image_range, layout=code.layout)
-
-
-def _shape_prior(num_classes: int, temperature: float, example: Tensor) -> ShapePrior:
-    """Size the prior so that its code has about the paper's grid, 12 sites along the longest axis."""
-    depth = max(1, round(math.log2(max(example.shape[2:]) / 12)))
-    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, temperature=temperature)
-
-
-def _placed(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
-    """Give a new head the model's device and precision."""
-    like = next(model.parameters(), example)
-    return head.to(like.device, like.dtype)
-
-
-def _masker_pair(masker: object) -> tuple[Masker, Masker]:
-    pair = masker if isinstance(masker, tuple | list) else (masker, masker)
-    if len(pair) != 2 or not all(isinstance(one, Masker) for one in pair):
-        raise TypeError(
-            f"masker must be a Masker, or a pair of them for image code and shape code; got "
-            f"{[type(one).__name__ for one in pair]}. Pass an instance, such as paper_masks()."
-        )
-    return pair[0], pair[1]
-
-
-def _complete_weights(given: Mapping[str, float]) -> dict[str, float]:
-    if unknown := sorted(set(given) - set(WEIGHTS)):
-        raise ValueError(f"CooperativeModel has no loss {', '.join(unknown)} to weigh; it has {', '.join(WEIGHTS)}.")
-    return {**WEIGHTS, **given}
-
-
-def _schedule(saliency_every: int) -> Every | None:
-    if isinstance(saliency_every, bool) or not isinstance(saliency_every, int) or saliency_every < 1:
-        raise ValueError(f"saliency_every must be a whole number of batches, 1 or more; got {saliency_every!r}.")
-    return None if saliency_every == 1 else Every(saliency_every)
-
-
-def _positive_share(name: str, value: float) -> float:
-    share = as_share(name, value)
-    if share == 0:
-        raise ValueError(f"{name} must be above 0; got 0. To train without hard examples, use standard_backward.")
-    return share
+    return detached(CooperativeOutput(losses.total, losses.weighted, *results))
 
 
 def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -784,22 +571,6 @@ def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     source = like.device if generator is None else generator.device
     noise = torch.randn(like.shape, generator=generator, device=source)
     return noise.to(like.device, like.dtype, non_blocking=True)
-
-
-def _existing(root: nn.Module, option: str, names: Sequence[str]) -> tuple[str, ...]:
-    known = dict(root.named_modules())
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{option} must name submodules, such as 'model' or 'shape_prior'; got {unknown}.")
-    return tuple(names)
-
-
-def _separate(root: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if isinstance(root.get_submodule(name), nn.ModuleList | nn.ModuleDict):
-            raise ValueError(f"checkpointed must name modules that are called; {name!r} only holds some: name those.")
-        if within := [other for other in names if not name or other.startswith(f"{name}.")]:
-            raise ValueError(f"checkpointed must name modules none inside another; got {name!r} and {within[0]!r}.")
-    return tuple(names)
 
 
 @contextmanager

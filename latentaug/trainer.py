@@ -29,11 +29,13 @@ from latentaug.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward
+from latentaug.cooperative import CooperativeModel
 from latentaug.interruption import Interrupted, Interruption, deferred_interrupt
 from latentaug.metrics import Overlap, add_to, means_of
 from latentaug.modes import preserved_modes
 from latentaug.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
+from latentaug.results import CooperativeOutput
+from latentaug.steps import cooperative_backward
 
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
 

@@ -12,14 +12,15 @@ PACKAGE = Path(latentaug.__file__).parent
 
 # Each level may import from those before it, and from `BESIDE`.
 LEVELS = [
-    {"layout", "modes", "losses", "allocator", "shortcuts"},
+    {"layout", "modes", "losses", "allocator", "shortcuts", "results"},
     {"masks", "trace", "heads"},
     {"compose", "replay", "networks", "outputs", "activations"},
     {"planning"},
     {"discovery"},
     {"tap", "saliency", "description"},
-    {"branches"},
+    {"branches", "construction"},
     {"cooperative"},
+    {"steps"},
     {"metrics", "checkpoint", "interruption", "batches", "optimization"},
     {"callbacks"},
     {"trainer"},

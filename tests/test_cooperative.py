@@ -10,18 +10,15 @@ from torch.nn import functional as F
 
 import latentaug.cooperative
 from latentaug.compose import OneOf, paper_masks
-from latentaug.cooperative import (
-    WEIGHTS,
-    CooperativeModel,
-    CooperativeOutput,
-    cooperative_backward,
-    standard_backward,
-)
+from latentaug.construction import WEIGHTS
+from latentaug.cooperative import CooperativeModel
 from latentaug.heads import ReconstructionHead, ShapePrior, one_hot
 from latentaug.layout import Layout
 from latentaug.losses import segmentation_loss
 from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.networks import FTN
+from latentaug.results import CooperativeOutput
+from latentaug.steps import cooperative_backward, standard_backward
 from tests.test_activations import bytes_kept
 from tests.tiny_training import Wrapper
 

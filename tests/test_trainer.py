@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import latentaug.trainer
+from latentaug import CooperativeModel, CooperativeOutput, cooperative_backward, standard_backward
 from latentaug.callbacks import Callback, CSVLog, Progress, TensorBoardLog, default_callbacks
-from latentaug.cooperative import CooperativeModel, CooperativeOutput, cooperative_backward, standard_backward
 from latentaug.metrics import Overlap
 from latentaug.optimization import PerStep
 from latentaug.trainer import CooperativeTrainer

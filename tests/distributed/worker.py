@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from latentaug.cooperative import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, cooperative_backward
 from latentaug.heads import ShapePrior
 from latentaug.networks import FTN
 from latentaug.saliency import latent_saliency

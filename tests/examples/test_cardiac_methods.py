@@ -5,13 +5,13 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from acdc_cooperative import build_trainer
 from cardiac.batches import TrainingBatches, validation_batches
 from cardiac.callbacks import Ramp
 from cardiac.data import Frame
 from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen, mixup_backward
 from cardiac.models import Network
 from cardiac.protocol import Preset
+from cardiac.training import build_trainer
 from torch.nn import functional as F
 
 from latentaug import (

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from cardiac import callbacks
+from cardiac import callbacks, training
 from cardiac.batches import TrainingBatches
 from cardiac.metrics import METRICS
 from cardiac.outputs import Outputs
@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeyp
     batch = TrainingBatches.batch
     output = tmp_path / "run"
     monkeypatch.setattr(callbacks, "SECONDS", 0)
-    monkeypatch.setattr(acdc_cooperative, "ROUNDS", 1)  # one epoch, in whose middle it is
+    monkeypatch.setattr(training, "ROUNDS", 1)  # one epoch, in whose middle it is
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "batch", kill)
         with pytest.raises(RuntimeError, match="killed"):
@@ -187,7 +187,7 @@ def test_a_process_that_was_killed_goes_on_to_the_same_scores(whole, flags, tmp_
     program = """
 import os, signal, sys
 import acdc_cooperative
-from cardiac import callbacks
+from cardiac import callbacks, training
 from cardiac.batches import TrainingBatches
 
 def kill(self, number):
@@ -398,7 +398,7 @@ def test_a_broken_file_is_named_and_nothing_is_written(data, tmp_path, capsys):
 def test_the_learning_rate_rises_and_falls():
     def rates(**settings):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-        schedule = acdc_cooperative.learning_rate_schedule(optimizer, Preset(**settings), 10)
+        schedule = training.learning_rate_schedule(optimizer, Preset(**settings), 10)
         values = []
         for _ in range(10):
             values.append(schedule.get_last_lr()[0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from latentaug.callbacks import Callback
-from latentaug.cooperative import cooperative_backward, standard_backward
+from latentaug.steps import cooperative_backward, standard_backward
 from latentaug.trainer import CooperativeTrainer
 from tests.tiny_training import TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug.cooperative import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, cooperative_backward
 from latentaug.discovery import find_bottleneck
 from latentaug.layout import Layout
 from latentaug.masks import TargetedChannelMask, TargetedSpatialMask

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from latentaug.cooperative import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, cooperative_backward
 from latentaug.masks import Masker, TargetedChannelMask, TargetedSpatialMask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

@@ -1,0 +1,62 @@
+"""What cooperative training returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class CooperativeOutput(NamedTuple):
+    """What a `CooperativeModel` returns for images with labels."""
+
+    loss: Tensor
+    """Sum of `losses`."""
+    losses: dict[str, Tensor]
+    """Every term, times its weight."""
+    logits: Tensor
+    """The model's logits of the (noisy) images, at the labels' size."""
+    refined: Tensor
+    """What the shape prior makes of them."""
+    hard_images: Tensor | None
+    """Images decoded from the masked image code, constants; None in eval mode."""
+    hard_segmentation: Tensor | None
+    """Logits replayed from the masked shape code, constants; None in eval mode."""
+    hard_samples: Tensor | None = None
+    """Positions in the batch of the samples that these were made of; None means all."""
+
+
+class HardExamples(NamedTuple):
+    """How hard examples come about: what `CooperativeModel.explain` returns and `draw_hard_examples` draws."""
+
+    image_saliency: Tensor
+    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]."""
+    image_factor: Tensor
+    """Factor of the mask on it."""
+    hard_images: Tensor
+    """Images decoded from the masked image code."""
+    logits: Tensor
+    """The model's logits of the images themselves."""
+    shape_saliency: Tensor
+    """Gradient of the segmentation loss with respect to the (deepest) shape code."""
+    shape_factor: Tensor
+    """Factor of the mask on it."""
+    hard_segmentation: Tensor
+    """Logits replayed from the masked shape codes."""
+    refined: Tensor
+    """What the shape prior makes of those."""
+
+
+def joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:
+    """Put what the two stages return together: all losses, and the rest from the standard stage."""
+    return standard._replace(loss=standard.loss + hard.loss, losses={**standard.losses, **hard.losses})
+
+
+def detached(output: CooperativeOutput) -> CooperativeOutput:
+    """Cut everything off its graph."""
+    return output._replace(
+        loss=output.loss.detach(),
+        losses={name: term.detach() for name, term in output.losses.items()},
+        logits=output.logits.detach(),
+        refined=output.refined.detach(),
+    )
