@@ -14,10 +14,10 @@ from .configuration import read_arguments
 from .corruptions import PARAMETERS
 from .data import DataError
 from .methods import GROUPS, METHODS, chosen
+from .metrics import AVERAGE
 from .models import PAPERS, Network
 from .phantom import cached_phantom
 from .protocol import PRESETS, Preset
-from .report import AVERAGE
 from .study import Sources
 
 DEFAULTS: dict[str, Any] = {
