@@ -13,6 +13,7 @@ from latentaug.masks import (
     LatentMask,
     Masker,
     RandomChannelMask,
+    Score,
     TargetedChannelMask,
     TargetedSpatialMask,
     as_share,
@@ -128,8 +129,12 @@ class RandomApply(Masker):
         return torch.ones([1] * code.ndim, dtype=torch.float32, device=code.device)
 
 
-def paper_masks() -> OneOf:
+def paper_masks(score: Score = "signed") -> OneOf:
     """Return the paper's scheme: dropout, channel or spatial masking, each as likely, with the paper's settings.
+
+    Args:
+        score: What the two targeted masks rank by; the paper's is "signed". "harm" makes harder examples, see
+            `TargetedChannelMask`.
 
     Example:
         >>> paper_masks()
@@ -141,7 +146,7 @@ def paper_masks() -> OneOf:
           )
         )
     """
-    return OneOf([RandomChannelMask(), TargetedChannelMask(), TargetedSpatialMask()])
+    return OneOf([RandomChannelMask(), TargetedChannelMask(score=score), TargetedSpatialMask(score=score)])
 
 
 def _factor(

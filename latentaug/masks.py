@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from latentaug.layout import CHANNELS_FIRST, Layout
 
 Range: TypeAlias = float | tuple[float, float]
 """A number is fixed; a pair (low, high) is drawn from uniformly."""
+
+Score: TypeAlias = Literal["signed", "magnitude", "harm"]
+"""What targeted maskers rank channels or sites by; see `TargetedChannelMask`."""
+_SCORES = get_args(Score)
 
 Saliency: TypeAlias = Tensor | Callable[[], Tensor]
 """The saliency itself, or what computes it for a masker that asks."""
@@ -157,11 +161,11 @@ class _TargetedMask(Masker):
         percentile: Range = (0, 0.5),
         annealing: Range = (0, 0.5),
         *,
-        score: Literal["signed", "magnitude"] = "signed",
+        score: Score = "signed",
     ) -> None:
         super().__init__()
-        if score not in ("signed", "magnitude"):
-            raise ValueError(f"score must be 'signed' or 'magnitude'; got {score!r}.")
+        if score not in _SCORES:
+            raise ValueError(f"score must be one of {', '.join(map(repr, _SCORES))}; got {score!r}.")
         self.percentile = as_range("percentile", percentile)
         self.annealing = as_range("annealing", annealing)
         self.score = score
@@ -170,10 +174,12 @@ class _TargetedMask(Masker):
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Score the saliency and draw the factor, 1 wide along the averaged axes."""
         gradient = saliency()
-        if self.score == "magnitude":
-            gradient = gradient.abs()
         # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
         precise = torch.promote_types(gradient.dtype, torch.float32)
+        if self.score == "magnitude":
+            gradient = gradient.abs()
+        elif self.score == "harm":
+            gradient = -gradient.to(precise) * code.detach()
         axes = tuple(range(code.ndim)[self.averaged_axes])
         score = gradient.mean(axes, keepdim=True, dtype=precise)
         self._warn_if_uninformative(score.flatten(1))
@@ -196,15 +202,19 @@ class _TargetedMask(Masker):
 class TargetedChannelMask(_TargetedMask):
     """Damp the most salient channels of a latent code.
 
-    Scores each channel by the mean over space of the signed saliency, takes the value at rank int(C · p) as threshold
-    and multiplies what lies strictly above it by `annealing`: exactly int(C · p) channels if no scores tie. A sample
-    whose saliency is all zero or not finite keeps every channel, and the masker warns once (on the CPU).
+    Scores each channel by the mean over space of the signed saliency, or of another `score`, takes the value at rank
+    int(C · p) as threshold and multiplies what lies strictly above it by `annealing`: exactly int(C · p) channels if no
+    scores tie. A sample whose saliency is all zero or not finite keeps every channel, and the
+    masker warns once (on the CPU).
 
     Args:
         percentile: Share of channels to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
             paper.
         annealing: Factor for a masked channel, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
-        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value.
+        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value; "harm"
+            what damping would add to the loss, to first order: saliency times code, with the opposite sign. Where codes
+            are never negative, as after a ReLU, damping where "signed" is high tends to *lower* the loss: on networks
+            with skip connections, what the masked code decodes to can be better than the original.
 
     Shape:
         code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
@@ -232,15 +242,16 @@ class TargetedChannelMask(_TargetedMask):
 class TargetedSpatialMask(_TargetedMask):
     """Damp the most salient sites of a latent code.
 
-    Scores each site by the mean over channels of the signed saliency, takes the value at rank int(n · p) of the n sites
-    as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p) sites if no scores tie. A
-    sample whose saliency is all zero or not finite keeps every site, and the masker warns once (on the CPU).
+    Scores each site by the mean over channels of the signed saliency, or of another `score`, takes the value at rank
+    int(n · p) of the n sites as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p)
+    sites if no scores tie. A sample whose saliency is all zero or not finite keeps every site, and the
+    masker warns once (on the CPU).
 
     Args:
         percentile: Share of sites to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
             paper.
         annealing: Factor for a masked site, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
-        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value.
+        score: What to average: "signed", "magnitude" or "harm", as for `TargetedChannelMask`.
 
     Shape:
         code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, 1, *S].

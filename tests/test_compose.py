@@ -150,6 +150,9 @@ class TestPaperMasks:
             assert type(targeted) is kind
             assert (targeted.percentile, targeted.annealing, targeted.score) == ((0, 0.5), (0, 0.5), "signed")
 
+    def test_both_targeted_masks_rank_by_the_score_given(self) -> None:
+        assert [getattr(masker, "score", None) for masker in paper_masks("harm").maskers] == [None, "harm", "harm"]
+
     def test_uses_all_three(self, generator: torch.Generator) -> None:
         masks, code, saliency = paper_masks(), normal(1, 8, 6), normal(1, 8, 6, seed=1)
         factors = [masks(code, saliency, generator=generator).factor for _ in range(60)]

@@ -36,13 +36,20 @@ def top_mask_by_loop(score: Tensor, k: int, damped: float) -> list[list[float]]:
     return rows
 
 
-def scores_by_loop(saliency: Tensor, spatial: bool, magnitude: bool) -> Tensor:
+VALUES: dict[str, Callable[[float, float], float]] = {
+    "signed": lambda gradient, code: gradient,
+    "magnitude": lambda gradient, code: abs(gradient),
+    "harm": lambda gradient, code: -gradient * code,
+}
+
+
+def scores_by_loop(saliency: Tensor, code: Tensor, spatial: bool, score: str) -> Tensor:
     """The score of every channel, or site, of a saliency [B, C, *S]."""
-    value: Callable[[float], float] = abs if magnitude else float
     rows = []
-    for sample in saliency.flatten(2):
-        entries = sample.T if spatial else sample
-        rows.append([sum(value(g) for g in entry.tolist()) / len(entry) for entry in entries])
+    for gradients, values in zip(saliency.flatten(2), code.flatten(2), strict=True):
+        pairs = torch.stack([gradients, values], dim=-1)
+        entries = pairs.transpose(0, 1) if spatial else pairs
+        rows.append([sum(VALUES[score](*pair) for pair in entry.tolist()) / len(entry) for entry in entries])
     return torch.tensor(rows)
 
 
@@ -133,21 +140,41 @@ class TestTopMask:
 
 class TestTargetedMasks:
     @pytest.mark.parametrize("shape", CODES)
-    @pytest.mark.parametrize("score", ["signed", "magnitude"])
+    @pytest.mark.parametrize("score", VALUES)
     @pytest.mark.parametrize("masker", TARGETED)
     def test_agree_with_a_loop(self, masker: type, score: str, shape: tuple[int, ...]) -> None:
         code, saliency = normal(*shape), normal(*shape, seed=1)
         spatial = masker is TargetedSpatialMask
-        expected = scores_by_loop(saliency, spatial, score == "magnitude")
+        expected = scores_by_loop(saliency, code, spatial, score)
         factor = masker(0.4, 0, score=score)(code, saliency).factor
         assert factor.shape == ((2, 1, *shape[2:]) if spatial else (2, 8, *[1] * len(shape[2:])))
         assert factor.flatten(1).tolist() == top_mask_by_loop(expected, int(expected.shape[1] * 0.4), 0.0)
 
     def test_the_loop_for_scores_tells_its_options_apart(self) -> None:
         saliency = torch.tensor([[[1.0, -3.0], [2.0, 2.0]]])
-        assert scores_by_loop(saliency, spatial=False, magnitude=False).tolist() == [[-1, 2]]
-        assert scores_by_loop(saliency, spatial=False, magnitude=True).tolist() == [[2, 2]]
-        assert scores_by_loop(saliency, spatial=True, magnitude=False).tolist() == [[1.5, -0.5]]
+        code = torch.tensor([[[4.0, 0.0], [0.0, 1.0]]])
+        assert scores_by_loop(saliency, code, spatial=False, score="signed").tolist() == [[-1, 2]]
+        assert scores_by_loop(saliency, code, spatial=False, score="magnitude").tolist() == [[2, 2]]
+        assert scores_by_loop(saliency, code, spatial=False, score="harm").tolist() == [[-2, -1]]
+        assert scores_by_loop(saliency, code, spatial=True, score="signed").tolist() == [[1.5, -0.5]]
+
+    @pytest.mark.parametrize("masker", TARGETED)
+    def test_harm_is_what_a_mask_of_zero_adds_to_a_linear_loss(self, masker: type) -> None:
+        code, weight = normal(1, 8, 5).requires_grad_(), normal(1, 8, 5, seed=1)
+        (saliency,) = torch.autograd.grad((code * weight).sum(), code)
+        added = -(code * weight).detach().sum(1 if masker is TargetedSpatialMask else 2).flatten()
+        factor = masker(0.4, 0, score="harm")(code, saliency).factor
+        masked = factor.flatten() == 0
+        assert masked.sum() == int(0.4 * len(masked))
+        assert not factor.requires_grad
+        assert added[masked].min() > added[~masked].max()
+
+    @pytest.mark.parametrize("masker", TARGETED)
+    def test_harm_does_not_underflow_in_half_precision(self, masker: type) -> None:
+        saliency, code = torch.full((1, 4, 4), -6e-8, dtype=torch.float16), torch.full((1, 4, 4), 1e-3).half()
+        saliency[0, 1], saliency[0, :, 1] = -1.2e-7, -1.2e-7
+        factor = masker(0.25, 0, score="harm")(code, saliency).factor
+        assert (factor == 0).flatten().tolist() == [False, True, False, False]
 
     @pytest.mark.parametrize("masker", TARGETED)
     def test_mean_of_magnitudes_is_not_magnitude_of_the_mean(self, masker: type) -> None:
@@ -262,7 +289,7 @@ class TestTargetedMasks:
             TargetedChannelMask()(torch.zeros(2, 15, 8), torch.zeros(2, 8, 15), layout=Layout(-1))
 
     def test_an_unknown_score_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="score must be 'signed' or 'magnitude'; got 'abs'"):
+        with pytest.raises(ValueError, match="score must be one of 'signed', 'magnitude', 'harm'; got 'abs'"):
             TargetedChannelMask(score="abs")
 
 

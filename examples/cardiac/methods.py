@@ -18,6 +18,7 @@ from latentaug import (
     TargetedChannelMask,
     TargetedSpatialMask,
     cooperative_backward,
+    paper_masks,
     standard_backward,
 )
 from latentaug.trainer import TrainingStep
@@ -164,6 +165,11 @@ METHODS: Mapping[str, Method] = {
         "hard examples, but no gradient from the shape prior to the network",
         step=cooperative_backward,
         options={"separate": True},
+    ),
+    "cooperative-harm": Method(
+        "masks where they harm most: what raises the loss to first order is damped, not what the gradient is high on",
+        step=cooperative_backward,
+        options={"masker": paper_masks("harm")},
     ),
     "cooperative-ramp": Method(
         "the weight of hard examples rises over the first third of the training", step=cooperative_backward, ramp=1 / 3

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*all zero or not finite:UserWar
 shares = st.floats(0, 1, width=32)
 ranges = shares | st.tuples(shares, shares).map(lambda pair: (min(pair), max(pair)))
 halves = st.just(0) | st.just((0, 0.5)) | st.floats(0, 0.5, width=32)
-scores = st.sampled_from(["signed", "magnitude"])
+scores = st.sampled_from(["signed", "magnitude", "harm"])
 seeds = st.integers(0, 2**32)
 kinds = st.sampled_from([TargetedChannelMask, TargetedSpatialMask])
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).flatmap(
