@@ -1,7 +1,8 @@
 """How much harder do a U-Net's segmentations get when its skip connections are masked along with its bottleneck?
 
 Trains a U-Net on cardiac MR without hard examples, then masks its latent codes on patients it never saw: one depth at
-a time, and the bottleneck together with more and more of the skips. Prints the Dice of what the masked codes decode to.
+a time, and the bottleneck together with more and more of the skips. Prints the Dice of what the masked codes decode to,
+with targeted masks that rank by each of their scores: mean and spread over masks.
 
     python examples/masked_depths.py
     python examples/masked_depths.py --acdc DIR --iterations 600
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import get_args
 
 import segmentation_models_pytorch as smp
 import torch
@@ -26,8 +28,10 @@ from cardiac.protocol import PRESETS
 from cardiac.study import Sources, Study
 from torch import nn
 
-from latentaug import CooperativeModel, segmentation_loss, tune_allocator
+from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator
+from latentaug.masks import Score
 
+SCORES = get_args(Score)
 DEPTHS = range(5, 0, -1)
 """Outputs of the encoder that carry a code: the bottleneck, at stride 32, and the skips up to stride 2."""
 
@@ -53,13 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("| masked | Dice | spread over masks |\n| --- | --- | --- |")
     with torch.no_grad():
-        print(f"| nothing | {mean_dice([unet(images).argmax(1) for images, _ in volumes], volumes):.3f} | |")
+        print(f"Dice without masks: {mean_dice([unet(images).argmax(1) for images, _ in volumes], volumes):.3f}\n")
+    print(f"| masked | {' | '.join(SCORES)} |\n|{' --- |' * (1 + len(SCORES))}")
     for layers in layer_sets():
-        values = [hard_dice(unet, layers, volumes, seed) for seed in range(options.repeats)]
-        spread = stdev(values) if len(values) > 1 else 0
-        print(f"| {', '.join(f'`{name}`' for name in layers)} | {fmean(values):.3f} | {spread:.3f} |", flush=True)
+        cells = [hard_dice(unet, layers, score, volumes, options.repeats) for score in SCORES]
+        print(f"| {', '.join(f'`{name}`' for name in layers)} | {' | '.join(cells)} |", flush=True)
     return 0
 
 
@@ -86,10 +89,13 @@ def layer_sets() -> Iterator[list[str]]:
     yield from ([name] for name in names[1:])
 
 
-def hard_dice(unet: nn.Module, layers: list[str], volumes: Sequence[Batch], seed: int) -> float:
-    """Return the mean Dice of the segmentations that masked codes at `layers` decode to."""
-    coop = CooperativeModel(unet, num_classes=1 + len(STRUCTURES), example=volumes[0][0][:2], layer=layers)
-    return dice_of_masked(coop, volumes, seed=seed)[1]
+def hard_dice(unet: nn.Module, layers: list[str], score: Score, volumes: Sequence[Batch], repeats: int) -> str:
+    """Return mean and spread of the Dice of the segmentations that masked codes at `layers` decode to."""
+    coop = CooperativeModel(
+        unet, num_classes=1 + len(STRUCTURES), example=volumes[0][0][:2], layer=layers, masker=paper_masks(score)
+    )
+    values = [dice_of_masked(coop, volumes, seed=seed)[1] for seed in range(repeats)]
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if repeats > 1 else "")
 
 
 if __name__ == "__main__":
