@@ -105,7 +105,7 @@ def run(options: Options) -> Report:
     """Measure every row, one after the other, in this process."""
     torch.set_num_threads(options.threads)
     if options.device == "cpu":
-        tune_allocator()  # fresh pages cost more, and more unevenly, than all that is compared here
+        tune_allocator(2**30)  # fresh pages cost more, and more unevenly, than all that is compared here
     rows = {row.name: measure(row, options) for row in (ROWS[-1:] if options.quick else ROWS)}
     return Report([Table("network", COLUMNS, rows, FORMATS)], drawn="replay", notes=NOTES)
 
