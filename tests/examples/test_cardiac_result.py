@@ -94,16 +94,16 @@ def test_what_is_undefined_or_small_is_put_into_words():
 
 
 def test_the_table_marks_the_best_of_each_column_and_shows_the_differences():
-    scores = scores_of(BOTH)
+    scores = scores_of({**BOTH, ("standard", "RandBias"): 0.8, ("cooperative", "RandBias"): 0.7})
     columns, rows = dice_table(tabulate(scores), compare(scores))
-    assert columns == ["ACDC", "SCD", "average"]
+    assert columns == ["ACDC", "SCD", "RandBias", "average"]
     (standard, theirs), (cooperative, ours) = rows
     assert (standard.method, cooperative.method) == ("standard", "cooperative")
-    assert [entry.best for entry in theirs] == [False, False, False]
-    assert [entry.best for entry in ours] == [True, True, True]
+    assert [entry.best for entry in theirs] == [False, False, True, True]
+    assert [entry.best for entry in ours] == [True, True, False, False]
     by_column = {row.column: gain(row).points for row in compare(scores)}
     assert [entry.difference for entry in ours] == [by_column[column] for column in columns]
-    assert [entry.difference for entry in theirs] == ["", "", ""]
+    assert [entry.difference for entry in theirs] == ["", "", "", ""]
     assert (ours[1].text, theirs[1].text) == ("0.555 ± 0.007", "0.505 ± 0.007")
 
 
