@@ -52,7 +52,11 @@ def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> list[str
     method = best.method if best.method != REFERENCE else max(others, key=_average, default=best).method
     found = {words: compared.get((method, column)) for column, words in HEADLINES.items()}
     sentences = [_sentence(difference, words) for words, difference in found.items() if difference is not None]
-    return [f"{said}.", *sentences] if sentences else [f"{said}; there is nothing at this stage to compare it with."]
+    return (
+        [f"{said}.", *sentences]
+        if sentences
+        else [f"{said}; at this stage no method can be compared with {REFERENCE}."]
+    )
 
 
 def dice_table(

@@ -67,7 +67,7 @@ def test_the_headline_compares_within_a_stage():
 def test_the_headline_says_so_when_there_is_nothing_to_compare_with():
     alone = scores_of({key: value for key, value in BOTH.items() if key[0] == "cooperative"})
     assert said(alone) == [
-        "The best average Dice is 0.631, by cooperative (FTN); there is nothing at this stage to compare it with."
+        "The best average Dice is 0.631, by cooperative (FTN); at this stage no method can be compared with standard."
     ]
     assert headline([], []) == ["Nothing is scored yet."]
 
