@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .data import STRUCTURES, Frame
-from .metrics import PART, dice, mean_of_known
+from .metrics import PART, FrameScores, mean_of_known
 from .preprocess import Labels
 from .report import replacing
 
@@ -73,16 +74,20 @@ class Cases:
         self._best: dict[str, list[Case]] = defaultdict(list)
         self._worst: dict[str, list[Case]] = defaultdict(list)
 
-    def __call__(self, column: str, frame: Frame, stages: Mapping[str, Tensor]) -> None:
-        """Take in one frame of a column and its label map [D, H, W] by every stage."""
+    def __call__(
+        self, column: str, frame: Frame, stages: Mapping[str, Tensor], scores: Mapping[str, FrameScores]
+    ) -> None:
+        """Take in one frame of a column, and its label map [D, H, W] and `frame_scores` by every stage."""
         places, vendor = positions(frame.labels), frame.group.get("vendor", "")
         for stage, predicted in stages.items():
             per_slice = slice_dice(predicted, frame)
             for number, place in places.items():
                 key = stage, column, vendor, frame.patient, frame.phase, number, place
                 self._slices[key].append({name: values[number] for name, values in per_slice.items()})
-        case = _case(column, frame, *list(stages.items())[-1])
-        if case is not None:
+        *_, last = stages
+        dice = [value for (_, metric), value in scores[last].items() if metric == "dice"]
+        if dice:  # something is labelled, or predicted
+            case = _case(column, frame, last, stages[last], fmean(dice))
             self._best[column] = _first([*self._best[column], case], -1)
             self._worst[column] = _first([*self._worst[column], case], 1)
 
@@ -176,16 +181,12 @@ def by_third(scores: Iterable[SliceScore], stage: str) -> dict[tuple[str, str], 
     return {key: [mean_of_known(found) for found in thirds] for key, thirds in values.items()}
 
 
-def _case(column: str, frame: Frame, stage: str, predicted: Tensor) -> Case | None:
-    labels = torch.as_tensor(frame.labels)
-    mean = mean_of_known(dice(predicted, labels, 1 + STRUCTURES.index(name)) for name in frame.structures)
-    if math.isnan(mean):  # nothing labelled, nothing predicted
-        return None
-    labelled = [*positions(frame.labels)] or [*range(len(labels))]
+def _case(column: str, frame: Frame, stage: str, predicted: Tensor, dice: float) -> Case:
+    labelled = [*positions(frame.labels)] or [*range(len(frame.labels))]
     middle = labelled[len(labelled) // 2]
     image = (frame.image[middle].clip(0, 1) * 255).round().astype(np.uint8)
     planes = frame.labels[middle].astype(np.uint8), predicted[middle].numpy().astype(np.uint8)
-    return Case(column, frame.patient, frame.phase, stage, mean, image, *planes)
+    return Case(column, frame.patient, frame.phase, stage, dice, image, *planes)
 
 
 def _first(cases: Sequence[Case], sign: int) -> list[Case]:

@@ -28,7 +28,7 @@ ABOUT = (
     "their test patients, so more draws are not more patients: neither interval nor p says how training on others "
     "would change a difference, only the differences by draw do. Averages weigh columns alike and resample the "
     'patients of each data set apart; "shifted" are all columns but ACDC. p is not corrected for the number of rows. '
-    "With fewer than six patients it cannot fall below 0.05. A dash: undefined."
+    "With fewer than six patients it cannot fall below 0.05."
 )
 
 
@@ -56,6 +56,13 @@ class Difference(NamedTuple):
     p: float | None
     draws: dict[int, float]
     better: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether interval and test agree that there is a difference: 0 is outside the one, and p below 0.05."""
+        if self.low is None or self.high is None or self.p is None:
+            return False
+        return not self.low <= 0 <= self.high and self.p < 0.05
 
     def as_line(self) -> list[object]:
         """Return the fields as CSV has them: draws as "0:0.1 1:-0.2", None as nothing."""

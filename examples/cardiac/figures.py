@@ -1,9 +1,10 @@
-"""Figures that a page holds in itself: curves and contours as inline SVG, in the page's own colours, images as JPEG."""
+"""Figures that a page holds in itself: plots and contours as inline SVG, in the page's own colours, images as JPEG."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -54,6 +55,15 @@ class Line(NamedTuple):
     dash: str = "-"
 
 
+class Span(NamedTuple):
+    """One row of a forest plot: a mean and its interval, which has no length where there is none."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+
+
 def hues(methods: Sequence[str]) -> dict[str, str]:
     """Give every method a colour."""
     return {method: HUES[number % len(HUES)] for number, method in enumerate(methods)}
@@ -84,20 +94,41 @@ def panel(
         return _svg(figure, title)
 
 
+def forest(title: str, spans: Sequence[Span], colour: str, *, xlabel: str, limits: tuple[float, float]) -> Markup:
+    """Draw numbers with their intervals as inline SVG, one below the other, and a line at 0."""
+    with rc_context({**_STYLE, "axes.spines.left": False, "svg.hashsalt": f"{title} {spans}"}):
+        height = 0.75 + 0.2 * len(spans)
+        left = min(0.5, 0.03 + 0.021 * max(len(span.name) for span in spans))
+        figure = Figure(figsize=(3.0, height))
+        axes = figure.add_axes((left, 0.45 / height, 0.97 - left, 0.2 * len(spans) / height))
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        for row, span in enumerate(spans):
+            axes.plot((span.low, span.high), (row, row), color=colour, linewidth=1.3)
+            axes.plot(span.mean, row, marker="o", markersize=4, color=colour)
+        axes.set_yticks(range(len(spans)), [span.name for span in spans])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(spans) - 0.5, -0.5)
+        axes.set_xlim(limits)
+        axes.set_xlabel(xlabel)
+        figure.suptitle(title, fontsize=9, y=1 - 0.06 / height)
+        return _svg(figure, title)
+
+
 def case_picture(case: Case) -> Markup:
     """Draw a case as inline SVG, cropped to the heart, with the contours of its labels and of its prediction."""
-    height, width = case.image.shape
     paths = [
-        Markup('<path d="{}" fill="none" stroke="{}" stroke-width="1.5" vector-effect="non-scaling-stroke"/>').format(
-            _contours(labels), colour
-        )
+        Markup('<path d="{}" stroke="{}" vector-effect="non-scaling-stroke"/>').format(_contours(labels), colour)
         for labels, colour in ((case.labels, LABEL), (case.prediction, PREDICTION))
     ]
     x, y, side = _around((case.labels > 0) | (case.prediction > 0))
+    left, top = max(0, math.floor(x)), max(0, math.floor(y))
+    shown = case.image[top : math.ceil(y + side), left : math.ceil(x + side)]
     alt = f"{case.column}, patient {case.patient}, {case.phase}, Dice {case.dice:.3f}"
     return Markup(
-        '<svg role="img" aria-label="{}" viewBox="{} {} {} {}"><image href="{}" width="{}" height="{}"/>{}</svg>'
-    ).format(alt, x, y, side, side, _jpeg(case.image), width, height, Markup("").join(paths))
+        '<svg role="img" aria-label="{}" viewBox="{:g} {:g} {:g} {:g}">'
+        '<image href="{}" x="{}" y="{}" width="{}" height="{}"/>'
+        '<g transform="scale(0.5)" fill="none" stroke-width="1.5">{}</g></svg>'
+    ).format(alt, x, y, side, side, _jpeg(shown), left, top, *shown.shape[::-1], Markup("").join(paths))
 
 
 def slices_picture(moment: Moment) -> Markup:
@@ -125,13 +156,19 @@ def _pairs(left: Bytes, right: Bytes, labels: Bytes, alt: str) -> Markup:
 def _contours(labels: Bytes) -> str:
     """The borders of the left ventricle, of the same with its wall, and of the right ventricle, as an SVG path.
 
-    A border that two structures share is drawn once. Pixel centres lie at halves, as in SVG's images.
+    A border that two structures share is drawn once. The unit is half a pixel, in which all points of a border are
+    whole: from each to the next it is a step or two, and a page holds hundreds of borders.
     """
     lines: list[npt.NDArray[np.float64]] = []
     for inside in (labels == 1, (labels == 1) | (labels == 2), labels == 3):
         padded = np.pad(inside.astype(float), 1)
         lines += contour_generator(z=padded).lines(0.5)
-    return "".join(f"M{'L'.join(f'{x - 0.5:g} {y - 0.5:g}' for x, y in line)}" for line in lines)
+    paths = []
+    for line in lines:
+        points = (2 * line - 1).round().astype(int)  # pixel centres lie at halves, as in SVG's images
+        start, steps = points[0], np.diff(points, axis=0)
+        paths.append(f"M{start[0]} {start[1]}l{' '.join(f'{x} {y}' for x, y in steps)}".replace(" -", "-"))
+    return "".join(paths)
 
 
 def _around(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -145,7 +182,7 @@ def _around(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
 
 def _jpeg(picture: Bytes) -> str:
     file = io.BytesIO()
-    imsave(file, picture, cmap="gray", vmin=0, vmax=255, format="jpeg", pil_kwargs={"quality": 88})
+    imsave(file, picture, cmap="gray", vmin=0, vmax=255, format="jpeg", pil_kwargs={"quality": 80})
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

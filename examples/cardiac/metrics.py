@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ PART = "/"
 """In a column's name, sets a part of a test set apart ("M&Ms/A", a vendor): shown on its own, not in the average."""
 PARTS = {"vendor": "", "centre": "centre "}
 """What parts a test set falls into, by the names in `Frame.group`, and how a part's name begins after the `PART`."""
+
+FrameScores: TypeAlias = dict[tuple[str, str], float]
+"""What one segmentation of a frame scores, by structure and metric."""
 
 
 class Metric(NamedTuple):
@@ -110,7 +113,7 @@ def _surface(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     return np.argwhere(mask & ~binary_erosion(mask))
 
 
-def frame_scores(predicted: Tensor, frame: Frame) -> dict[tuple[str, str], float]:
+def frame_scores(predicted: Tensor, frame: Frame) -> FrameScores:
     """Score a predicted volume [D, H, W] on every structure that its data set labels, by structure and metric.
 
     A structure that is in neither volume has no score. One that is in a single volume has a Dice of 0 and is missed:
@@ -164,12 +167,13 @@ def evaluate(
     draw: int,
     side: int | None = None,
     stages: Sequence[str] = ("FTN", "FTN+STN"),
-    watch: Callable[[str, Frame, Mapping[str, Tensor]], None] | None = None,
+    watch: Callable[[str, Frame, Mapping[str, Tensor], Mapping[str, FrameScores]], None] | None = None,
 ) -> list[Score]:
     """Score a model on every test set, by frame, structure and metric; `side` and `stages` as in `segment`.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor or centre
-    is known are scored again under a column of its own. `watch` is called with every column, frame and label maps.
+    is known are scored again under a column of its own. `watch` is called with every column and frame, and with the
+    frame's label maps and `frame_scores` by stage.
     """
     model.eval()
     values = defaultdict(list)
@@ -178,11 +182,11 @@ def evaluate(
             parts = [start + frame.group[name] for name, start in PARTS.items() if frame.group.get(name)]
             columns = [column, *(column + PART + part for part in parts)]
             maps = segment(model, frame, device, side=side, stages=stages)
+            scores = {stage: frame_scores(predicted, frame) for stage, predicted in maps.items()}
             if watch is not None:
-                watch(column, frame, maps)
-            for stage, predicted in maps.items():
-                found = frame_scores(predicted, frame).items()
-                for ((structure, metric), value), name in product(found, columns):
+                watch(column, frame, maps, scores)
+            for stage, found in scores.items():
+                for ((structure, metric), value), name in product(found.items(), columns):
                     values[stage, name, frame.patient, frame.phase, structure, metric].append(value)
     return [Score(method, draw, *key, fmean(repeats)) for key, repeats in values.items()]
 

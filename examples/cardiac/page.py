@@ -9,7 +9,7 @@ from datetime import datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import jinja2
@@ -19,24 +19,17 @@ from markupsafe import Markup
 import latentaug
 
 from . import cases, moments
-from .comparison import REFERENCE
+from .comparison import ABOUT, REFERENCE, compare
 from .data import STRUCTURES
 from .figures import DASHES, LABEL, PREDICTION, Line, case_picture, hues, moment_picture, panel, slices_picture
-from .metrics import PART, Cell, Score, mean_of_known, summarise
+from .metrics import PART, Score, mean_of_known
 from .outputs import Finished, Outputs
-from .report import AVERAGE, Row, columns_of, replacing, tabulate
+from .report import replacing, tabulate
+from .result import dice_table, difference_table, forests, headline
 
 PAGE = "report.html"
 
 Kept = TypeVar("Kept")
-
-
-class Entry(NamedTuple):
-    """One cell of a table: its text, how many points it is ahead of the baseline, and whether it leads its column."""
-
-    text: str
-    difference: str
-    best: bool
 
 
 def environment(command: str) -> dict[str, str]:
@@ -63,22 +56,27 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         notes: What a reader of the results should know.
     """
     scores = [score for run in runs for score in run.scores if score.metric == "dice"]
+    rows, differences = tabulate(scores), compare(scores)
     colours = hues([*dict.fromkeys(run.method for run in runs)])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = page.get_template("page.html").render(
-        headline=headline(scores),
+        headline=headline(rows, differences),
         quick=outputs.configuration["preset"] == "quick",
         methods=colours,
         draws=[*zip(sorted({run.draw for run in runs}), ("solid", "dashed", "dotted"), strict=False)],
         structures=", ".join(STRUCTURES),
         label=LABEL,
         prediction=PREDICTION,
-        baseline=REFERENCE,
-        table=table(scores),
-        vendors=table(scores, parts=True),
+        reference=REFERENCE,
+        table=dice_table(rows, differences),
+        parts=dice_table(rows, differences, parts=True),
+        differences=difference_table(differences),
+        differences_of_parts=difference_table(differences, parts=True),
+        forests=forests(differences, colours),
+        about_differences=ABOUT,
         curves=_curves(runs, colours),
         positions=_positions(outputs, runs, scores, colours),
         cases=_cases(outputs, runs),
@@ -89,71 +87,6 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
     )
     with replacing(outputs.folder / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-# The result -----------------------------------------------------------------------------------------------------------
-
-
-def headline(scores: Sequence[Score]) -> str:
-    """Say in one sentence which method has the best average, and how far it is from the one to compare it with."""
-    rows = tabulate(scores)
-    if not rows:
-        return "Nothing is scored yet."
-    best = max(rows, key=_average)
-    said = f"The best average Dice is {_average(best):.3f}, by {best.method} ({best.stage})"
-    rivals = [row for row in rows if row.stage == best.stage and row.method != best.method]
-    if best.method != REFERENCE:
-        rivals = [row for row in rivals if row.method == REFERENCE]
-    gains = differences(scores, best, max(rivals, key=_average)) if rivals else {}
-    if not gains:
-        return f"{said}; there is nothing here to compare it with."
-    ahead = [column for column in gains if PART not in column and column != AVERAGE and gains[column].mean > 0]
-    columns = [column for column in gains if PART not in column and column != AVERAGE]
-    draws = {score.draw for score in scores}
-    return (
-        f"{said}: {_points(gains[AVERAGE])} points more than {max(rivals, key=_average).method} at the same stage, and "
-        f"more in {len(ahead)} of {len(columns)} columns, over {len(draws)} draw{'s' * (len(draws) > 1)}."
-    )
-
-
-def table(scores: Sequence[Score], *, parts: bool = False) -> tuple[list[str], list[tuple[Row, list[Entry]]]]:
-    """Return a table's columns, and for every row its cells; with `parts` those for parts of columns."""
-    rows = tabulate(scores)
-    columns = columns_of(rows, parts=parts)
-    best = {column: max(row.cells[column].mean for row in rows if column in row.cells) for column in columns}
-    baselines = {row.stage: row for row in rows if row.method == REFERENCE}
-    filled = []
-    for row in rows:
-        baseline = baselines.get(row.stage)
-        gains = {} if baseline in (None, row) else differences(scores, row, baseline)
-        entries = []
-        for column in columns:
-            cell, gain = row.cells.get(column), gains.get(column)
-            text = "" if cell is None else f"{cell.mean:.3f}" + ("" if cell.spread is None else f" ± {cell.spread:.3f}")
-            is_best = cell is not None and cell.mean == best[column] and len(rows) > 1
-            entries.append(Entry(text, "" if gain is None else _points(gain, signed=True), is_best))
-        filled.append((row, entries))
-    return columns, filled
-
-
-def differences(scores: Sequence[Score], row: Row, other: Row) -> dict[str, Cell]:
-    """Return by column how far one row of the table is ahead of another, over the draws that both have."""
-    gains: dict[str, list[float]] = {}
-    for draw in sorted({*row.draws} & {*other.draws}):
-        cells = {(one.method, one.stage): one.cells for one in tabulate(s for s in scores if s.draw == draw)}
-        ours, theirs = cells[row.method, row.stage], cells[other.method, other.stage]
-        for column in ours.keys() & theirs.keys():
-            gains.setdefault(column, []).append(ours[column].mean - theirs[column].mean)
-    return {column: summarise(values) for column, values in gains.items()}
-
-
-def _average(row: Row) -> float:
-    return row.cells[AVERAGE].mean
-
-
-def _points(cell: Cell, *, signed: bool = False) -> str:
-    spread = "" if cell.spread is None else f" ± {100 * cell.spread:.1f}"
-    return f"{100 * cell.mean:{'+' if signed else ''}.1f}{spread}".replace("-", "−")
 
 
 # The figures ----------------------------------------------------------------------------------------------------------
@@ -217,31 +150,27 @@ def _positions(
 
 
 def _cases(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
-    """Draw worst and best frames by column and method, from the first draw of each method."""
-    kept, missing = _kept(outputs, _first_draws(runs), lambda place: cases.read_cases(place / cases.CASES))
-    columns: dict[str, list[tuple[Finished, list[tuple[str, cases.Case, Markup]]]]] = {}
+    """Draw worst and best frames by draw, column and method."""
+    kept, missing = _kept(outputs, runs, lambda place: cases.read_cases(place / cases.CASES))
+    draws: dict[int, dict[str, list[tuple[Finished, list[tuple[str, cases.Case, Markup]]]]]] = {}
     for run, found in kept:
         for column, group in groupby(found, key=lambda case: case.column):
             ordered = [*group]  # from worst to best
             half = len(ordered) // 2
             ranks = ["worst"] * half + ["best"] * (len(ordered) - half) if half else ["only frame"]
             shown = [(rank, case, case_picture(case)) for rank, case in zip(ranks, ordered, strict=True)]
-            columns.setdefault(column, []).append((run, shown))
-    return {"columns": columns, "missing": missing}
+            draws.setdefault(run.draw, {}).setdefault(column, []).append((run, shown))
+    return {"draws": dict(sorted(draws.items())), "missing": missing}
 
 
 def _moments(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
-    """Draw the hard examples of the first draw of each method, moment by moment."""
-    kept, missing = _kept(outputs, _first_draws(runs), lambda place: moments.read_moments(place / moments.FOLDER))
-    methods = [
-        (
-            run,
-            slices_picture(found[0]),
-            [(m.iteration, f"{m.iteration / run.about['iterations']:.0%}", moment_picture(m)) for m in found],
-        )
-        for run, found in kept
-    ]
-    return {"methods": methods, "missing": missing}
+    """Draw the hard examples by draw and method, moment by moment."""
+    kept, missing = _kept(outputs, runs, lambda place: moments.read_moments(place / moments.FOLDER))
+    draws: dict[int, list[tuple[Finished, Markup, list[tuple[int, str, Markup]]]]] = {}
+    for run, found in kept:
+        shown = [(m.iteration, f"{m.iteration / run.about['iterations']:.0%}", moment_picture(m)) for m in found]
+        draws.setdefault(run.draw, []).append((run, slices_picture(found[0]), shown))
+    return {"draws": dict(sorted(draws.items())), "missing": missing}
 
 
 # Small helpers --------------------------------------------------------------------------------------------------------
@@ -262,10 +191,6 @@ def _kept(
         else:
             missing.append(f"{run.method}, draw {run.draw}")
     return found, missing
-
-
-def _first_draws(runs: Sequence[Finished]) -> list[Finished]:
-    return [next(group) for _, group in groupby(runs, key=lambda run: run.method)]
 
 
 def _means(rows: Iterable[Sequence[float]]) -> list[float]:

@@ -228,7 +228,7 @@ def _further_tables(rows: Mapping[str, Sequence[Row]]) -> list[str]:
 def _comparison(differences: Sequence[Difference], reference: str) -> list[str]:
     if not differences:
         return []
-    sections = [f"## Differences to {reference}, patient by patient", ABOUT]
+    sections = [f"## Differences to {reference}, patient by patient", f"{ABOUT} A dash: undefined."]
     for metric in dict.fromkeys(difference.metric for difference in differences):
         lines = comparison_grid([difference for difference in differences if difference.metric == metric])
         sections += [f"### {METRICS[metric].title}", markdown(lines)]

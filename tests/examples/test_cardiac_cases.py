@@ -5,7 +5,7 @@ import pytest
 import torch
 from cardiac.cases import KEPT, Cases, SliceScore, by_third, positions, read_cases, read_slices, slice_dice
 from cardiac.data import Frame
-from cardiac.metrics import dice
+from cardiac.metrics import dice, frame_scores
 
 DEPTH = 4
 
@@ -22,6 +22,11 @@ def heart(*sizes):
         for value in (1, 2, 3):
             labels[number, (value - 1) * size : value * size] = value
     return labels
+
+
+def watch(cases, column, frame, stages):
+    """Show a frame as `evaluate` does."""
+    cases(column, frame, stages, {stage: frame_scores(predicted, frame) for stage, predicted in stages.items()})
 
 
 def shifted(labels, by):
@@ -53,7 +58,7 @@ def test_a_slice_without_a_structure_on_either_side_has_no_score_for_it():
 def test_slices_hold_every_stage_and_labelled_slice_and_repetitions_are_averaged():
     labels, cases = heart(3, 2, 0), Cases()
     for by in (0, 12 // 2):
-        cases("ACDC", frame_of(labels), {"FTN": shifted(labels, 0), "FTN+STN": shifted(labels, by)})
+        watch(cases, "ACDC", frame_of(labels), {"FTN": shifted(labels, 0), "FTN+STN": shifted(labels, by)})
     slices = cases.slices()
     assert [(s.stage, s.slice, s.position) for s in slices] == [
         (stage, *place) for stage in ("FTN", "FTN+STN") for place in ((0, 0.0), (1, 1.0))
@@ -64,7 +69,7 @@ def test_slices_hold_every_stage_and_labelled_slice_and_repetitions_are_averaged
 
 def test_what_a_data_set_does_not_label_is_not_scored():
     cases, labels = Cases(), heart(2)
-    cases("SCD", frame_of(labels, structures=("LV", "MYO")), {"FTN": torch.as_tensor(labels)})
+    watch(cases, "SCD", frame_of(labels, structures=("LV", "MYO")), {"FTN": torch.as_tensor(labels)})
     (score,) = cases.slices()
     assert (score.LV, score.MYO) == (1, 1)
     assert math.isnan(score.RV)
@@ -78,7 +83,9 @@ def several(patients):
         for extra in (0, 1):
             predicted = torch.as_tensor(labels).clone()
             predicted.view(-1)[: 5 * patient + extra] = 0
-            cases("ACDC", frame_of(labels, patient=f"{patient:03}"), {"FTN": predicted * 0, "FTN+STN": predicted})
+            watch(
+                cases, "ACDC", frame_of(labels, patient=f"{patient:03}"), {"FTN": predicted * 0, "FTN+STN": predicted}
+            )
     return cases
 
 
@@ -94,16 +101,25 @@ def test_the_best_and_the_worst_frames_are_kept_each_once():
 def test_a_case_shows_the_middle_labelled_slice():
     labels, cases = heart(0, 4, 3, 1), Cases()
     frame = frame_of(labels)
-    cases("ACDC", frame, {"FTN": shifted(labels, 1)})
+    watch(cases, "ACDC", frame, {"FTN": shifted(labels, 1)})
     (case,) = cases.cases()
     assert np.array_equal(case.labels, labels[2])
     assert np.array_equal(case.prediction, np.roll(labels[2], 1, axis=0))
     assert case.image == pytest.approx(frame.image[2] * 255, abs=0.5)
 
 
+def test_a_case_has_the_mean_dice_that_its_last_stage_scored():
+    cases, labels = Cases(), heart(4, 3)
+    maps = dict.fromkeys(("FTN", "FTN+STN"), torch.as_tensor(labels))
+    scores = {("LV", "dice"): 0.25, ("RV", "dice"): 0.75, ("LV", "hd95"): 9.0}
+    cases("ACDC", frame_of(labels), maps, {"FTN": {("LV", "dice"): 1.0}, "FTN+STN": scores})
+    (case,) = cases.cases()
+    assert case.dice == 0.5
+
+
 def test_a_frame_with_nothing_to_score_is_no_case():
     cases, labels = Cases(), heart(0, 0)
-    cases("ACDC", frame_of(labels), {"FTN": torch.as_tensor(labels)})
+    watch(cases, "ACDC", frame_of(labels), {"FTN": torch.as_tensor(labels)})
     assert cases.cases() == cases.slices() == []
 
 
