@@ -27,13 +27,13 @@ class Subject:
 
     Args:
         build: Makes the step, given the device; a function of a module, or a `partial` of one.
-        tune: Whether malloc keeps large blocks, as `tune_allocator` has it.
+        kept: Bytes of the largest block that malloc keeps, as `tune_allocator` has it; 0 leaves malloc as it is.
         flops: Operations of a step, where known.
         precision: What most of them are computed in.
     """
 
     build: Callable[[torch.device], Step]
-    tune: bool = True
+    kept: int = 2**25
     flops: float | None = None
     precision: torch.dtype = torch.float32
 
@@ -160,8 +160,8 @@ def _serve(pipe: Connection, subject: Subject, device: str, threads: int) -> Non
     """Answer "build", "step" with its seconds and "peak" with the bytes, until the pipe is closed."""
     gc.disable()  # what it would find belongs to no step in particular
     torch.set_num_threads(threads)
-    if subject.tune and device == "cpu":
-        tune_allocator()
+    if subject.kept and device == "cpu":
+        tune_allocator(subject.kept)
     where = torch.device(device)
     step: Step | None = None
     base = 0

@@ -46,16 +46,16 @@ def steps(images: int, side: int, options: Options) -> dict[str, Subject]:
     plain, whole = images * expected("bare", side), images * expected("cooperative", side)
     cooperative = partial(trained, kind="cooperative", **size)
     subjects = {
-        "bare": Subject(partial(bare, **size), tune=False, flops=plain),
+        "bare": Subject(partial(bare, **size), kept=0, flops=plain),
         "bare, large blocks kept": Subject(partial(bare, **size), flops=plain),
         "standard": Subject(partial(trained, kind="standard", **size), flops=images * expected("standard", side)),
         "cooperative": Subject(cooperative, flops=whole),
-        "cooperative, allocator as it is": Subject(cooperative, tune=False, flops=whole),
+        "cooperative, allocator as it is": Subject(cooperative, kept=0, flops=whole),
     }
     if options.authors is not None:
         path = str(options.authors)
         for kind in ("standard", "cooperative"):
-            subjects[f"authors' {kind}"] = Subject(partial(authors, path=path, kind=kind, **size), tune=False)
+            subjects[f"authors' {kind}"] = Subject(partial(authors, path=path, kind=kind, **size), kept=0)
     return subjects
 
 
@@ -111,7 +111,7 @@ def unets(images: int, side: int) -> dict[str, Subject]:
     """Return steps of a U-Net from a library."""
     size = {"images": images, "side": side}
     return {
-        "bare": Subject(partial(bare_unet, **size), tune=False),
+        "bare": Subject(partial(bare_unet, **size), kept=0),
         "standard": Subject(partial(trained_unet, kind="standard", **size)),
         "cooperative": Subject(partial(trained_unet, kind="cooperative", **size)),
     }

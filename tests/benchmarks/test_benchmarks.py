@@ -100,7 +100,7 @@ class TestCounts:
 class TestMeasuring:
     def test_subjects_take_turns_in_processes_of_their_own(self):
         size = {"images": 2, "side": 32}
-        subjects = {"a": Subject(partial(bare, **size)), "b": Subject(partial(bare, **size), tune=False)}
+        subjects = {"a": Subject(partial(bare, **size)), "b": Subject(partial(bare, **size), kept=0)}
         measured = take_turns(subjects, device="cpu", threads=1, repeats=3)
         assert [*measured] == ["a", "b"]
         for one in measured.values():
