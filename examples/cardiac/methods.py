@@ -46,6 +46,8 @@ class Method:
         transform: Changes the images of a batch before the step.
         ramp: Share of the training over which the weights of the losses on hard examples rise from 0.
         refines: Whether the shape prior is trained.
+        norm_frozen: Whether batch normalisation learns scale and shift from real images alone, the image decoder's
+            excepted, as in the authors' released code.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Method:
     transform: Transform | None = None
     ramp: float = 0.0
     refines: bool = True
+    norm_frozen: bool = False
 
     def backward(
         self,
@@ -170,6 +173,11 @@ METHODS: Mapping[str, Method] = {
         "masks where they harm most: what raises the loss to first order is damped, not what the gradient is high on",
         step=cooperative_backward,
         options={"masker": paper_masks("harm")},
+    ),
+    "cooperative-norm-frozen": Method(
+        "batch normalisation learns scale and shift from real images alone, as in the authors' released code",
+        step=cooperative_backward,
+        norm_frozen=True,
     ),
     "cooperative-ramp": Method(
         "the weight of hard examples rises over the first third of the training", step=cooperative_backward, ramp=1 / 3

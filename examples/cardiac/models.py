@@ -106,6 +106,12 @@ class Network:
             raise DataError(f"--model {self.name} cannot be made: {_one_line(error)} Correct it.") from None
 
 
+def all_but_image_decoder(model: CooperativeModel) -> tuple[str, ...]:
+    """Name the parts of the network and the shape prior, without what decodes images."""
+    parts = [f"model.{name}" for name, part in model.model.named_children() if part is not model.reconstruction]
+    return (*parts, "shape_prior")
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     text = text if len(text) < 400 else f"{text[:400]} …"

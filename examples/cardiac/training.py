@@ -26,7 +26,7 @@ from .data import DataError
 from .hardness import dice_of_masked
 from .methods import HARD_LOSSES, METHODS
 from .metrics import evaluate
-from .models import Network
+from .models import Network, all_but_image_decoder
 from .moments import FOLDER, Moments
 from .outputs import Outputs
 from .page import environment
@@ -112,6 +112,8 @@ def build_trainer(
     chosen_method = METHODS[method]
     torch.manual_seed(seed)
     model = network.build(preset, chosen_method.options).to(device, memory_format=torch.channels_last)
+    if chosen_method.norm_frozen:
+        model.hard_norm_frozen = all_but_image_decoder(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
     callbacks: list[Callback] = [*default_callbacks(folder), SaveOften(folder / "last.pt")]
     if chosen_method.ramp:

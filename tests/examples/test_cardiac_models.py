@@ -4,7 +4,7 @@ import pytest
 import torch
 from cardiac.data import DataError
 from cardiac.hardness import dice_of_masked, mean_dice
-from cardiac.models import Network
+from cardiac.models import Network, all_but_image_decoder
 from cardiac.protocol import Preset
 
 from latentaug import FTN, cooperative_backward
@@ -106,3 +106,12 @@ def test_masked_codes_are_segmented_reproducibly():
     assert own == pytest.approx(mean_dice([model.eval()(images).argmax(1)], [(images, labels)]))
     assert own != hard
     assert hard != dice_of_masked(model, [(images, labels)], seed=1)[1]
+
+
+@pytest.mark.parametrize("name", ["FTN", "smp:Unet:resnet18"])
+def test_norm_frozen_covers_all_but_what_decodes_images(name):
+    model = Network(name).build(SMALL, {})
+    names = all_but_image_decoder(model)
+    covered = {id(p) for part in names for p in model.get_submodule(part).parameters()}
+    images = {id(p) for p in model.reconstruction.parameters()}
+    assert covered == {id(p) for p in model.parameters()} - images
