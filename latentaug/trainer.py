@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +38,8 @@ from latentaug.modes import preserved_modes
 from latentaug.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
 from latentaug.results import CooperativeOutput
 from latentaug.steps import cooperative_backward
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
 
@@ -75,7 +79,7 @@ class CooperativeTrainer:
         seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
         folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory.
         callbacks: What to tell about the fit. Default: `default_callbacks(folder)`.
-        allocator: Whether to call `tune_allocator` when training on a CPU.
+        allocator: Whether to call `tune_allocator` when training on a CPU, and say so once.
 
     Attributes:
         model: The model that is trained, as it was passed or wrapped.
@@ -355,8 +359,8 @@ class CooperativeTrainer:
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._stopping = loader, False
-        if self._allocator and self.device.type == "cpu":
-            tune_allocator()
+        if self._allocator and self.device.type == "cpu" and tune_allocator():
+            _tell_of_allocator()
         if self._resumed_random is not None:
             restore_random_state(self._resumed_random, self.device, loader)
             self._resumed_random = None
@@ -525,3 +529,12 @@ def _losses(output: CooperativeOutput) -> dict[str, Tensor]:
 
 def _scores(own: Overlap, refined: Overlap) -> dict[str, float]:
     return own.scores() | {f"refined_{name}": score for name, score in refined.scores().items()}
+
+
+@cache
+def _tell_of_allocator() -> None:
+    """Say once what is no longer as it was in the whole process; a warning shows without any setting up of logs."""
+    logger.warning(
+        "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
+        "CooperativeTrainer(allocator=False) leaves it alone."
+    )

@@ -616,11 +616,11 @@ def test_without_callbacks_given_there_is_progress_and_with_a_folder_logs(tmp_pa
         return [type(callback).__name__ for callback in default_callbacks(folder)]
 
     assert kinds(None) == ["Progress"]
+    assert [type(callback) for callback in CooperativeTrainer(tiny_coop()).callbacks] == [Progress]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert kinds(tmp_path) == ["Progress", "CSVLog"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert kinds(tmp_path) == ["Progress", "CSVLog", "TensorBoardLog"]
-    assert [type(callback) for callback in CooperativeTrainer(tiny_coop()).callbacks] == [Progress]
 
 
 def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
@@ -672,6 +672,16 @@ def test_the_allocator_is_tuned_unless_told_not_to(monkeypatch, allocator, calls
     monkeypatch.setattr(latentaug.trainer, "tune_allocator", lambda: called.append(1))
     tiny_trainer(allocator=allocator).fit(squares(), epochs=1)
     assert len(called) == calls
+
+
+def test_a_tuned_allocator_is_told_of_once(monkeypatch, caplog):
+    latentaug.trainer._tell_of_allocator.cache_clear()
+    monkeypatch.setattr(latentaug.trainer, "tune_allocator", lambda: True)
+    for _ in range(2):
+        tiny_trainer().fit(squares(), epochs=1)
+    (record,) = (record for record in caplog.records if "malloc" in record.message)
+    assert record.levelname == "WARNING"  # which Python shows where logs are not set up
+    assert "allocator=False" in record.message
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -149,7 +150,7 @@ def find(options: argparse.Namespace) -> Sources:
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms", "published", "cache"):
+    for name in ("acdc", "mnms", "published", "cache", "split"):
         settings[name] = settings[name] and settings[name].resolve()
     settings["no_cache"] = settings["no_cache"] or None
     pairs = (pair.partition("=") for pair in settings["external"])
@@ -164,12 +165,19 @@ def describe(options: argparse.Namespace, preset: Preset, network: Network, sour
     data = {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     if options.acdc is None:
         data = {name: f"{sources.acdc.parent.name}/{Path(folder).name}" for name, folder in data.items()}
-    split = None if options.split is None else str(options.split)
     return {
         "preset": options.preset,
         **settings,
         **(network.settings if network != Network() else {}),
         "seed": options.seed,
         "data": data,
-        "split": split,
+        "split": None if options.split is None else _with_digest(options.split),
     }
+
+
+def _with_digest(file: Path) -> str:
+    """Name a file and what is in it, so that another content is another configuration."""
+    try:
+        return f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Correct --split.") from None

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from .corruptions import PARAMETERS
-from .metrics import AVERAGE, METRICS, PART, Score
+from .metrics import AVERAGE, DISTANCES, METRICS, PART, Score
 
 CLEAN = "ACDC"
 """The column of the test set that comes from where the training set does; all others are shifted."""
@@ -23,7 +23,8 @@ RESAMPLES = 5000
 
 ABOUT = (
     "Patients are the unit: a patient's difference is the mean over the structures, phases and draws that both methods "
-    "have a value for. Below are the mean over patients, its 95 % interval (percentile bootstrap over patients, "
+    "have a value for. Distances count where neither method missed the structure in any repetition, so that both are "
+    "of the same volumes. Below are the mean over patients, its 95 % interval (percentile bootstrap over patients, "
     f"{RESAMPLES} resamples, seeded), and the two-sided p of a Wilcoxon signed-rank test. The paper's draws share "
     "their test patients, so more draws are not more patients: neither interval nor p says how training on others "
     "would change a difference, only the differences by draw do. Averages weigh columns alike and resample the "
@@ -98,6 +99,10 @@ def compare(
     groups: dict[tuple[str, str], dict[str, dict[_Key, float]]] = defaultdict(lambda: defaultdict(dict))
     for s in scores:
         groups[s.metric, s.stage][s.method][s.column, s.draw, s.patient, s.phase, s.structure] = s.value
+    for metric, stage in product(DISTANCES, {stage for _, stage in groups}):
+        for method, values in groups.get((metric, stage), {}).items():
+            missed = groups["missed", stage][method]
+            groups[metric, stage][method] = {key: value for key, value in values.items() if not missed.get(key)}
     found = []
     for metric, stage in product(METRICS, dict.fromkeys(stage for _, stage in groups)):
         methods = groups[metric, stage]

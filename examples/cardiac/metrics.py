@@ -50,6 +50,9 @@ METRICS = {
 """By their names in `scores.csv`. "missed" is the share of volumes in which either the label or the prediction lacks
 the structure: there the two distances are undefined, and they are means over the other volumes."""
 
+DISTANCES = ("hd95", "assd")
+"""The metrics that are undefined where a structure is missed."""
+
 
 class Score(NamedTuple):
     """One line of `scores.csv`: one number, and everything that tells it from the others."""

@@ -24,7 +24,7 @@ from .data import STRUCTURES
 from .figures import DASHES, LABEL, PREDICTION, Line, case_picture, hues, moment_picture, panel, slices_picture
 from .metrics import PART, Score, mean_of_known
 from .outputs import Finished, Outputs
-from .report import replacing, tabulate
+from .report import replacing, same_draws, tabulate
 from .result import dice_table, difference_table, forests, headline
 
 PAGE = "report.html"
@@ -56,14 +56,15 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         notes: What a reader of the results should know.
     """
     scores = [score for run in runs for score in run.scores if score.metric == "dice"]
-    rows, differences = tabulate(scores), compare(scores)
+    differences = compare(scores)
+    tables = [(title, tabulate(part), compare(part)) for title, part in same_draws(scores).items()]
     colours = hues([*dict.fromkeys(run.method for run in runs)])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = page.get_template("page.html").render(
-        headline=headline(rows, differences),
+        headline=headline(*tables[0][1:]) if tables else headline([], []),
         quick=outputs.configuration["preset"] == "quick",
         methods=colours,
         draws=[*zip(sorted({run.draw for run in runs}), ("solid", "dashed", "dotted"), strict=False)],
@@ -71,8 +72,8 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         label=LABEL,
         prediction=PREDICTION,
         reference=REFERENCE,
-        table=dice_table(rows, differences),
-        parts=dice_table(rows, differences, parts=True),
+        tables=[(title, dice_table(*of_these)) for title, *of_these in tables],
+        tables_of_parts=[(title, dice_table(*of_these, parts=True)) for title, *of_these in tables],
         differences=difference_table(differences),
         differences_of_parts=difference_table(differences, parts=True),
         forests=forests(differences, colours),

@@ -91,6 +91,30 @@ def tabulate(scores: Iterable[Score], metric: str = "dice") -> list[Row]:
     return [row for row in rows if row.structures]
 
 
+def same_draws(scores: Sequence[Score]) -> dict[str, list[Score]]:
+    """Sort scores into tables, by their titles, whose methods all have the same draws: means over others don't compare.
+
+    There is a table for each set of draws that some method has, of all methods that have these, cut down to them.
+    Tables of several methods come first, and then those of more draws.
+
+    Example:
+        >>> of = ("FTN", "ACDC", "007", "ED", "LV", "dice", 0.8)
+        >>> scores = [Score("a", 0, *of), Score("a", 1, *of), Score("b", 0, *of)]
+        >>> {title: len(of_these) for title, of_these in same_draws(scores).items()}
+        {'draw 0': 2, 'draws 0, 1': 2}
+    """
+    draws: dict[str, set[int]] = defaultdict(set)
+    for score in scores:
+        draws[score.method].add(score.draw)
+    tables = []
+    for chosen in {frozenset(found) for found in draws.values()}:
+        alone = sum(found >= chosen for found in draws.values()) == 1
+        title = f"draw{'s' * (len(chosen) > 1)} {', '.join(map(str, sorted(chosen)))}"
+        of_these = [score for score in scores if score.draw in chosen and draws[score.method] >= chosen]
+        tables.append((alone, -len(chosen), title, of_these))
+    return {title: of_these for *_, title, of_these in sorted(tables, key=lambda table: table[:3])}
+
+
 def _row(method: str, stage: str, draws: Mapping[int, Mapping[str, Sequence[Score]]], metric: str) -> Row:
     cells: dict[str, list[float]] = defaultdict(list)
     structures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -177,23 +201,32 @@ def write_report(
         published: Rows that `read_published` gave, shown below those of this run.
         reference: The method that the others are compared with.
     """
-    rows = {metric: tabulate(scores, metric) for metric in METRICS}
+    tables = {
+        title: {metric: tabulate(of_these, metric) for metric in METRICS}
+        for title, of_these in (same_draws(scores) or {"": []}).items()
+    }
     differences = compare(scores, reference)
-    everyone = [*rows["dice"], *published]
-    table = grid(everyone, columns_of(everyone))
-    parts = grid(rows["dice"], columns_of(rows["dice"], parts=True))
-    shown = [markdown(lines) for lines in (table, parts) if _filled(lines)]
+    shown, further, drawn = [], [], []
+    for number, (title, rows) in enumerate(tables.items()):
+        everyone = [*rows["dice"], *(() if number else published)]
+        named = f", {title}" if len(tables) > 1 else ""
+        drawn += everyone
+        table = grid(everyone, columns_of(everyone))
+        parts = grid(rows["dice"], columns_of(rows["dice"], parts=True))
+        shown += [f"{title.capitalize()}:"] if named else []
+        shown += [markdown(lines) for lines in (table, parts) if _filled(lines)]
+        further += _further_tables(rows, named)
     settings = json.dumps(configuration, indent=2)
     sections = [
         "# Dice",
         *shown,
         "\n".join(f"- {note}" for note in notes),
-        *_further_tables(rows),
+        *further,
         *_comparison(differences, reference),
         f"## As published\n\n{AS_PUBLISHED}",
         f"## Settings\n\n```json\n{settings}\n```",
     ]
-    as_json = _as_json(rows, configuration, notes) | {
+    as_json = _as_json([*tables.values()], configuration, notes) | {
         "published": [_plain(row) for row in published],
         "comparison": [difference._asdict() for difference in differences],
     }
@@ -202,7 +235,7 @@ def write_report(
     write_text(folder / "configuration.json", settings + "\n")
     write_text(folder / "table.json", json.dumps(as_json, indent=2) + "\n")
     write_text(folder / "table.md", "\n\n".join(filter(None, sections)) + "\n")
-    save_figure(folder / "table.png", _table_figure(table), configuration)
+    save_figure(folder / "table.png", _table_figure(grid(drawn, columns_of(drawn))), configuration)
     return "\n\n".join(shown)
 
 
@@ -211,16 +244,16 @@ def _filled(lines: Sequence[Sequence[str]]) -> bool:
     return len(lines) > 1 and len(lines[0]) > 3
 
 
-def _further_tables(rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Dice by structure, then every other metric, each with its title."""
+def _further_tables(rows: Mapping[str, Sequence[Row]], named: str) -> list[str]:
+    """Dice by structure, then every other metric, each with its title and what is `named` after it."""
     sections = []
     if rows["dice"]:
         lines = structure_grid(rows["dice"], columns_of(rows["dice"]))
-        sections += [f"## {METRICS['dice'].title} per structure", markdown(lines)]
+        sections += [f"## {METRICS['dice'].title} per structure{named}", markdown(lines)]
     for metric, about in METRICS.items():
         grids = [grid(rows[metric], columns_of(rows[metric], parts=parts), about.digits) for parts in (False, True)]
         if metric != "dice" and rows[metric]:
-            sections += [f"## {about.title}", *(markdown(lines) for lines in grids if _filled(lines))]
+            sections += [f"## {about.title}{named}", *(markdown(lines) for lines in grids if _filled(lines))]
             sections += [MISSED] if metric == "missed" else []
     return sections
 
@@ -244,8 +277,10 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _as_json(
-    rows: Mapping[str, Sequence[Row]], configuration: Mapping[str, Any], notes: Sequence[str]
+    tables: Sequence[Mapping[str, Sequence[Row]]], configuration: Mapping[str, Any], notes: Sequence[str]
 ) -> dict[str, Any]:
+    """Put the rows of all tables into one list for each metric; a row says which draws it is of."""
+    rows = {metric: [row for table in tables for row in table[metric]] for metric in METRICS}
     return {
         "metric": "dice",
         "columns": [*columns_of(rows["dice"]), *columns_of(rows["dice"], parts=True)],

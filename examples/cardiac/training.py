@@ -127,6 +127,7 @@ def build_trainer(
         seed=seed,
         folder=folder,
         callbacks=callbacks,
+        allocator=False,  # tuned for the whole run already, and said so
     )
     if (folder / "last.pt").exists():
         try:

@@ -24,6 +24,11 @@ def compared(scores, **options):
     return {row.column: row for row in compare(scores, **options)}
 
 
+def mean_of(scores, metric):
+    """The mean difference of a metric on ACDC."""
+    return next(row.mean for row in compare(scores) if row.metric == metric and row.column == "ACDC")
+
+
 @pytest.fixture
 def differences():
     return np.random.default_rng(0).normal(0.03, 0.05, 20)
@@ -111,6 +116,15 @@ def test_fewer_millimetres_and_misses_are_better(metric):
 def test_what_nobody_missed_is_not_compared():
     scores = [*both(0.1), score("standard", 0.0, metric="missed"), score("cooperative", 0.0, metric="missed")]
     assert {row.metric for row in compare(scores)} == {"dice"}
+
+
+@pytest.mark.parametrize("who", ["standard", "cooperative"])
+def test_distances_are_compared_only_where_neither_method_missed_a_repetition(who):
+    # A frame's distance is a mean over the repetitions that have one: if some are missed, those of two methods differ.
+    scores = [*both(-0.3, metric="hd95"), *both(0.1), *both(5.0, metric="hd95", patient="missed")]
+    assert mean_of(scores, "hd95") == pytest.approx((5.0 - 0.3) / 2)
+    scores.append(score(who, 1 / 3, metric="missed", patient="missed"))
+    assert mean_of(scores, "hd95") == pytest.approx(-0.3)
 
 
 def test_an_average_needs_all_columns():

@@ -12,6 +12,7 @@ from cardiac.report import (
     markdown,
     read_scores,
     replacing,
+    same_draws,
     save_figure,
     structure_grid,
     tabulate,
@@ -150,8 +151,33 @@ def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
     assert b'"iterations": 60' in (tmp_path / "table.png").read_bytes()
 
 
+def test_methods_with_fewer_draws_have_a_table_of_those_that_all_have(tmp_path, scores):
+    few = [score(0.9, method="ramp", column=column) for column in ("ACDC", "M&Ms", "M&Ms/A")]
+    shown = write_report(tmp_path, [*scores, *few], CONFIGURATION, [])
+    whole, first = (part.splitlines() for part in shown.split("Draw 0:"))
+    assert whole[0] == "Draws 0, 1:"
+    assert not any("ramp" in line for line in whole)
+    assert {line.split("|")[1].strip() for line in first if "FTN" in line} == {"standard", "cooperative", "ramp"}
+    assert "0.400 |" in next(line for line in first if line.startswith("| cooperative"))  # draw 1 has 0.6
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [(row["method"], row["draws"]) for row in rows if row["stage"] == "FTN"] == [
+        ("standard", [0, 1]),
+        ("cooperative", [0, 1]),
+        ("standard", [0]),
+        ("cooperative", [0]),
+        ("ramp", [0]),
+    ]
+
+
+def test_tables_with_something_to_compare_come_first(scores):
+    more = [s._replace(draw=2) for s in scores if s.method == "standard" and s.draw == 0]
+    assert [*same_draws([*scores, *more])] == ["draws 0, 1", "draws 0, 1, 2"]
+    assert same_draws([]) == {}
+
+
 def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path, scores):
-    other = [s._replace(metric=metric, value=9.5) for s in scores for metric in ("hd95", "assd", "missed")]
+    other = [s._replace(metric=metric, value=9.5) for s in scores for metric in ("hd95", "assd")]
+    other += [s._replace(metric="missed", value=0.5 * (s.column == "M&Ms")) for s in scores]
     write_report(tmp_path, [*scores, *other], CONFIGURATION, [])
     page = (tmp_path / "table.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("#")]

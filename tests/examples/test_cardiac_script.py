@@ -323,6 +323,9 @@ def test_a_split_may_be_given(flags, tmp_path):
     assert acdc_cooperative.main([*flags, "--split", str(file), *output]) == 0
     acdc = {s.patient for s in read_scores(tmp_path / "run" / "scores.csv") if s.column != "Other"}
     assert acdc == {"A"}
+    assert f'split = "{file.resolve()}"' in (tmp_path / "run" / "run.toml").read_text()
+    file.write_text(json.dumps({"train": ["B"], "validation": ["C"], "test": ["A"]}))
+    assert acdc_cooperative.main([*flags, "--split", str(file), *output]) == 2  # others would train into one table
 
 
 def test_published_numbers_are_shown_and_change_no_result(whole, flags, tmp_path, capsys):
