@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, command: str) -> None:
         study.load(sorted({draw for _, draw in todo}))
         outputs.open(settings)
         for method, draw in todo:
-            with memory_advice(preset, device):
+            with memory_advice(preset, device, network):
                 train_and_test(method, draw, study, outputs, device, network, command)
     conclude(outputs, published)
 

@@ -27,7 +27,7 @@ def tune_allocator(largest: int = 32 * 2**20) -> bool:
 
     Args:
         largest: Bytes of the largest block that is kept. The default is the most that every glibc takes. With 2**30,
-            from glibc 2.35 on, a step with larger activations takes a tenth less time and a fifth more memory: aligned
+            from glibc 2.35 on, a step with larger activations, as in 3-D, takes less time and more memory: aligned
             blocks fit badly into the holes that others left. See `docs/explanation/costs.md`.
 
     Returns:

@@ -570,7 +570,7 @@ def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw from N(0, 1), on the generator's device, in a tensor's shape, type and place."""
     source = like.device if generator is None else generator.device
     noise = torch.randn(like.shape, generator=generator, device=source)
-    return noise.to(like.device, like.dtype, non_blocking=True)
+    return noise.to(like.device, like.dtype, non_blocking=source.type == "cpu")
 
 
 @contextmanager

@@ -19,9 +19,9 @@ class CooperativeOutput(NamedTuple):
     refined: Tensor
     """What the shape prior makes of them."""
     hard_images: Tensor | None
-    """Images decoded from the masked image code, constants; None in eval mode."""
+    """Images decoded from the masked image code, constants; None in eval mode and of `standard_backward`."""
     hard_segmentation: Tensor | None
-    """Logits replayed from the masked shape code, constants; None in eval mode."""
+    """Logits replayed from the masked shape code, constants; None likewise."""
     hard_samples: Tensor | None = None
     """Positions in the batch of the samples that these were made of; None means all."""
 

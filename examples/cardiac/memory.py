@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import torch
 
 from .data import DataError
+from .models import PAPERS, Network
 from .protocol import Preset
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # of torch, CUDA and MPS; the CPU; cuBLAS and cuDNN
 
 
 @contextmanager
-def memory_advice(preset: Preset, device: torch.device) -> Iterator[None]:
+def memory_advice(preset: Preset, device: torch.device, network: Network = Network()) -> Iterator[None]:
     """Turn every way to run out of memory into one line that says which settings to lower.
 
     Raises:
@@ -26,10 +27,11 @@ def memory_advice(preset: Preset, device: torch.device) -> Iterator[None]:
         if not ran_out_of_memory(error):
             raise
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        smaller = "--width" if network.name == PAPERS else "the --model"
         halve = "" if preset.halve else ", or add --halve"
         half = "" if preset.precision != "float32" else ", or add --precision bfloat16"
         raise DataError(
-            f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower --batch-size, --width or "
+            f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower --batch-size, {smaller} or "
             f"--image-size{halve}{half}. What is done is kept; once there is more memory, the same command goes on "
             "from it."
         ) from None

@@ -3,6 +3,7 @@ import pytest
 import torch
 from cardiac.data import DataError
 from cardiac.memory import memory_advice, ran_out_of_memory
+from cardiac.models import Network
 from cardiac.protocol import PRESETS
 
 FAILURES = {
@@ -25,6 +26,14 @@ def test_running_out_of_memory_is_one_line_that_names_settings(failure):
     assert message.startswith("--batch-size 20 was too much for the memory of cpu")
     assert all(flag in message for flag in ("lower --batch-size", "--width", "--image-size", "--halve", "--precision"))
     assert "\n" not in message
+
+
+def test_the_width_is_only_advised_for_the_network_that_has_one():
+    network = Network("smp:Unet:resnet34")
+    with pytest.raises(DataError) as error, memory_advice(PRESETS["paper"], torch.device("cpu"), network):
+        raise MemoryError
+    assert "--width" not in str(error.value)
+    assert "--model" in str(error.value)
 
 
 def test_what_is_set_already_is_not_advised():
