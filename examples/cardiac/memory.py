@@ -15,7 +15,7 @@ _SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # of torch, C
 
 
 @contextmanager
-def memory_advice(preset: Preset, device: torch.device, network: Network = Network()) -> Iterator[None]:
+def memory_advice(preset: Preset, device: torch.device, network: Network | None = None) -> Iterator[None]:
     """Turn every way to run out of memory into one line that says which settings to lower.
 
     Raises:
@@ -27,7 +27,7 @@ def memory_advice(preset: Preset, device: torch.device, network: Network = Netwo
         if not ran_out_of_memory(error):
             raise
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-        smaller = "--width" if network.name == PAPERS else "the --model"
+        smaller = "--width" if network is None or network.name == PAPERS else "the --model"
         halve = "" if preset.halve else ", or add --halve"
         half = "" if preset.precision != "float32" else ", or add --precision bfloat16"
         raise DataError(
