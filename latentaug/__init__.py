@@ -14,6 +14,7 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 
 from latentaug.allocator import tune_allocator
 from latentaug.callbacks import Callback
+from latentaug.codes import find_codes
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.cooperative import CooperativeModel
 from latentaug.description import Description, describe
@@ -69,6 +70,7 @@ __all__ = [
     "cooperative_backward",
     "describe",
     "find_bottleneck",
+    "find_codes",
     "latent_saliency",
     "paper_masks",
     "reconstruction_loss",

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from latentaug.activations import checkpointed as checkpointing
 from latentaug.branches import Losses
+from latentaug.codes import find_codes
 from latentaug.compose import paper_masks
 from latentaug.construction import (
     coarsest,
@@ -29,7 +30,7 @@ from latentaug.construction import (
     saliency_schedule,
     separate_submodules,
 )
-from latentaug.discovery import Location, find_bottleneck, unwrap
+from latentaug.discovery import Location, unwrap
 from latentaug.heads import ShapePrior, one_hot, to_labels
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
 from latentaug.masks import LatentMask, Masker
@@ -38,7 +39,8 @@ from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
 from latentaug.results import CooperativeOutput, HardExamples, detached, joined
 from latentaug.shortcuts import draw_samples, scaled_size, shrink, shrink_labels, taken
-from latentaug.tap import LatentTap, Layer
+from latentaug.tap import Layer
+from latentaug.taps import CodeTaps
 from latentaug.trace import depends
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -72,14 +74,15 @@ class CooperativeModel(nn.Module):
 
     Your model is neither copied nor changed: `.model` is the object you passed. A model that declares `image_code`,
     `shape_code` (names of submodules) and `image_decoder` (a module called with a code and a size), as `FTN` does, is
-    taken at its word; on any other, both codes are the bottleneck.
+    taken at its word; on any other, `find_codes` finds the codes: the bottleneck for segmentations, and for images a
+    code that is fine enough to hold one.
 
     Args:
         model: Any segmentation model that takes a batch of images.
         num_classes: Channels of the logits; 1 means a binary segmentation with one logit.
         example: A batch of images, for the one dry run that finds the codes and sizes the heads.
         layer: Where the codes are: a dotted name, a module or a `Location`. Of a list, every layer is masked in the
-            segmentation, and the deepest is the image code. Default: the bottleneck, found by `find_bottleneck`.
+            segmentation, and the deepest is the image code. Default: what the model declares, or `find_codes` finds.
         masker: Makes hard examples; a pair masks the image code and the shape code differently. Default:
             `paper_masks()`.
         image_code: The layer that images are reconstructed from, if not `layer`.
@@ -190,10 +193,11 @@ class CooperativeModel(nn.Module):
             image_code = declared.image_code if image_code is None else image_code
             shape_code = declared.shape_code if shape_code is None else shape_code
         elif layer is None and (image_code is None or shape_code is None):
-            layer = find_bottleneck(model, example, logits=logits)
+            codes = find_codes(model, example, logits=logits)
+            image_code = codes.image if image_code is None else image_code
+            shape_code = codes.shape if shape_code is None else shape_code
         self.shape_codes = located(model, layer if shape_code is None else shape_code, example)
         self.image_code = coarsest(located(model, layer if image_code is None else image_code, example))
-        self._tapped = list(dict.fromkeys([self.image_code, *self.shape_codes]))
 
         if reconstruction is None and (declared is None or declared.image_code != str(self.image_code)):
             reconstruction = placed_like(new_reconstruction_head(self.image_code, example, image_range), model, example)
@@ -312,14 +316,14 @@ class CooperativeModel(nn.Module):
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
         labels = squeeze_labels(labels, images.ndim - 2).long()
-        with preserved_modes(self), torch.enable_grad(), LatentTap(self.eval().model, self._tapped) as tap:
-            predicted = self._predicted(self.model(images), labels.shape[1:], tap.codes)
+        with preserved_modes(self), torch.enable_grad(), self.eval()._tapped() as taps:
+            predicted = self._predicted(self.model(images), labels.shape[1:], [*taps.codes.values()])
             logits, losses = predicted.main, Losses(self.weights)
             losses.add("segmentation", predicted.loss(self.loss, labels))
-            losses.add("reconstruction", self._reconstruction_loss(self._image_code_of(tap), images))
-            image_code, shape_codes = self._masked_codes(tap, losses, generator)
+            losses.add("reconstruction", self._reconstruction_loss(taps.codes[self.image_code], images))
+            image_code, shape_codes = self._masked_codes(taps, losses, generator)
             hard_images = self._decoded(image_code, images)
-            hard_segmentation = self._replayed(tap, shape_codes, labels).main
+            hard_segmentation = self._replayed(taps, shape_codes, labels).main
             refined = self.shape_prior.refine(hard_segmentation).detach()
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
             return HardExamples(
@@ -332,6 +336,9 @@ class CooperativeModel(nn.Module):
         shown = f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
         options = {"hard_share": self.hard_share, "hard_scale": self.hard_scale}
         return shown + "".join(f", {name}={value:g}" for name, value in options.items() if value != 1)
+
+    def _tapped(self) -> CodeTaps:
+        return CodeTaps(self.model, self.image_code, self.shape_codes)
 
     # The two stages ---------------------------------------------------------------------------------------------------
 
@@ -347,24 +354,24 @@ class CooperativeModel(nn.Module):
         """Compute the losses on the images themselves, and make the hard examples while their graph is alive."""
         inputs = self._with_noise(images, generator) if self.training else images
         hard_images = hard_segmentation = hard_samples = None
-        with LatentTap(self.model, self._tapped) as tap:
-            predicted = self._predicted(self.model(inputs), labels.shape[1:], tap.codes)
+        with self._tapped() as taps:
+            predicted = self._predicted(self.model(inputs), labels.shape[1:], [*taps.codes.values()])
             logits = predicted.main
             hot = one_hot(labels, self.num_classes, ignore_index=self.ignore_index, dtype=logits.dtype)
             losses.end("shape_from_labels", self.loss(self.shape_prior(hot), labels))
             refined = self._refined(losses.start("shape_from_logits", logits))
             losses.end("shape_from_logits", self.loss(refined, labels))
-            code = losses.start("reconstruction", self._image_code_of(tap))
+            code = losses.start("reconstruction", taps.codes[self.image_code])
             losses.end("reconstruction", self._reconstruction_loss(code, images))
             losses.add("segmentation", predicted.loss(self.loss, labels))
             if make_hard:
                 # Constants, so that no later stage needs the graph that they are drawn from.
                 due = self.saliency_schedule is None or self.saliency_schedule()
-                image_code, shape_codes = self._masked_codes(tap, losses, generator, salient=due)
+                image_code, shape_codes = self._masked_codes(taps, losses, generator, salient=due)
                 hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
                 hard_images = shrink(self._decoded(image_code, images, hard_samples), self._hard_size(images.shape[2:]))
                 learn = bool(self.weights["hard_code_segmentation"])
-                replayed = self._replayed(tap, shape_codes, labels, differentiable=learn)
+                replayed = self._replayed(taps, shape_codes, labels, differentiable=learn)
                 if learn:
                     losses.add("hard_code_segmentation", replayed.loss(self.loss, labels))
                 hard_segmentation = taken(replayed.main.detach(), hard_samples)
@@ -386,12 +393,12 @@ class CooperativeModel(nn.Module):
         labels = shrink_labels(taken(labels, hard_samples), hard_segmentation.shape[2:])
         # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
         with frozen_norm_statistics(self), _constant_norm_parameters(self, self.hard_norm_frozen):
-            with LatentTap(self.model, self._tapped) as tap:
-                predicted = self._predicted(self.model(hard_images), labels.shape[1:], tap.codes)
+            with self._tapped() as taps:
+                predicted = self._predicted(self.model(hard_images), labels.shape[1:], [*taps.codes.values()])
                 logits = predicted.main
                 refined = self._refined(losses.start("shape_from_hard_image", logits))
                 losses.end("shape_from_hard_image", self.loss(refined, labels))
-                code = losses.start("hard_image_reconstruction", self._image_code_of(tap))
+                code = losses.start("hard_image_reconstruction", taps.codes[self.image_code])
                 losses.end("hard_image_reconstruction", self._reconstruction_loss(code, images))
                 again = self.shape_prior.refine(hard_segmentation)
                 losses.end("shape_from_hard_segmentation", self.loss(again, labels))
@@ -399,16 +406,16 @@ class CooperativeModel(nn.Module):
             return _output(losses, logits, refined, hard_images, hard_segmentation, hard_samples)
 
     def _masked_codes(
-        self, tap: LatentTap, losses: Losses, generator: torch.Generator | None, *, salient: bool = True
+        self, taps: CodeTaps, losses: Losses, generator: torch.Generator | None, *, salient: bool = True
     ) -> tuple[_Masked, list[_Masked]]:
         """Draw masks for the image code and the shape codes, by their saliency or, if not `salient`, by noise."""
-        masked = functools.partial(self._masked, tap, losses if salient else None, generator)
+        masked = functools.partial(self._masked, taps, losses if salient else None, generator)
         (image_code,) = masked([self.image_code], self.image_masker, "reconstruction")
         return image_code, masked(self.shape_codes, self.shape_masker, "segmentation")
 
     def _masked(
         self,
-        tap: LatentTap,
+        taps: CodeTaps,
         losses: Losses | None,
         generator: torch.Generator | None,
         locations: Sequence[Location],
@@ -419,7 +426,7 @@ class CooperativeModel(nn.Module):
 
         Without losses, the masks fall anywhere.
         """
-        codes = [tap.codes[self._tapped.index(location)] for location in locations]
+        codes = [taps.codes[location] for location in locations]
 
         @functools.cache  # for all at once, if one is asked for
         def saliencies() -> list[Tensor]:
@@ -444,10 +451,10 @@ class CooperativeModel(nn.Module):
         return decoded.to(images.dtype)
 
     def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        return scaled_size(size, self.hard_scale, coarsest(self._tapped).stride)
+        return scaled_size(size, self.hard_scale, coarsest([self.image_code, *self.shape_codes]).stride)
 
     def _replayed(
-        self, tap: LatentTap, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
+        self, taps: CodeTaps, masked: Sequence[_Masked], labels: Tensor, *, differentiable: bool = False
     ) -> Prediction:
         """Return what the model predicts from masked shape codes."""
         with torch.set_grad_enabled(differentiable):
@@ -455,12 +462,7 @@ class CooperativeModel(nn.Module):
             new: list[Tensor | Callable[[Tensor], Tensor]] = (
                 [one.mask.apply(one.code) for one in masked] if len(masked) == 1 else [one.mask.apply for one in masked]
             )
-            given = dict(zip(self.shape_codes, new, strict=True))
-            output = tap.replay([given.get(location) for location in self._tapped])
-            return self._predicted(output, labels.shape[1:])
-
-    def _image_code_of(self, tap: LatentTap) -> Tensor:
-        return tap.codes[self._tapped.index(self.image_code)]
+            return self._predicted(taps.replay(new), labels.shape[1:])
 
     def _reconstruction_loss(self, code: Tensor, images: Tensor) -> Tensor:
         """Compare the clean images with what an image code holds of them."""
@@ -503,8 +505,8 @@ class CooperativeModel(nn.Module):
             with torch.no_grad():
                 outputs = read_logits(self.model(example), self.num_classes, example.ndim - 2, self.read_logits)
             if len(finest(outputs)) > 1:
-                with LatentTap(self.model, self._tapped) as tap:
-                    self._predicted(self.model(example), example.shape[2:], tap.codes)
+                with self._tapped() as taps:
+                    self._predicted(self.model(example), example.shape[2:], [*taps.codes.values()])
             self._try_size(example)
 
     def _try_size(self, example: Tensor) -> None:

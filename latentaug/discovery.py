@@ -296,6 +296,7 @@ class Candidate:
     """
 
     trace: Call  # of the whole pass, which keeps the calls around this one
+    ways: _Ways  # through the whole pass
     call: Call
     path: Path
     tensor: Tensor
@@ -448,6 +449,10 @@ class _Ways:
         """Count the ways over at least one of the nodes."""
         around = self._around(nodes)
         return sum(times * (self._before[end] - around[end]) for end, times in self._ends.items())
+
+    def all_over(self, node: Any, end: Any) -> bool:
+        """Tell whether all ways from the images to `end` lead over `node`."""
+        return not self._around({node})[end]
 
     def lead_past(self, nodes: Collection[Any]) -> bool:
         """Tell whether some way leads over none of the nodes."""
@@ -614,7 +619,9 @@ def _candidates(model: nn.Module, look: _Look, again: _Seen | None, *, guess: bo
             layout, stride = fits[0]
             sites = 1 / math.prod(stride)
             pooled = entry > sites and all(fit and 1 / math.prod(fit[0][1]) > sites for fit in made)
-            candidate = Candidate(look.trace, call, path, tensor, node, bool(weighted), pooled, layout, stride)
+            candidate = Candidate(
+                look.trace, look.ways, call, path, tensor, node, bool(weighted), pooled, layout, stride
+            )
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.
     return _without_vectors(found or fixed, look, again)
