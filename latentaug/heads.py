@@ -221,7 +221,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Upsample a code by each of `factors` in turn, halving the channels from 8 · `width` down to `width`."""
+    """Upsample a code by each of `factors` in turn, with at most 4 · `width` channels, halved down to `width`."""
 
     def __init__(
         self,
@@ -234,7 +234,9 @@ class Decoder(nn.Module):
         transposed: bool = False,
     ) -> None:
         super().__init__()
-        widths = [in_channels, *(max(8 // 2**level, 1) * width for level in range(1, len(factors) + 1))]
+        # 4, 2, 1, 1 for the paper's four levels; with fewer, the last that many of 4, 2, 1.
+        levels = len(factors)
+        widths = [in_channels, *(min(max(8 >> n, 1), 1 << (levels - n)) * width for n in range(1, levels + 1))]
         channels = zip(itertools.pairwise(widths), factors, strict=True)
         self.blocks = nn.Sequential(*(UpBlock(a, b, factor, transposed) for (a, b), factor in channels))
         self.projection = _CONV[spatial_dims](widths[-1], out_channels, 1)
