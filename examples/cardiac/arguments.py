@@ -98,9 +98,18 @@ def make_parser(about: str | None) -> Parser:
         help=f"what to train: {', '.join(METHODS)}; or several, by {', '.join(GROUPS)} (default: standard cooperative)",
     )
     add("--model", metavar="NAME", help="FTN, the paper's, or such as smp:Unet:resnet34 (default: FTN)")
-    add("--layers", nargs="+", metavar="NAME", help="layers to mask, such as 'encoder[5]' (default: as found)")
+    add(
+        "--layers",
+        nargs="+",
+        metavar="NAME",
+        help="layers to mask in segmentations, such as 'encoder[5]' (default: the bottleneck)",
+    )
     add("--depths", nargs="+", type=int, metavar="N", help="the same by number: 5 4 means 'encoder[5]' 'encoder[4]'")
-    add("--image-code", metavar="NAME", help="layer that images are reconstructed from (default: the deepest masked)")
+    add(
+        "--image-code",
+        metavar="NAME",
+        help="layer that images are reconstructed from (default: one of stride 4 at most)",
+    )
     add("--encoder-weights", metavar="NAME", help="of a library's encoder, such as imagenet (default: random)")
     add("--config", type=Path, metavar="FILE", help="TOML with any of these settings by name; flags take precedence")
     add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")

@@ -25,8 +25,8 @@ class Network:
     Args:
         name: "FTN", the paper's; or library:Architecture:encoder, such as "smp:Unet:resnet34" from
             segmentation-models-pytorch, without the encoder for the library's own choice.
-        layers: Names of the layers to mask; empty for those that the network declares or the library finds.
-        image_code: Name of the layer that images are reconstructed from; None for the deepest of those.
+        layers: Names of the layers to mask in segmentations; empty for what the network declares or is found.
+        image_code: Name of the layer that images are reconstructed from; None for what it declares or is found.
         encoder_weights: What the library calls the weights that the encoder starts from; None for random ones.
 
     Raises:
@@ -76,7 +76,7 @@ class Network:
         """
         network = self._network(preset)
         example = torch.zeros(2, 1, preset.side, preset.side)
-        codes: dict[str, Any] = {"layer": [*self.layers]} if self.layers else {}
+        codes: dict[str, Any] = {"shape_code": [*self.layers]} if self.layers else {}
         if self.image_code is not None:
             codes["image_code"] = self.image_code
         try:
