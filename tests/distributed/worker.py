@@ -37,7 +37,7 @@ if hasattr(torch.distributed.fsdp, "fully_shard"):
     WRAPPERS["fully_shard"] = fully_sharded
     WRAPPERS["fully_shard, model too"] = partial(fully_sharded, parts=["model"])
     WRAPPERS["fully_shard, parts too"] = partial(fully_sharded, parts=["model.down", "model.up", "shape_prior"])
-CASES = [("unet", wrapper) for wrapper in WRAPPERS] + [("ftn", "default")]
+CASES = [(model, wrapper) for model in ("unet", "fine") for wrapper in WRAPPERS] + [("ftn", "default")]
 WAYS = ("one backward", "two stages")
 STEPS = 2  # static_graph learns in the first what it relies on in the second
 
@@ -57,7 +57,16 @@ class UNet(nn.Module):
         return self.top(torch.cat([stem, self.up(self.down(stem))], 1))
 
 
-MODELS = {"unet": UNet, "ftn": lambda: FTN(num_classes=3, width=2, depth=2)}
+class FineUNet(UNet):
+    """A bottleneck at stride 8, and a code at stride 4 that images are decoded from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.insert(0, nn.Conv2d(1, 1, 4, 4))
+        self.top.append(nn.Upsample(scale_factor=4))
+
+
+MODELS = {"unet": UNet, "fine": FineUNet, "ftn": lambda: FTN(num_classes=3, width=2, depth=2)}
 
 
 def batch(rank: int) -> tuple[Tensor, Tensor]:
