@@ -34,9 +34,10 @@ class CodeTaps:
         >>> image_code, shape_code = find_codes(model, images)
         >>> with CodeTaps(model, image_code, [shape_code]) as taps:
         ...     logits = model(images)
+        ...     shapes = [tuple(taps.codes[code].shape) for code in (image_code, shape_code)]
         ...     hard = taps.replay([0.5 * taps.codes[shape_code]])
-        >>> tuple(taps.codes[image_code].shape), hard.shape
-        ((2, 8, 8, 8), torch.Size([2, 2, 32, 32]))
+        >>> shapes, hard.shape
+        ([(2, 8, 8, 8), (2, 16, 4, 4)], torch.Size([2, 2, 32, 32]))
     """
 
     def __init__(self, model: nn.Module, image_code: Location, shape_codes: Sequence[Location]) -> None:
