@@ -42,7 +42,7 @@ def test_the_readme_names_the_layers_that_are_found() -> None:
     exec(compile(first, "README.md", "exec"), namespace)
     for block in libraries:
         exec(compile(block, "README.md", "exec"), namespace)
-        told = re.search(r"example=\w+\)  # (.+)$", block, flags=re.MULTILINE)
+        told = re.search(r"^# finds (.+)$", block, flags=re.MULTILINE)
         assert told is not None
         coop = namespace["coop"]
         assert ", ".join(dict.fromkeys(map(str, [coop.image_code, *coop.shape_codes]))) == told[1]
