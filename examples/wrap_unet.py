@@ -32,5 +32,7 @@ for step in range(30):
 
 images, labels = batch()
 accuracy = (coop.predict(images) == labels).float().mean().item()  # with the shape prior's refinement
-print(f"tapped at {coop.image_code}; {accuracy:.1%} of pixels right after {step + 1} steps")
+print(
+    f"hard images from {coop.image_code}, hard segmentations from {coop.shape_codes[0]}; {accuracy:.1%} of pixels right after {step + 1} steps"
+)
 unet.eval()  # the same object as before: save it, export it, use it alone
