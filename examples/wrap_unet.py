@@ -32,7 +32,6 @@ for step in range(30):
 
 images, labels = batch()
 accuracy = (coop.predict(images) == labels).float().mean().item()  # with the shape prior's refinement
-print(
-    f"hard images from {coop.image_code}, hard segmentations from {coop.shape_codes[0]}; {accuracy:.1%} of pixels right after {step + 1} steps"
-)
+codes = f"images from {coop.image_code}, segmentations from {coop.shape_codes[0]}"
+print(f"{codes}; {accuracy:.1%} of pixels right after {step + 1} steps")
 unet.eval()  # the same object as before: save it, export it, use it alone
