@@ -46,11 +46,11 @@ def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any
         ('0', '2')
     """
     bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
-    return Codes(_fine(bottleneck, others).location, bottleneck.location)
+    return Codes(fine_code(bottleneck, others).location, bottleneck.location)
 
 
-def _fine(bottleneck: Candidate, others: Sequence[Candidate]) -> Candidate:
-    """Return the coarsest fine code that the bottleneck is computed from, and from nothing else; or the bottleneck."""
+def fine_code(bottleneck: Candidate, others: Sequence[Candidate]) -> Candidate:
+    """Return the coarsest fine code that all of the bottleneck is computed from; the bottleneck where there is none."""
     if max(bottleneck.stride) <= FINE:
         return bottleneck
     before = ancestors([bottleneck.node])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from latentaug.codes import fine_code
 from latentaug.discovery import Candidate, Location, as_inputs, image_in, ranked, unwrap
 from latentaug.modes import preserved_modes
 from latentaug.planning import captured, make_plan, relative_change, sandbox
@@ -34,6 +35,7 @@ class Row:
         influence: ‖f(code = 0) - f‖ / ‖f‖; None if it cannot be replayed, or no
             signal reaches the output; 0 if nothing reads it.
         refusal: Why it cannot be replayed, if so.
+        fine: Whether it is the code that images are decoded from, where that is another than the bottleneck.
     """
 
     location: Location
@@ -42,6 +44,7 @@ class Row:
     saved: float | None
     influence: float | None
     refusal: str | None = None
+    fine: bool = False
 
     @property
     def leak(self) -> float | None:
@@ -61,7 +64,10 @@ class Description:
         table: list[tuple[str, ...]] = [head, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-        return "\n".join([f"{self.model}: * is the layer that layer=None takes", *(line.rstrip() for line in lines)])
+        marks = "* is the layer that layer=None takes"
+        if any(row.fine for row in self.rows):
+            marks += ", + the one that find_codes names for images"
+        return "\n".join([f"{self.model}: {marks}", *(line.rstrip() for line in lines)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -72,16 +78,17 @@ def _cells(row: Row) -> tuple[str, ...]:
     else:
         effects = (f"{row.saved:.0%}", f"{row.influence:.3f}", f"{row.leak:.3f}")
     shape, stride = ("x".join(map(str, sizes)) for sizes in (row.location.shape, row.location.stride))
-    return ("*" if row.chosen else "", str(row.location), row.type, shape, str(row.location.layout), stride, *effects)
+    mark = "*" if row.chosen else "+" if row.fine else ""
+    return (mark, str(row.location), row.type, shape, str(row.location.layout), stride, *effects)
 
 
 def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | None = None) -> Description:
     """List a model's latent codes, with what tapping each of them would bring; print the result.
 
-    For the bottleneck, and for the widest codes of each grid beside or around it: path, type of module, shape, layout,
-    stride, the share of the forward's time that a replay saves, and the *influence* ‖f(code = 0) - f‖ / ‖f‖ with its
-    complement, the *leak*: what skip connections carry past the code. In eval mode, on the first sample of the
-    example; timings are the shortest of a few.
+    For the bottleneck, for the fine code (see `find_codes`), and for the widest codes of each grid beside or around
+    them: path, type of module, shape, layout, stride, the share of the forward's time that a replay saves, and the
+    *influence* ‖f(code = 0) - f‖ / ‖f‖ with its complement, the *leak*: what skip connections carry past the code. In
+    eval mode, on the first sample of the example; timings are the shortest of a few.
 
     Args:
         model: Any segmentation model.
@@ -98,20 +105,26 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | N
     candidates = ranked(root, *inputs, logits)
     with preserved_modes(root), sandbox(root, device_of(root, *inputs)):
         root.eval()
-        rows = [_row(root, c, c is candidates[0], inputs, logits) for c in _shown(candidates)]
+        bottleneck, *others = candidates
+        fine = fine_code(bottleneck, others)
+        rows = [
+            _row(root, c, inputs, logits, chosen=c is bottleneck, fine=c is fine is not bottleneck)
+            for c in _shown(bottleneck, others, fine)
+        ]
     return Description(type(root).__name__, rows)
 
 
-def _shown(candidates: list[Candidate]) -> list[Candidate]:
-    """Keep the bottleneck, and a few of each grid among the codes of its level and those around it."""
-    best = candidates[0]
-    levels = list(_enclosing(best.call))
-    shown, grids = [best], Counter([best.stride])
-    for candidate in candidates[1:]:
-        if candidate.call.parent in levels and grids[candidate.stride] < _ROWS_PER_GRID:
+def _shown(bottleneck: Candidate, others: Sequence[Candidate], fine: Candidate) -> list[Candidate]:
+    """Keep the bottleneck, the fine code, and a few of each grid among the codes of their level and those around it."""
+    levels = list(_enclosing(bottleneck.call))
+    shown = [bottleneck] if fine is bottleneck else [bottleneck, fine]
+    grids = Counter(candidate.stride for candidate in shown)
+    for candidate in others:
+        if candidate is not fine and candidate.call.parent in levels and grids[candidate.stride] < _ROWS_PER_GRID:
             shown.append(candidate)
             grids[candidate.stride] += 1
-    return shown[:_ROWS]
+    shown = shown[:_ROWS]
+    return [candidate for candidate in (bottleneck, *others) if any(candidate is one for one in shown)]
 
 
 def _enclosing(call: Call) -> Iterator[Call]:
@@ -126,9 +139,11 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 def _row(
     model: nn.Module,
     candidate: Candidate,
-    chosen: bool,
     inputs: Inputs,
     logits: Callable[[Any], Any] | None,
+    *,
+    chosen: bool,
+    fine: bool,
 ) -> Row:
     kind = type(model.get_submodule(candidate.call.name)).__name__
     spot = Spot(candidate.call.name, candidate.path)
@@ -139,8 +154,8 @@ def _row(
         except Exception as error:  # whatever a model raises that cannot be run again
             refusal = str(error).split(". ")[0].splitlines()[0]
         else:
-            return Row(candidate.location, kind, chosen, saved, influence)
-    return Row(candidate.location, kind, chosen, None, None, refusal)
+            return Row(candidate.location, kind, chosen, saved, influence, fine=fine)
+    return Row(candidate.location, kind, chosen, None, None, refusal, fine)
 
 
 def _first_sample(inputs: Inputs) -> Inputs:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from latentaug.codes import find_codes
 from latentaug.description import Description, describe
 from latentaug.discovery import (
     Location,
@@ -885,6 +886,18 @@ def test_a_description_is_the_table_of_candidates() -> None:
     assert columns.split() == ["layer", "type", "shape", "layout", "stride", "saves", "influence", "leak"]
     assert len(rows) == len(description.rows)
     assert rows[0].split()[:4] == ["*", "encoder[2]", "Encoder", "2x32x8x12"]
+
+
+def test_a_description_marks_the_code_that_images_are_decoded_from() -> None:
+    stages = [nn.Conv2d(4 * 2**i if i else 3, 8 * 2**i, 3, 2, 1) for i in range(4)]
+    model = nn.Sequential(*stages, nn.Upsample(scale_factor=16), nn.Conv2d(64, 2, 1))
+    description = describe(model, images())
+    marked = {str(row.location): (row.chosen, row.fine) for row in description.rows if row.chosen or row.fine}
+    assert marked == {"3": (True, False), "1": (False, True)}
+    assert marked.keys() == set(map(str, find_codes(model, images())))
+    head, _, *rows = str(description).splitlines()
+    assert head.endswith("+ the one that find_codes names for images")
+    assert [row.split()[:2] for row in rows if row[0] == "+"] == [["+", "1"]]
 
 
 def test_influence_is_the_share_of_the_output_that_a_zero_code_takes_away() -> None:
