@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import islice
@@ -423,6 +423,8 @@ class CooperativeTrainer:
                 "A generator can be read only once: pass a DataLoader or a list."
             )
         losses = means_of(position.sums, position.batches)
+        if _rank() == 0:
+            _tell_of_divergence(position.epoch + 1, losses, *position.history[: position.epoch][-1:])
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         rate = float(self.optimizer.param_groups[0]["lr"])
         metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
@@ -538,3 +540,15 @@ def _tell_of_allocator() -> None:
         "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
         "CooperativeTrainer(allocator=False) leaves it alone."
     )
+
+
+def _tell_of_divergence(epoch: int, losses: Mapping[str, float], before: Mapping[str, float] | None = None) -> None:
+    """Say which losses of an epoch are no numbers, unless it has been said of the epoch before."""
+    lost = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if lost and all(math.isfinite((before or {}).get(name, 0.0)) for name in lost):
+        logger.warning(
+            "Epoch %d: %s came out infinite or not a number, and the weights may be lost. Lower the learning rate or "
+            "clip gradients (clip_norm); load_best() brings back the best epoch that was evaluated.",
+            epoch,
+            ", ".join(lost),
+        )

@@ -684,6 +684,15 @@ def test_a_tuned_allocator_is_told_of_once(monkeypatch, caplog):
     assert "allocator=False" in record.message
 
 
+def test_training_that_diverges_is_told_of_once(caplog):
+    trainer = tiny_trainer(step=standard_backward, optimizer=partial(torch.optim.SGD, lr=1e20), allocator=False)
+    trainer.fit(squares(), epochs=4)
+    (record,) = (record for record in caplog.records if "not a number" in record.message)
+    assert record.message.startswith("Epoch 1: ")
+    assert "segmentation" in record.message
+    assert "clip_norm" in record.message
+
+
 @pytest.fixture
 def one_rank(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
