@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from functools import cache
 
@@ -14,6 +15,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_INT = 2**31 - 1
 
+_taken: list[int] = []
+"""Sizes that malloc has taken in this process."""
+
 
 @cache
 def tune_allocator(largest: int = 32 * 2**20) -> bool:
@@ -22,8 +26,8 @@ def tune_allocator(largest: int = 32 * 2**20) -> bool:
     By default blocks above a threshold are mapped and unmapped anew, and free memory is given back at once, so that the
     activations of a training step on the CPU pay for fresh pages each time. This raises the two thresholds of `mallopt`
     for the whole process, which then holds on to the most memory it ever needed for such blocks; no number changes.
-    Without glibc nothing happens at all. Once is enough: further calls do nothing. Importing the library never calls
-    it, `CooperativeTrainer.fit` does when it trains on a CPU.
+    Without glibc nothing happens at all. No call lowers what an earlier one, or `MALLOC_MMAP_THRESHOLD_` in the
+    environment, has set. Importing the library never calls it, `CooperativeTrainer.fit` does when it trains on a CPU.
 
     Args:
         largest: Bytes of the largest block that is kept. The default is the most that every glibc takes. With 2**30,
@@ -40,14 +44,21 @@ def tune_allocator(largest: int = 32 * 2**20) -> bool:
     mallopt = _glibc_mallopt()
     if mallopt is None:
         return False
+    largest = max(largest, *_taken, _from_environment())
     raised = mallopt(_M_MMAP_THRESHOLD, largest)
     kept = mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
     tuned = bool(raised and kept)
     if tuned:
+        _taken.append(largest)
         logger.info(
             "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process."
         )
     return tuned
+
+
+def _from_environment() -> int:
+    value = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+    return int(value) if value.isdecimal() else 0
 
 
 def _glibc_mallopt() -> ctypes._NamedFuncPointer | None:

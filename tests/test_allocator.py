@@ -34,8 +34,10 @@ print(json.dumps({"before": faults(), "tuned": [tune_allocator(), tune_allocator
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> None:
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     tune_allocator.cache_clear()
+    monkeypatch.setattr(allocator, "_taken", [])
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
 
 
 @pytest.mark.skipif(not ON_GLIBC, reason="mallopt belongs to glibc")
@@ -79,3 +81,40 @@ def test_it_says_whether_malloc_took_both_settings(monkeypatch, answers, expecte
     monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: mallopt)
     assert tune_allocator(2**25) is expected
     assert asked == [(-3, 2**25), (-1, 2**31 - 1)]  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+
+
+@pytest.mark.parametrize("order", [[2**30, 2**25, 2**30], [2**25, 2**30, 2**25]])
+def test_no_call_lowers_what_an_earlier_one_has_set(monkeypatch, order):
+    largest = 0
+
+    def mallopt(parameter: int, value: int) -> int:
+        nonlocal largest
+        largest = value if parameter == -3 else largest
+        return 1
+
+    monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: mallopt)
+    for i, size in enumerate(order):
+        assert tune_allocator(size)
+        assert largest == max(order[: i + 1])
+
+
+def test_what_malloc_refuses_does_not_count(monkeypatch):
+    asked = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        asked.append((parameter, value))
+        return int(parameter == -1 or value <= 2**25)  # as glibc before 2.35
+
+    monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: mallopt)
+    assert not tune_allocator(2**30)
+    assert tune_allocator()
+    assert asked[2] == (-3, 2**25)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1073741824", 2**30), ("131072", 2**25), ("much", 2**25)])
+def test_the_environment_is_not_overruled_either(monkeypatch, value, expected):
+    asked = {}
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", value)
+    monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: lambda *pair: bool(asked.update([pair])) + 1)
+    assert tune_allocator()
+    assert asked[-3] == expected
