@@ -18,7 +18,7 @@ def batch(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)
-coop = CooperativeModel(unet, num_classes=3, example=batch()[0])  # finds the code, makes the two heads
+coop = CooperativeModel(unet, num_classes=3, example=batch()[0])  # finds the codes, makes the two heads
 optimizer = torch.optim.Adam(coop.parameters(), lr=1e-3)  # the heads train along
 
 for step in range(30):

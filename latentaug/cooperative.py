@@ -69,8 +69,8 @@ class CooperativeModel(nn.Module):
     Puts two heads beside the model: one that reconstructs the image from the latent code, and a shape prior that
     corrects segmentations. In train mode a call computes the losses on the images given, masks the codes where the
     losses are most sensitive, and computes the losses again on what the masked codes decode to.
-    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same at a third
-    of the memory. In eval mode a call without labels is a call of your model.
+    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same in much
+    less memory. In eval mode a call without labels is a call of your model.
 
     Your model is neither copied nor changed: `.model` is the object you passed. A model that declares `image_code`,
     `shape_code` (names of submodules) and `image_decoder` (a module called with a code and a size), as `FTN` does, is
@@ -80,13 +80,13 @@ class CooperativeModel(nn.Module):
     Args:
         model: Any segmentation model that takes a batch of images.
         num_classes: Channels of the logits; 1 means a binary segmentation with one logit.
-        example: A batch of images, for the one dry run that finds the codes and sizes the heads.
+        example: A batch of images, for the dry runs that find the codes and size the heads.
         layer: Where the codes are: a dotted name, a module or a `Location`. Of a list, every layer is masked in the
             segmentation, and the deepest is the image code. Default: what the model declares, or `find_codes` finds.
         masker: Makes hard examples; a pair masks the image code and the shape code differently. Default:
             `paper_masks()`.
-        image_code: The layer that images are reconstructed from, if not `layer`.
-        shape_code: The layer, or list of layers, masked in the segmentation, if not `layer`.
+        image_code: The layer that images are reconstructed from, if another than by `layer` or its default.
+        shape_code: The layer, or list of layers, masked in the segmentation, likewise.
         loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
         weights: Weights that differ from the paper's, by the names of the losses; see `WEIGHTS`. With a weight for
             "hard_code_segmentation" the model also learns to segment from the masked shape codes themselves.

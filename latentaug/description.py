@@ -35,7 +35,7 @@ class Row:
         influence: ‖f(code = 0) - f‖ / ‖f‖; None if it cannot be replayed, or no
             signal reaches the output; 0 if nothing reads it.
         refusal: Why it cannot be replayed, if so.
-        fine: Whether it is the code that images are decoded from, where that is another than the bottleneck.
+        fine: Whether it is the code that `find_codes` names for images, where that is another than the bottleneck.
     """
 
     location: Location
@@ -64,7 +64,7 @@ class Description:
         table: list[tuple[str, ...]] = [head, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-        marks = "* is the layer that layer=None takes"
+        marks = "* is the layer that layer=None taps"
         if any(row.fine for row in self.rows):
             marks += ", + the one that find_codes names for images"
         return "\n".join([f"{self.model}: {marks}", *(line.rstrip() for line in lines)])
@@ -108,7 +108,7 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | N
         bottleneck, *others = candidates
         fine = fine_code(bottleneck, others)
         rows = [
-            _row(root, c, inputs, logits, chosen=c is bottleneck, fine=c is fine is not bottleneck)
+            _row(root, c, inputs, logits, chosen=c is bottleneck, fine=c is fine and c is not bottleneck)
             for c in _shown(bottleneck, others, fine)
         ]
     return Description(type(root).__name__, rows)

@@ -882,7 +882,7 @@ def test_a_description_is_the_table_of_candidates() -> None:
     assert len(names) == len(set(names))
     assert {"encoder[1]", "encoder[2]", "up1"} <= set(names)
     head, columns, *rows = str(description).splitlines()
-    assert head == "Net: * is the layer that layer=None takes"
+    assert head == "Net: * is the layer that layer=None taps"
     assert columns.split() == ["layer", "type", "shape", "layout", "stride", "saves", "influence", "leak"]
     assert len(rows) == len(description.rows)
     assert rows[0].split()[:4] == ["*", "encoder[2]", "Encoder", "2x32x8x12"]

@@ -27,12 +27,14 @@ def memory_advice(preset: Preset, device: torch.device, network: Network | None 
         if not ran_out_of_memory(error):
             raise
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-        smaller = "--width" if network is None or network.name == PAPERS else "the --model"
+        lower = "--batch-size, --width or --image-size"
+        if network is not None and network.name != PAPERS:
+            lower = "--batch-size or --image-size, take a smaller --model"
         halve = "" if preset.halve else ", or add --halve"
         half = "" if preset.precision != "float32" else ", or add --precision bfloat16"
         raise DataError(
-            f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower --batch-size, {smaller} or "
-            f"--image-size{halve}{half}. What is done is kept; once there is more memory, the same command goes on "
+            f"--batch-size {preset.batch_size} was too much for the memory of {name}: lower "
+            f"{lower}{halve}{half}. What is done is kept; once there is more memory, the same command goes on "
             "from it."
         ) from None
 

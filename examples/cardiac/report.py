@@ -94,7 +94,8 @@ def tabulate(scores: Iterable[Score], metric: str = "dice") -> list[Row]:
 def same_draws(scores: Sequence[Score]) -> dict[str, list[Score]]:
     """Sort scores into tables, by their titles, whose methods all have the same draws: means over others don't compare.
 
-    There is a table for each set of draws that some method has, of all methods that have these, cut down to them.
+    There is a table for each set of draws that some method has, or two have in common, of all methods that have these,
+    cut down to them.
     Tables of several methods come first, and then those of more draws.
 
     Example:
@@ -102,12 +103,15 @@ def same_draws(scores: Sequence[Score]) -> dict[str, list[Score]]:
         >>> scores = [Score("a", 0, *of), Score("a", 1, *of), Score("b", 0, *of)]
         >>> {title: len(of_these) for title, of_these in same_draws(scores).items()}
         {'draw 0': 2, 'draws 0, 1': 2}
+        >>> [*same_draws([Score("a", 0, *of), Score("a", 1, *of), Score("b", 1, *of), Score("b", 2, *of)])]
+        ['draw 1', 'draws 0, 1', 'draws 1, 2']
     """
     draws: dict[str, set[int]] = defaultdict(set)
     for score in scores:
         draws[score.method].add(score.draw)
     tables = []
-    for chosen in {frozenset(found) for found in draws.values()}:
+    sets = {frozenset(found) for found in draws.values()}
+    for chosen in {one & other for one in sets for other in sets} - {frozenset()}:
         alone = sum(found >= chosen for found in draws.values()) == 1
         title = f"draw{'s' * (len(chosen) > 1)} {', '.join(map(str, sorted(chosen)))}"
         of_these = [score for score in scores if score.draw in chosen and draws[score.method] >= chosen]
