@@ -187,6 +187,12 @@ METHODS: Mapping[str, Method] = {
         step=cooperative_backward,
         options={"weights": {"hard_code_segmentation": 1.0}},
     ),
+    "cooperative-bias-field": Method(
+        "hard examples of slices under random bias fields",
+        "after Chen et al., MICCAI 2020, arXiv:2006.13322, too",
+        step=cooperative_backward,
+        transform=bias_field,
+    ),
     "cooperative-saliency-every-4": Method(
         "three batches of four are masked at random places",
         step=cooperative_backward,
