@@ -46,10 +46,11 @@ def tune_allocator(largest: int = 32 * 2**20) -> bool:
         return False
     largest = max(largest, *_taken, _from_environment())
     raised = mallopt(_M_MMAP_THRESHOLD, largest)
+    if raised:
+        _taken.append(largest)
     kept = mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
     tuned = bool(raised and kept)
     if tuned:
-        _taken.append(largest)
         logger.info(
             "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process."
         )

@@ -123,8 +123,8 @@ def _shown(bottleneck: Candidate, others: Sequence[Candidate], fine: Candidate) 
         if candidate is not fine and candidate.call.parent in levels and grids[candidate.stride] < _ROWS_PER_GRID:
             shown.append(candidate)
             grids[candidate.stride] += 1
-    shown = shown[:_ROWS]
-    return [candidate for candidate in (bottleneck, *others) if any(candidate is one for one in shown)]
+    kept = shown[:_ROWS]
+    return [candidate for candidate in (bottleneck, *others) if candidate in kept]
 
 
 def _enclosing(call: Call) -> Iterator[Call]:

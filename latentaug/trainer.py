@@ -424,7 +424,8 @@ class CooperativeTrainer:
             )
         losses = means_of(position.sums, position.batches)
         if _rank() == 0:
-            _tell_of_divergence(position.epoch + 1, losses, *position.history[: position.epoch][-1:])
+            before = position.history[position.epoch - 1] if position.epoch else {}
+            _tell_of_divergence(position.epoch + 1, losses, before)
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         rate = float(self.optimizer.param_groups[0]["lr"])
         metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
@@ -542,10 +543,10 @@ def _tell_of_allocator() -> None:
     )
 
 
-def _tell_of_divergence(epoch: int, losses: Mapping[str, float], before: Mapping[str, float] | None = None) -> None:
+def _tell_of_divergence(epoch: int, losses: Mapping[str, float], before: Mapping[str, float]) -> None:
     """Say which losses of an epoch are no numbers, unless it has been said of the epoch before."""
     lost = [name for name, loss in losses.items() if not math.isfinite(loss)]
-    if lost and all(math.isfinite((before or {}).get(name, 0.0)) for name in lost):
+    if lost and all(math.isfinite(before.get(name, 0.0)) for name in lost):
         logger.warning(
             "Epoch %d: %s came out infinite or not a number, and the weights may be lost. Lower the learning rate or "
             "clip gradients (clip_norm); load_best() brings back the best epoch that was evaluated.",
