@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -322,11 +323,12 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes in panels[len(names) :]:
         axes.remove()
+    looks = [*product(("-", "--", ":", "-."), (f"C{number}" for number in range(10)))]
     for axes, name in zip(panels, names, strict=False):
-        for colour, (run, lines) in enumerate(curves.items()):
+        for (dash, colour), (run, lines) in zip(cycle(looks), curves.items(), strict=False):
             points = [(line["iteration"], line[name]) for line in lines if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{colour % 10}", label=run)
+                axes.plot(*zip(*points, strict=True), color=colour, linestyle=dash, label=run)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("iteration", fontsize=8)
     if names:

@@ -268,3 +268,9 @@ def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
 def test_a_figure_keeps_its_configuration_in_the_file(tmp_path):
     save_figure(tmp_path / "figure.png", Figure(), CONFIGURATION)
     assert b'"acdc": "phantom"' in (tmp_path / "figure.png").read_bytes()
+
+
+def test_twenty_curves_are_told_apart():
+    curves = {f"run {number}": [{"iteration": 1, "loss": 0.0}, {"iteration": 2, "loss": 1.0}] for number in range(20)}
+    (axes,) = curves_figure(curves).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 20
