@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+logger = logging.getLogger(__name__)
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 OptimizerChoice: TypeAlias = Optimizer | Callable[[list[nn.Parameter]], Optimizer]
@@ -26,6 +30,32 @@ class PerStep(NamedTuple):
     """
 
     scheduler: SchedulerChoice
+
+
+def is_native(precision: Precision, device: torch.device) -> bool:
+    """Tell whether convolutions on a device are computed in a precision, and not emulated many times as slowly.
+
+    On a CPU, half precision needs AVX-512 or the like; oneDNN, which computes convolutions there, knows what there is.
+
+    Example:
+        >>> is_native("float32", torch.device("cpu"))
+        True
+    """
+    if precision == "float32" or device.type != "cpu":
+        return True
+    name = {"bfloat16": "bf16", "float16": "fp16"}[precision]
+    knows: Callable[[], bool] | None = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return knows is not None and bool(knows())
+
+
+@cache
+def _tell_of_emulation(precision: Precision) -> None:
+    """Say once that a precision, chosen to save time, costs it."""
+    logger.warning(
+        "This CPU does not compute convolutions in %s: they are emulated, and a step may take ten times as long as in "
+        "float32. Pass precision='float32'.",
+        precision,
+    )
 
 
 class Optimization:
@@ -58,6 +88,8 @@ class Optimization:
             raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive; got {clip_norm}. Pass None to leave gradients alone.")
+        if not is_native(precision, device):
+            _tell_of_emulation(precision)
         self.device, self.precision, self.clip_norm = device, precision, clip_norm
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.per_step = isinstance(scheduler, PerStep)

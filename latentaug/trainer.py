@@ -72,7 +72,8 @@ class CooperativeTrainer:
             per epoch; inside `PerStep` with every update.
         batch: Callable that turns what a loader yields into (images, labels). Default: it yields such pairs.
         step: What fills the gradients from a batch. Default: the cooperative step in two stages.
-        precision: float32, or autocast to bfloat16 or float16 (with loss scaling; float16 waits for the device).
+        precision: float32, or autocast to bfloat16 or float16 (with loss scaling; float16 waits for the device). A CPU
+            that emulates the other two takes ten times as long with them, which is said once.
         accumulate: Batches per update; the gradient is their mean.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
         device: Where to train. Default: where the model is.

@@ -684,6 +684,17 @@ def test_a_tuned_allocator_is_told_of_once(monkeypatch, caplog):
     assert "allocator=False" in record.message
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_an_emulated_precision_is_told_of_once(monkeypatch, caplog, native):
+    latentaug.optimization._tell_of_emulation.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        tiny_trainer(precision=precision)
+    messages = [record.message for record in caplog.records if "emulated" in record.message]
+    assert len(messages) == (not native)
+    assert all("in bfloat16" in message and "precision='float32'" in message for message in messages)
+
+
 def test_training_that_diverges_is_told_of_once(caplog):
     trainer = tiny_trainer(step=standard_backward, optimizer=partial(torch.optim.SGD, lr=1e20), allocator=False)
     trainer.fit(squares(), epochs=4)

@@ -10,6 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from latentaug.optimization import is_native
+
 from .corruptions import SPACINGS
 from .data import DataError
 
@@ -231,7 +235,7 @@ PRESETS = {
         learning_rate=1e-3,
         schedule="cosine",
         warm_up=50,
-        precision="bfloat16",
+        precision="bfloat16" if is_native("bfloat16", torch.device("cpu")) else "float32",
     ),
     "paper": Preset(),
 }
