@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from statistics import fmean
 
 import torch
 from cardiac.arguments import as_flags, choose_network, describe, find, parse
@@ -104,6 +105,8 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     for name, draw, some, log, about in finished:
         scores += some
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
+        if shifted := about.get("shifted validation dice"):
+            took += f" Dice on validation patients under shifts that no test has: {fmean(shifted.values()):.3f}."
         notes += [*about["notes"], METHODS[name].describe(name), took]
         untrained = () if METHODS[name].refines else ("refined", "shape")
         curves[f"{name}, draw {draw}"] = [

@@ -1,4 +1,4 @@
-"""The four MR artefacts of the robustness test, from TorchIO, every parameter spelled out and every draw seeded."""
+"""MR artefacts from TorchIO, four to test on and four others to choose by, every parameter spelled out and seeded."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+VALIDATION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "RandGamma": ("RandomGamma", {"log_gamma": (-0.7, 0.7)}),
+    "RandNoise": ("RandomNoise", {"mean": (0.0, 0.0), "std": (0.05, 0.15)}),
+    "RandBlur": ("RandomBlur", {"std": (1.0, 3.0)}),
+    "RandAnisotropy": (
+        "RandomAnisotropy",
+        {"axes": (1, 2), "downsampling": (2.0, 4.0), "image_interpolation": "linear", "scalars_only": True},
+    ),
+}
+"""What validation patients are corrupted by: contrast, noise, sharpness, and resolution along one axis in plane. None
+of the tests' artefacts, so that who chooses by these has not seen those."""
+
 SPACINGS = ("voxel", "unit")
 
 
@@ -44,7 +56,7 @@ def corrupt(frame: Frame, corruption: str, draw: int, *, spacing: str = "voxel")
 
     Args:
         frame: A frame at the size at which it is to be corrupted; halve afterwards, not before.
-        corruption: One of `PARAMETERS`: "RandBias", "RandSpike", "RandGhosting" or "RandMotion".
+        corruption: One of `PARAMETERS`, such as "RandBias", or of `VALIDATION_PARAMETERS`.
         draw: Which of the repetitions this is.
         spacing: "voxel" moves the patient in millimetres; "unit" takes every voxel for 1 mm cubed, as the released
             script of the paper's authors does.
@@ -73,7 +85,7 @@ def corrupt(frame: Frame, corruption: str, draw: int, *, spacing: str = "voxel")
 def recipe(corruption: str, draw: int, *, spacing: str) -> dict[str, Any]:
     """Return, as plain data, all that decides about what `corrupt` makes of a frame."""
     versions = {package: version(package) for package in ("torch", "torchio", "SimpleITK")}
-    transform, parameters = PARAMETERS[corruption]
+    transform, parameters = _parameters(corruption)
     return {
         "corruption": corruption,
         "draw": draw,
@@ -87,10 +99,15 @@ def recipe(corruption: str, draw: int, *, spacing: str) -> dict[str, Any]:
 def _transform(corruption: str) -> Callable[[torchio.ScalarImage], torchio.ScalarImage]:
     import torchio
 
-    if corruption not in PARAMETERS:
-        raise ValueError(f"`corruption` must be one of {', '.join(PARAMETERS)}; got {corruption!r}.")
-    name, parameters = PARAMETERS[corruption]
+    name, parameters = _parameters(corruption)
     return getattr(torchio, name)(**parameters)
+
+
+def _parameters(corruption: str) -> tuple[str, Mapping[str, Any]]:
+    known = {**PARAMETERS, **VALIDATION_PARAMETERS}
+    if corruption not in known:
+        raise ValueError(f"`corruption` must be one of {', '.join(known)}; got {corruption!r}.")
+    return known[corruption]
 
 
 def _seed(*key: object) -> int:

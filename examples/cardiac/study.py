@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cache import Cache
-from .corruptions import PARAMETERS, corrupt, recipe
+from .corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
 from .data import DataError, Frame, halve, read_acdc, read_mnms, read_preprocessed
 from .metrics import count_cropped
 from .progress import Progress
@@ -92,12 +92,18 @@ class Study:
         """Return the frames to select the model by."""
         return self._shrunk(self._read(self.split(draw).validation, self.preset.image_size))
 
+    def shifted_validation(self, draw: int) -> dict[str, list[Frame]]:
+        """Return the frames to choose methods by: of the validation patients, under shifts that no test has."""
+        patients = self.split(draw).validation
+        clean = self._read(patients, self.preset.image_size)
+        return self._corrupt_all(VALIDATION_PARAMETERS, patients, clean, repetitions=1)
+
     def tests(self, draw: int) -> dict[str, list[Frame]]:
         """Return the test sets by their columns' names: ACDC, ACDC under each corruption, and the others."""
         patients = self.split(draw).test
         clean = self._read(patients, self.preset.image_size)
         if patients not in self._corrupted:
-            self._corrupted[patients] = self._corrupt_all(patients, clean)
+            self._corrupted[patients] = self._corrupt_all(PARAMETERS, patients, clean, self.preset.corruption_draws)
         return {"ACDC": self._shrunk(clean), **self._corrupted[patients], **self._others}
 
     def load(self, draws: Iterable[int]) -> None:
@@ -131,11 +137,13 @@ class Study:
         source = self.cache.fingerprint(data.root, part=data.part, patients=patients)
         return self.cache.frames(read, source, reader=data.read.__name__, patients=patients, size=size)
 
-    def _corrupt_all(self, patients: tuple[str, ...], clean: list[Frame]) -> dict[str, list[Frame]]:
-        corrupted: dict[str, list[Frame]] = {name: [] for name in PARAMETERS}
+    def _corrupt_all(
+        self, names: Collection[str], patients: tuple[str, ...], clean: list[Frame], repetitions: int
+    ) -> dict[str, list[Frame]]:
+        corrupted: dict[str, list[Frame]] = {name: [] for name in names}
         source = self.cache.fingerprint(self.sources.acdc, patients=patients)
         size, halve = self.preset.image_size, self.preset.halve
-        kinds = list(product(PARAMETERS, range(self.preset.corruption_draws)))
+        kinds = list(product(names, range(repetitions)))
         with Progress("corrupting", len(kinds) * len(clean)) as progress:
             for number, (name, draw) in enumerate(kinds, start=1):
                 make = partial(self._corrupt, clean, name, draw, progress)

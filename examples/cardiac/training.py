@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -22,10 +22,10 @@ from latentaug.visualize import draw_hard_examples
 from .batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
 from .callbacks import Ramp, SaveOften
 from .cases import Cases
-from .data import DataError
+from .data import DataError, Frame
 from .hardness import dice_of_masked
 from .methods import HARD_LOSSES, METHODS
-from .metrics import evaluate
+from .metrics import column_mean, evaluate, mean_of_known
 from .models import Network, all_but_image_decoder
 from .moments import FOLDER, Moments
 from .outputs import Outputs
@@ -86,6 +86,8 @@ def train_and_test(
     reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
     own, hard = dice_of_masked(model, validation)
     print(f"  Validation: reconstruction error {reconstruction:.4f}, Dice {own:.3f}, from masked codes {hard:.3f}.")
+    shifted = shifted_dice(model, study.shifted_validation(draw), device, preset.side, stages)
+    print(f"  Validation under other shifts than the tests': Dice {mean_of_known(shifted.values()):.3f}.")
     about = {
         "iterations": iterations,
         "seconds": round(seconds, 1),
@@ -94,6 +96,7 @@ def train_and_test(
         "reconstruction error": reconstruction,
         "validation dice": own,
         "hard dice": hard,
+        "shifted validation dice": shifted,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -103,6 +106,20 @@ def train_and_test(
     figure = hard_examples_figure(model, validation)
     save_figure(outputs.place(method, draw) / "hard_examples.png", figure, outputs.configuration)
     outputs.finish(method, draw, scores, about)
+
+
+def shifted_dice(
+    model: CooperativeModel,
+    sets: Mapping[str, Sequence[Frame]],
+    device: torch.device,
+    side: int,
+    stages: Sequence[str],
+) -> dict[str, float]:
+    """Return the mean Dice of the last stage on each set."""
+    scores = evaluate(model, sets, device, method="", draw=0, side=side, stages=stages)
+    last = [score for score in scores if score.stage == stages[-1] and score.metric == "dice"]
+    means = {name: column_mean(score for score in last if score.column == name) for name in sets}
+    return {name: mean_of_known(by_structure.values()) for name, by_structure in means.items()}
 
 
 def build_trainer(

@@ -11,7 +11,7 @@ import torch
 from cardiac import cache as cache_module
 from cardiac import study as study_module
 from cardiac.cache import Cache, publish
-from cardiac.corruptions import PARAMETERS, corrupt, recipe
+from cardiac.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
 from cardiac.data import DataError, Frame, read_acdc, read_mnms
 from cardiac.phantom import make_phantom
 from cardiac.protocol import PRESETS
@@ -291,7 +291,8 @@ def study(data, cache, preset=TINY):
 
 
 def everything(made):
-    return {"training": made.training(0), "validation": made.validation(0), **made.tests(0)}
+    plain = {"training": made.training(0), "validation": made.validation(0)}
+    return {**plain, **made.shifted_validation(0), **made.tests(0)}
 
 
 def counting(monkeypatch):
@@ -320,10 +321,10 @@ def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(data, fol
     cold = study(data, Cache(folder), preset)
     assert everything(cold).keys() == plain.keys()
     assert all(same(frames, plain[name]) for name, frames in everything(cold).items())
-    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS)}
+    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(VALIDATION_PARAMETERS)}
     warm = study(data, Cache(folder), preset)
     assert all(same(frames, plain[name]) for name, frames in everything(warm).items())
-    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS)}
+    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(VALIDATION_PARAMETERS)}
     assert warm.notes(0) == cold.notes(0)
 
 
@@ -333,14 +334,14 @@ def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(data, fol
         ({}, {"read": 0, "corrupted": 0}),
         ({"batch_size": 2}, {"read": 0, "corrupted": 0}),
         ({"corruption_draws": 3}, {"read": 0, "corrupted": 8}),
-        ({"corruption_spacing": "unit"}, {"read": 0, "corrupted": 16}),
-        ({"halve": False}, {"read": 0, "corrupted": 16}),
-        ({"image_size": 36}, {"read": 4, "corrupted": 16}),
+        ({"corruption_spacing": "unit"}, {"read": 0, "corrupted": 24}),
+        ({"halve": False}, {"read": 0, "corrupted": 24}),
+        ({"image_size": 36}, {"read": 4, "corrupted": 24}),
     ],
 )
 def test_what_a_setting_changes_is_made_again_and_nothing_else(data, folder, monkeypatch, change, again):
     pytest.importorskip("torchio")
-    study(data, Cache(folder)).tests(0)
+    everything(study(data, Cache(folder)))
     calls = counting(monkeypatch)
     preset = replace(TINY, **change)
     found = everything(study(data, Cache(folder), preset))

@@ -4,10 +4,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from cardiac.corruptions import PARAMETERS, corrupt
+from cardiac.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt
 from cardiac.data import Frame
 
 torchio = pytest.importorskip("torchio")
+
+ALL = {**PARAMETERS, **VALIDATION_PARAMETERS}
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def frame():
     return Frame("007", "ED", image.astype(np.float32), labels, spacing, structures, {}, {})
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_corruption_changes_the_image_alone(frame, name):
     before = frame.image.copy()
     corrupted = corrupt(frame, name, 0)
@@ -30,14 +32,14 @@ def test_a_corruption_changes_the_image_alone(frame, name):
     np.testing.assert_array_equal(frame.image, before)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_slice_is_scaled_to_0_1_again(frame, name):
     image = corrupt(frame, name, 0).image
     np.testing.assert_array_equal(image.min((1, 2)), np.zeros(6))
     np.testing.assert_allclose(image.max((1, 2)), np.ones(6), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_result_depends_on_the_key_and_not_on_what_came_before(frame, name):
     first = corrupt(frame, name, 1).image
     torch.rand(7)
@@ -52,18 +54,24 @@ def test_the_result_depends_on_the_key_and_not_on_what_came_before(frame, name):
         assert not np.array_equal(other.image, first)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_global_random_state_is_left_alone(frame, name):
     state = torch.get_rng_state()
     corrupt(frame, name, 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_no_parameter_is_left_to_the_librarys_defaults(name):
-    transform, parameters = PARAMETERS[name]
+    transform, parameters = ALL[name]
     accepted = inspect.signature(getattr(torchio, transform)).parameters
     assert {*parameters} == {n for n, p in accepted.items() if p.kind is not p.VAR_KEYWORD}
+
+
+def test_who_chooses_by_validation_has_seen_no_artefact_of_the_tests():
+    transforms = [{transform for transform, _ in these.values()} for these in (PARAMETERS, VALIDATION_PARAMETERS)]
+    assert not transforms[0] & transforms[1]
+    assert len(ALL) == 8
 
 
 def test_motion_fills_k_space_along_the_last_axis_of_the_plane(frame):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from cardiac import callbacks, training
 from cardiac.batches import TrainingBatches
+from cardiac.corruptions import VALIDATION_PARAMETERS
 from cardiac.metrics import METRICS
 from cardiac.outputs import Outputs
 from cardiac.protocol import Preset
@@ -189,6 +190,7 @@ import os, signal, sys
 import acdc_cooperative
 from cardiac import callbacks, training
 from cardiac.batches import TrainingBatches
+from cardiac.corruptions import VALIDATION_PARAMETERS
 
 def kill(self, number):
     if number == 2:
@@ -246,6 +248,9 @@ def test_how_hard_the_hard_examples_are_is_kept_and_said(whole, flags, capsys):
     assert 0 < about["reconstruction error"] < 1
     assert 0 <= about["hard dice"] <= 1
     assert 0 <= about["validation dice"] <= 1
+    assert {*about["shifted validation dice"]} == {*VALIDATION_PARAMETERS}
+    assert all(0 <= dice <= 1 for dice in about["shifted validation dice"].values())
+    assert "Dice on validation patients under shifts that no test has: 0." in (whole / "table.md").read_text()
 
 
 def test_a_model_of_a_library_fills_the_same_table(flags, tmp_path, capsys):
