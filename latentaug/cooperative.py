@@ -45,6 +45,7 @@ from latentaug.trace import depends
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
+HardImages: TypeAlias = Literal["decoded", "residual"]
 Stage: TypeAlias = Literal["both", "plain", "standard", "hard"]
 STAGES = get_args(Stage)
 
@@ -103,6 +104,9 @@ class CooperativeModel(nn.Module):
             segmentation.
         reconstruction: Your own module (code, size) -> images, in place of the head that would be made.
         shape_prior: Your own `ShapePrior`, in place of the one that would be made.
+        hard_images: What hard images are: "decoded", what a masked image code decodes to, as in the paper; or
+            "residual", the image changed by as much as masking changes its reconstruction, which keeps the details that
+            the code doesn't hold.
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
             from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
             say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be told.
@@ -165,6 +169,7 @@ class CooperativeModel(nn.Module):
         logits: Callable[[Any], Any] | None = None,
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
+        hard_images: HardImages = "decoded",
         hard_norm_frozen: Sequence[str] = (),
         checkpointed: Sequence[str] = (),
         saliency_every: int = 1,
@@ -206,6 +211,9 @@ class CooperativeModel(nn.Module):
             new_shape_prior(num_classes, temperature, example), model, example
         )
         self._check_image_range()
+        if hard_images not in get_args(HardImages):
+            raise ValueError(f"hard_images must be 'decoded' or 'residual'; got {hard_images!r}.")
+        self.hard_images = hard_images
         self.hard_norm_frozen = existing_submodules(self, "hard_norm_frozen", hard_norm_frozen)
         self.checkpointed = checkpointed
         self._try(example)
@@ -320,9 +328,10 @@ class CooperativeModel(nn.Module):
             predicted = self._predicted(self.model(images), labels.shape[1:], [*taps.codes.values()])
             logits, losses = predicted.main, Losses(self.weights)
             losses.add("segmentation", predicted.loss(self.loss, labels))
-            losses.add("reconstruction", self._reconstruction_loss(taps.codes[self.image_code], images))
+            reconstructed = self.reconstruction(taps.codes[self.image_code], images.shape[2:])
+            losses.add("reconstruction", reconstruction_loss(reconstructed, images))
             image_code, shape_codes = self._masked_codes(taps, losses, generator)
-            hard_images = self._decoded(image_code, images)
+            hard_images = self._hard_images(image_code, images, reconstructed)
             hard_segmentation = self._replayed(taps, shape_codes, labels).main
             refined = self.shape_prior.refine(hard_segmentation).detach()
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
@@ -362,14 +371,16 @@ class CooperativeModel(nn.Module):
             refined = self._refined(losses.start("shape_from_logits", logits))
             losses.end("shape_from_logits", self.loss(refined, labels))
             code = losses.start("reconstruction", taps.codes[self.image_code])
-            losses.end("reconstruction", self._reconstruction_loss(code, images))
+            reconstructed = self.reconstruction(code, images.shape[2:])
+            losses.end("reconstruction", reconstruction_loss(reconstructed, images))
             losses.add("segmentation", predicted.loss(self.loss, labels))
             if make_hard:
                 # Constants, so that no later stage needs the graph that they are drawn from.
                 due = self.saliency_schedule is None or self.saliency_schedule()
                 image_code, shape_codes = self._masked_codes(taps, losses, generator, salient=due)
                 hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
-                hard_images = shrink(self._decoded(image_code, images, hard_samples), self._hard_size(images.shape[2:]))
+                hard_images = self._hard_images(image_code, images, reconstructed, hard_samples)
+                hard_images = shrink(hard_images, self._hard_size(images.shape[2:]))
                 learn = bool(self.weights["hard_code_segmentation"])
                 replayed = self._replayed(taps, shape_codes, labels, differentiable=learn)
                 if learn:
@@ -399,7 +410,8 @@ class CooperativeModel(nn.Module):
                 refined = self._refined(losses.start("shape_from_hard_image", logits))
                 losses.end("shape_from_hard_image", self.loss(refined, labels))
                 code = losses.start("hard_image_reconstruction", taps.codes[self.image_code])
-                losses.end("hard_image_reconstruction", self._reconstruction_loss(code, images))
+                reconstructed = self.reconstruction(code, images.shape[2:])
+                losses.end("hard_image_reconstruction", reconstruction_loss(reconstructed, images))
                 again = self.shape_prior.refine(hard_segmentation)
                 losses.end("shape_from_hard_segmentation", self.loss(again, labels))
                 losses.add("hard_image_segmentation", predicted.loss(self.loss, labels))
@@ -443,12 +455,16 @@ class CooperativeModel(nn.Module):
             masked.append(_Masked(location, code, saliency, mask))
         return masked
 
-    def _decoded(self, masked: _Masked, images: Tensor, samples: Tensor | None = None) -> Tensor:
+    def _hard_images(
+        self, masked: _Masked, images: Tensor, reconstructed: Tensor, samples: Tensor | None = None
+    ) -> Tensor:
         """Return the images that a masked image code stands for, or those of some samples."""
         with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
             code = taken(masked.mask.apply(masked.code), samples)
-            decoded: Tensor = self.reconstruction(code, images.shape[2:])
-        return decoded.to(images.dtype)
+            decoded: Tensor = self.reconstruction(code, images.shape[2:]).to(images.dtype)
+            if self.hard_images == "decoded":
+                return decoded
+            return self._in_range(taken(images, samples) + (decoded - taken(reconstructed, samples).to(images.dtype)))
 
     def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
         return scaled_size(size, self.hard_scale, coarsest([self.image_code, *self.shape_codes]).stride)
@@ -464,10 +480,6 @@ class CooperativeModel(nn.Module):
             )
             return self._predicted(taps.replay(new), labels.shape[1:])
 
-    def _reconstruction_loss(self, code: Tensor, images: Tensor) -> Tensor:
-        """Compare the clean images with what an image code holds of them."""
-        return reconstruction_loss(self.reconstruction(code, images.shape[2:]), images)
-
     def _refined(self, logits: Tensor) -> Tensor:
         return self.shape_prior.refine(logits.detach() if self.separate else logits)
 
@@ -480,7 +492,10 @@ class CooperativeModel(nn.Module):
         if self.image_range is None:
             return images + noise * images.std()
         low, high = self.image_range
-        return (images + noise * (high - low)).clamp(low, high)
+        return self._in_range(images + noise * (high - low))
+
+    def _in_range(self, images: Tensor) -> Tensor:
+        return images if self.image_range is None else images.clamp(*self.image_range)
 
     def _predicted(self, output: Any, size: Sequence[int], codes: Sequence[Tensor] = ()) -> Prediction:
         """Read the logits from what the model returned, at the size given."""

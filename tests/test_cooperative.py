@@ -869,6 +869,45 @@ class TestHardCode:
             torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
 
 
+class TestResidualHardImages:
+    @pytest.mark.parametrize("image_range", [(0.0, 1.0), (-2.0, 3.0), None])
+    def test_an_image_changes_by_as_much_as_its_reconstruction(self, image_range):
+        coop = cooperative(dtype=torch.float64, image_range=image_range, input_noise=0.0, hard_images="residual")
+        coop.model.dropout.p = 0
+        twin = copy.deepcopy(coop)
+        twin.hard_images = "decoded"
+        images, labels = batch(dtype=torch.float64)
+        decoded = twin(images, labels, generator=seeded()).hard_images
+        code = []
+        twin.model.get_submodule(twin.image_code.name).register_forward_hook(lambda *passed: code.append(passed[-1]))
+        twin.model(images)
+        expected = images + decoded - twin.reconstruction(code[0], images.shape[2:]).detach()
+        if image_range is not None:
+            expected = expected.clamp(*image_range)
+        output = coop(images, labels, generator=seeded())
+        assert not output.hard_images.requires_grad
+        torch.testing.assert_close(output.hard_images, expected, rtol=1e-10, atol=1e-12)
+        assert not torch.equal(output.hard_images, images)
+
+    def test_where_nothing_is_masked_it_is_the_image(self):
+        images, labels = batch()
+        coop = cooperative(hard_images="residual", masker=TargetedChannelMask(0.0))
+        assert torch.equal(coop(images, labels, generator=seeded()).hard_images, images)
+        assert torch.equal(coop.explain(images, labels, generator=seeded()).hard_images, images)
+
+    @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
+    def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap):
+        coop = cooperative(dtype=torch.float64, hard_images="residual", hard_share=0.5)
+        images, labels = batch(dtype=torch.float64)
+        other = copy.deepcopy(coop)
+        torch.manual_seed(1)
+        coop(images, labels, generator=seeded()).loss.backward()
+        torch.manual_seed(1)
+        cooperative_backward(wrap(other), images, labels, generator=seeded())
+        for name, gradient in gradients(coop).items():
+            torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
+
+
 class TestHardNormFrozen:
     def test_only_the_named_networks_learn_no_scale_and_shift_from_hard_examples(self):
         coop = cooperative(hard_norm_frozen=("model.up", "shape_prior"))
@@ -973,6 +1012,10 @@ class TestRefusals:
     def test_unknown_weights(self):
         with pytest.raises(ValueError, match="has no loss total to weigh; it has segmentation, reconstruction"):
             cooperative(weights={"total": 1.0})
+
+    def test_unknown_hard_images(self):
+        with pytest.raises(ValueError, match="hard_images must be 'decoded' or 'residual'; got 'real'"):
+            cooperative(hard_images="real")
 
     def test_unknown_networks_to_freeze(self):
         with pytest.raises(ValueError, match="hard_norm_frozen must name submodules"):
