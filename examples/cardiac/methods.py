@@ -182,6 +182,17 @@ METHODS: Mapping[str, Method] = {
     "cooperative-ramp": Method(
         "the weight of hard examples rises over the first third of the training", step=cooperative_backward, ramp=1 / 3
     ),
+    "cooperative-residual": Method(
+        "hard images are the images, changed as masks change their reconstruction",
+        step=cooperative_backward,
+        options={"hard_images": "residual"},
+    ),
+    "cooperative-residual-ramp": Method(
+        "the same, and the weight of hard examples rises over the first third of the training",
+        step=cooperative_backward,
+        options={"hard_images": "residual"},
+        ramp=1 / 3,
+    ),
     "cooperative-hard-code": Method(
         "and the network segments from masked codes",
         step=cooperative_backward,
