@@ -13,7 +13,7 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 """
 
 from latentaug.allocator import tune_allocator
-from latentaug.callbacks import Callback
+from latentaug.callbacks import Callback, Ramp
 from latentaug.codes import find_codes
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.cooperative import CooperativeModel
@@ -60,6 +60,7 @@ __all__ = [
     "Masker",
     "OneOf",
     "PerStep",
+    "Ramp",
     "RandomApply",
     "RandomChannelMask",
     "ReconstructionHead",

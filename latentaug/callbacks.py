@@ -74,6 +74,54 @@ class Callback:
         """Called when a fit ends, also after an exception or Ctrl-C."""
 
 
+class Weighted(Protocol):
+    """A model whose losses have weights, by name; `CooperativeModel` is one."""
+
+    weights: dict[str, float]
+
+
+class Ramp(Callback):
+    """Let hard examples come in by and by: the weights of their losses rise from 0 to what they are.
+
+    The weights follow from the number of updates alone, so that an interrupted training goes on as it would have. When
+    a fit ends, they are whole again.
+
+    Args:
+        model: The `CooperativeModel` whose weights rise. Under `torch.distributed`, every rank needs a ramp.
+        steps: Updates over which they rise: a third of the training, in `docs/explanation/cardiac-example.md`.
+
+    Raises:
+        ValueError: `steps` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from latentaug import CooperativeModel, CooperativeTrainer, FTN
+        >>> images, labels = torch.rand(2, 1, 16, 16), torch.randint(4, (2, 16, 16))
+        >>> model = CooperativeModel(FTN(width=2, depth=2), num_classes=4, example=images)
+        >>> trainer = CooperativeTrainer(model)
+        >>> trainer.callbacks.append(Ramp(model, steps=1000))
+    """
+
+    def __init__(self, model: Weighted, steps: float) -> None:
+        if not steps > 0:
+            raise ValueError(f"Ramp needs a positive number of steps; got {steps}. Leave it out for none.")
+        self.model, self.steps = model, steps
+        self.whole = {name: weight for name, weight in model.weights.items() if "hard" in name}
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Set the weights of the first update."""
+        share = min(1.0, (trainer.global_step + 1) / self.steps)
+        self.model.weights |= {name: share * weight for name, weight in self.whole.items()}
+
+    def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:
+        """Set the weights of the next update."""
+        self.on_start(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Make the weights whole."""
+        self.model.weights |= self.whole
+
+
 def default_callbacks(folder: str | Path | None = None) -> list[Callback]:
     """Return what a trainer uses unless told otherwise.
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import latentaug.trainer
 from latentaug import CooperativeModel, CooperativeOutput, cooperative_backward, standard_backward
-from latentaug.callbacks import Callback, CSVLog, Progress, TensorBoardLog, default_callbacks
+from latentaug.callbacks import Callback, CSVLog, Progress, Ramp, TensorBoardLog, default_callbacks
 from latentaug.metrics import Overlap
 from latentaug.optimization import PerStep
 from latentaug.trainer import CooperativeTrainer
@@ -693,6 +693,35 @@ def test_an_emulated_precision_is_told_of_once(monkeypatch, caplog, native):
     messages = [record.message for record in caplog.records if "emulated" in record.message]
     assert len(messages) == (not native)
     assert all("in bfloat16" in message and "precision='float32'" in message for message in messages)
+
+
+def test_a_ramp_follows_from_the_step_number_and_ends_whole(tmp_path):
+    def ramped(seen):
+        model = tiny_coop(weights={"hard_image_reconstruction": 2.0, "segmentation": 3.0})
+        steps = [At(step, lambda _: seen.append(dict(model.weights))) for step in range(1, 7)]
+        trainer = tiny_trainer(model)
+        trainer.callbacks += [*steps, Ramp(model, 4)]
+        return trainer, dict(model.weights)
+
+    seen = []
+    trainer, whole = ramped(seen)
+    trainer.fit(squares(), max_steps=3)
+    assert trainer.model.weights == whole
+    trainer.save(tmp_path / "begun.pt")
+    resumed, _ = ramped(seen)
+    resumed.resume(tmp_path / "begun.pt")
+    resumed.fit(squares(), max_steps=6)
+    shares = {name: [weights[name] / whole[name] for weights in seen] for name in whole if whole[name]}
+    rising = [0.25, 0.5, 0.75, 1, 1, 1]
+    hard = ("hard_image_segmentation", "hard_image_reconstruction", "shape_from_hard_image")
+    assert all(shares[name] == rising for name in (*hard, "shape_from_hard_segmentation"))
+    assert all(share == [1] * 6 for name, share in shares.items() if "hard" not in name)
+    assert resumed.model.weights == whole
+
+
+def test_a_ramp_of_no_length_is_refused():
+    with pytest.raises(ValueError, match="Ramp needs a positive number of steps; got 0"):
+        Ramp(tiny_coop(), 0)
 
 
 def test_training_that_diverges_is_told_of_once(caplog):

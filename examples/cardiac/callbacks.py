@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentaug import Callback, CooperativeModel
+from latentaug import Callback
 from latentaug.callbacks import Trainer
 
 SECONDS = 120.0
@@ -37,28 +37,3 @@ class SaveOften(Callback):
     def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Start the clock anew: the trainer has saved."""
         self._saved = time.monotonic()
-
-
-class Ramp(Callback):
-    """Let the weights of some losses rise from 0 to what they are, in equal parts.
-
-    The weights follow from the number of updates alone, so an interrupted training goes on as it would have.
-
-    Args:
-        model: Whose weights.
-        names: Of which losses.
-        steps: Updates after which the weights are whole.
-    """
-
-    def __init__(self, model: CooperativeModel, names: tuple[str, ...], steps: float) -> None:
-        self.model, self.steps = model, steps
-        self.whole = {name: model.weights[name] for name in names}
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Set the weights of the first update."""
-        share = min(1.0, (trainer.global_step + 1) / self.steps)
-        self.model.weights |= {name: share * weight for name, weight in self.whole.items()}
-
-    def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:
-        """Set the weights of the next update."""
-        self.on_start(trainer)

@@ -29,7 +29,6 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 IMAGE_BRANCH = ("hard_image_segmentation", "hard_image_reconstruction", "shape_from_hard_image")
 SHAPE_BRANCH = ("shape_from_hard_segmentation",)
-HARD_LOSSES = IMAGE_BRANCH + SHAPE_BRANCH
 MIXING = 0.2
 """Both parameters of the beta distribution that mixup draws from."""
 

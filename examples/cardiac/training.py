@@ -14,17 +14,17 @@ from matplotlib.figure import Figure
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep
+from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep, Ramp
 from latentaug.callbacks import default_callbacks
 from latentaug.optimization import Precision
 from latentaug.visualize import draw_hard_examples
 
 from .batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
-from .callbacks import Ramp, SaveOften
+from .callbacks import SaveOften
 from .cases import Cases
 from .data import DataError, Frame
 from .hardness import dice_of_masked
-from .methods import HARD_LOSSES, METHODS
+from .methods import METHODS
 from .metrics import column_mean, evaluate, mean_of_known
 from .models import Network, all_but_image_decoder
 from .moments import FOLDER, Moments
@@ -134,7 +134,7 @@ def build_trainer(
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
     callbacks: list[Callback] = [*default_callbacks(folder), SaveOften(folder / "last.pt")]
     if chosen_method.ramp:
-        callbacks.append(Ramp(model, HARD_LOSSES, chosen_method.ramp * iterations))
+        callbacks.append(Ramp(model, chosen_method.ramp * iterations))
     trainer = CooperativeTrainer(
         model,
         optimizer,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cardiac.batches import TrainingBatches, validation_batches
-from cardiac.callbacks import Ramp
 from cardiac.data import Frame
-from cardiac.methods import GROUPS, HARD_LOSSES, METHODS, chosen, mixup_backward
+from cardiac.methods import GROUPS, METHODS, chosen, mixup_backward
 from cardiac.models import Network
 from cardiac.protocol import Preset
 from cardiac.training import build_trainer
@@ -141,23 +140,6 @@ def test_a_transform_changes_images_before_the_step_and_no_labels():
         expected = standard_backward(before, changed, labels, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(output.losses, expected.losses)
         assert torch.equal(labels, kept)
-
-
-def test_the_ramp_follows_from_the_step_number():
-    class Trainer:
-        global_step = 0
-
-    model, trainer = cooperative_model(), Trainer()
-    whole = dict(model.weights)
-    ramp, seen = Ramp(model, HARD_LOSSES, 4), []
-    ramp.on_start(trainer)
-    for step in range(1, 7):
-        seen.append(model.weights["hard_image_reconstruction"])
-        trainer.global_step = step
-        ramp.on_step(trainer, {})
-    assert seen == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
-    assert model.weights == whole
-    assert {name for name in whole if name.startswith(("hard_image", "shape_from_hard"))} == {*HARD_LOSSES}
 
 
 def test_random_masks_and_the_dropout_scheme_differ_in_their_rate():
