@@ -828,6 +828,17 @@ class TestModes:
         assert all("forward" not in vars(module) for module in coop.modules())
 
 
+def parts_fill_the_same_gradients(coop, wrap):
+    images, labels = batch(dtype=torch.float64)
+    other = copy.deepcopy(coop)
+    torch.manual_seed(1)
+    coop(images, labels, generator=seeded()).loss.backward()
+    torch.manual_seed(1)
+    cooperative_backward(wrap(other), images, labels, generator=seeded())
+    for name, gradient in gradients(coop).items():
+        torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
+
+
 class TestHardCode:
     """The loss on what masked shape codes decode to, which the paper doesn't have."""
 
@@ -859,14 +870,7 @@ class TestHardCode:
     @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
     def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap, layer):
         coop = cooperative(dtype=torch.float64, weights={"hard_code_segmentation": 1}, layer=layer)
-        images, labels = batch(dtype=torch.float64)
-        other = copy.deepcopy(coop)
-        torch.manual_seed(1)
-        coop(images, labels, generator=seeded()).loss.backward()
-        torch.manual_seed(1)
-        cooperative_backward(wrap(other), images, labels, generator=seeded())
-        for name, gradient in gradients(coop).items():
-            torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
+        parts_fill_the_same_gradients(coop, wrap)
 
 
 class TestResidualHardImages:
@@ -898,14 +902,7 @@ class TestResidualHardImages:
     @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
     def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap):
         coop = cooperative(dtype=torch.float64, hard_images="residual", hard_share=0.5)
-        images, labels = batch(dtype=torch.float64)
-        other = copy.deepcopy(coop)
-        torch.manual_seed(1)
-        coop(images, labels, generator=seeded()).loss.backward()
-        torch.manual_seed(1)
-        cooperative_backward(wrap(other), images, labels, generator=seeded())
-        for name, gradient in gradients(coop).items():
-            torch.testing.assert_close(gradients(other)[name], gradient, rtol=1e-10, atol=1e-14)
+        parts_fill_the_same_gradients(coop, wrap)
 
 
 class TestHardNormFrozen:

@@ -187,8 +187,8 @@ METHODS: Mapping[str, Method] = {
         options={"hard_images": "residual"},
     ),
     "cooperative-residual-ramp": Method(
-        "hard images are the images, changed as masks change their reconstruction, and the weight of hard examples rises "
-        "over the first third of the training",
+        "hard images are the images, changed as masks change their reconstruction, and the weight of hard examples "
+        "rises over the first third of the training",
         step=cooperative_backward,
         options={"hard_images": "residual"},
         ramp=1 / 3,
