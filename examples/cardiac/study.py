@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -72,7 +72,7 @@ class Study:
         if not self.available:
             raise DataError(f"{sources.acdc}: no *.nii.gz in it. Pass the folder that ACDC was unpacked to.")
         self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
-        self._corrupted: dict[tuple[str, ...], dict[str, list[Frame]]] = {}
+        self._corrupted: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[Frame]]] = {}
         self._others: dict[str, list[Frame]] = {}
 
     def split(self, draw: int) -> Split:
@@ -95,16 +95,14 @@ class Study:
     def shifted_validation(self, draw: int) -> dict[str, list[Frame]]:
         """Return the frames to choose methods by: of the validation patients, under shifts that no test has."""
         patients = self.split(draw).validation
-        clean = self._read(patients, self.preset.image_size)
-        return self._corrupt_all(VALIDATION_PARAMETERS, patients, clean, repetitions=1)
+        return self._corrupt_all((*VALIDATION_PARAMETERS,), patients, repetitions=1)
 
     def tests(self, draw: int) -> dict[str, list[Frame]]:
         """Return the test sets by their columns' names: ACDC, ACDC under each corruption, and the others."""
         patients = self.split(draw).test
         clean = self._read(patients, self.preset.image_size)
-        if patients not in self._corrupted:
-            self._corrupted[patients] = self._corrupt_all(PARAMETERS, patients, clean, self.preset.corruption_draws)
-        return {"ACDC": self._shrunk(clean), **self._corrupted[patients], **self._others}
+        corrupted = self._corrupt_all((*PARAMETERS,), patients, self.preset.corruption_draws)
+        return {"ACDC": self._shrunk(clean), **corrupted, **self._others}
 
     def load(self, draws: Iterable[int]) -> None:
         """Read everything that the draws need, so that whatever is wrong with the data shows before training."""
@@ -138,8 +136,11 @@ class Study:
         return self.cache.frames(read, source, reader=data.read.__name__, patients=patients, size=size)
 
     def _corrupt_all(
-        self, names: Collection[str], patients: tuple[str, ...], clean: list[Frame], repetitions: int
+        self, names: tuple[str, ...], patients: tuple[str, ...], repetitions: int
     ) -> dict[str, list[Frame]]:
+        if (names, patients) in self._corrupted:
+            return self._corrupted[names, patients]
+        clean = self._read(patients, self.preset.image_size)
         corrupted: dict[str, list[Frame]] = {name: [] for name in names}
         source = self.cache.fingerprint(self.sources.acdc, patients=patients)
         size, halve = self.preset.image_size, self.preset.halve
@@ -150,6 +151,7 @@ class Study:
                 how = recipe(name, draw, spacing=self.preset.corruption_spacing)
                 corrupted[name] += self.cache.frames(make, source, patients=patients, size=size, halve=halve, **how)
                 progress.reach(number * len(clean))  # those that the cache had went by unseen
+        self._corrupted[names, patients] = corrupted
         return corrupted
 
     def _corrupt(self, clean: list[Frame], name: str, draw: int, progress: Progress) -> list[Frame]:
