@@ -18,9 +18,10 @@ from latentaug.codes import find_codes
 from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.cooperative import CooperativeModel
 from latentaug.description import Description, describe
-from latentaug.discovery import Location, find_bottleneck
+from latentaug.discovery import find_bottleneck
 from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from latentaug.locations import Location
 from latentaug.losses import reconstruction_loss, segmentation_loss
 from latentaug.masks import (
     LatentMask,

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from latentaug.discovery import Candidate, Location, as_inputs, ranked, unwrap
+from latentaug.candidates import Candidate
+from latentaug.discovery import ranked
+from latentaug.locations import Location, as_inputs, unwrap
 from latentaug.trace import Call, ancestors
 
 FINE = 4

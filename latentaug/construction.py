@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from latentaug.discovery import Location
 from latentaug.heads import ReconstructionHead, ShapePrior
+from latentaug.locations import Location
 from latentaug.masks import Masker, as_share
 from latentaug.shortcuts import Every
 from latentaug.tap import LatentTap, Layer

@@ -30,8 +30,8 @@ from latentaug.construction import (
     saliency_schedule,
     separate_submodules,
 )
-from latentaug.discovery import Location, unwrap
 from latentaug.heads import ShapePrior, one_hot, to_labels
+from latentaug.locations import Location, unwrap
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
 from latentaug.masks import LatentMask, Masker
 from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes

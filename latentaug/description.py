@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from latentaug.candidates import Candidate
 from latentaug.codes import fine_code
-from latentaug.discovery import Candidate, Location, as_inputs, image_in, ranked, unwrap
+from latentaug.discovery import ranked
+from latentaug.locations import Location, as_inputs, image_in, unwrap
 from latentaug.modes import preserved_modes
 from latentaug.planning import captured, make_plan, relative_change, sandbox
 from latentaug.replay import Spot, device_of

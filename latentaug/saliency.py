@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from latentaug.discovery import Location, bottleneck, find_spot, spot_in, unwrap
+from latentaug.discovery import bottleneck
+from latentaug.locations import Location, find_spot, spot_in, unwrap
 from latentaug.trace import item_at, map_tensors
 
 # Gradients of a code are around 1e-5, where float16 has few digits left. A power of two changes no digit.

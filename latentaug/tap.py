@@ -13,17 +13,10 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from latentaug.discovery import (
-    Location,
-    as_inputs,
-    bottleneck,
-    complete_spots,
-    find_spot,
-    image_in,
-    infer_layout,
-    unwrap,
-)
+from latentaug.discovery import bottleneck
+from latentaug.grids import infer_layout
 from latentaug.layout import Layout
+from latentaug.locations import Location, as_inputs, complete_spots, find_spot, image_in, unwrap
 from latentaug.modes import submodules
 from latentaug.planning import initialise, make_plan, without_skipping
 from latentaug.replay import Capture, NewCode, Plan, Spot

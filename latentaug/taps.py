@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from latentaug.discovery import Location
+from latentaug.locations import Location
 from latentaug.replay import NewCode
 from latentaug.tap import LatentTap
 

@@ -12,10 +12,12 @@ PACKAGE = Path(latentaug.__file__).parent
 
 # Each level may import from those before it, and from `BESIDE`.
 LEVELS = [
-    {"layout", "modes", "losses", "allocator", "shortcuts", "results"},
-    {"masks", "trace", "heads"},
+    {"layout", "modes", "losses", "allocator", "shortcuts", "results", "ways"},
+    {"masks", "trace", "heads", "grids"},
     {"compose", "replay", "networks", "outputs", "activations"},
     {"planning"},
+    {"locations"},
+    {"candidates"},
     {"discovery"},
     {"tap", "saliency", "codes"},
     {"branches", "construction", "taps", "description"},
@@ -28,7 +30,7 @@ LEVELS = [
 ]
 BESIDE = {"saliency": {"tap"}}
 STRANGERS = {  # rooms that must know nothing of one another, whatever their level
-    "masks": {"tap", "trace", "replay", "planning", "discovery", "losses", "heads"},
+    "masks": {"tap", "trace", "replay", "planning", "locations", "candidates", "discovery", "losses", "heads"},
     "tap": {"masks", "compose", "losses", "heads"},
     "losses": {"masks", "tap"},
     "visualize": {"trainer", "cooperative", "tap", "discovery"},

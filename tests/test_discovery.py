@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 from latentaug.codes import find_codes
 from latentaug.description import Description, describe
-from latentaug.discovery import (
-    Location,
-    as_inputs,
-    find_bottleneck,
-    find_spot,
-    image_in,
-    infer_layout,
-    spot_in,
-    unwrap,
-)
+from latentaug.discovery import find_bottleneck
+from latentaug.grids import infer_layout
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from latentaug.locations import Location, as_inputs, find_spot, image_in, spot_in, unwrap
 from latentaug.tap import LatentTap
 from tests.hostile_models import CASES, conv, random_state, traces
 
