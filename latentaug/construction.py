@@ -149,3 +149,49 @@ def separate_submodules(root: nn.Module, names: Sequence[str]) -> tuple[str, ...
         if within := [other for other in names if not name or other.startswith(f"{name}.")]:
             raise ValueError(f"checkpointed must name modules none inside another; got {name!r} and {within[0]!r}.")
     return tuple(names)
+
+
+def check_decoder_range(decoder: nn.Module, image_range: tuple[float, float] | None) -> None:
+    """See that an image decoder that says which values it returns means those of the images.
+
+    Raises:
+        ValueError: it means others.
+    """
+    given = getattr(decoder, "image_range", image_range)
+    if given != image_range:
+        raise ValueError(
+            f"CooperativeModel needs an image decoder of image_range={image_range}; got one of {given}. "
+            "Make both with the same image_range."
+        )
+
+
+def check_batch(
+    images: Tensor, labels: Tensor, num_classes: int, image_range: tuple[float, float] | None, ignore_index: int
+) -> None:
+    """See that a batch is what it was said to be, values too, for which the host waits.
+
+    Raises:
+        ValueError: labels are no class indices, or none of these classes, or images are out of range.
+    """
+    if labels.ndim != images.ndim - 1:
+        raise ValueError(
+            f"CooperativeModel needs labels [B, *S] or [B, 1, *S] for images of shape {tuple(images.shape)}; got "
+            f"{tuple(labels.shape)}. Pass class indices, not one channel per class."
+        )
+    if image_range is not None:
+        low, high = image_range
+        lowest, highest = (float(value) for value in images.aminmax())
+        slack = 1e-3 * (high - low)  # interpolation and rounding overshoot a little
+        if not (low - slack <= lowest and highest <= high + slack):
+            raise ValueError(
+                f"CooperativeModel needs images in image_range=({low:g}, {high:g}); got values from {lowest:g} to "
+                f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
+                "without bounds, such as z-scored ones."
+            )
+    known = (labels >= 0) & (labels < max(num_classes, 2)) & (labels == labels.long())
+    unknown = ~known & (labels != ignore_index)
+    if unknown.any():
+        raise ValueError(
+            f"CooperativeModel needs labels in 0 … {max(num_classes, 2) - 1} or ignore_index="
+            f"{ignore_index}; got {labels[unknown][0].item()}."
+        )

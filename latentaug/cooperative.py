@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from latentaug.activations import checkpointed as checkpointing
 from latentaug.branches import Losses
 from latentaug.codes import find_codes
 from latentaug.compose import paper_masks
 from latentaug.construction import (
+    check_batch,
+    check_decoder_range,
     coarsest,
     complete_weights,
     declaration,
@@ -34,7 +34,13 @@ from latentaug.heads import ShapePrior, one_hot, to_labels
 from latentaug.locations import Location, unwrap
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
 from latentaug.masks import LatentMask, Masker
-from latentaug.modes import frozen_norm_statistics, gathered_weights, is_sharded, preserved_modes
+from latentaug.modes import (
+    constant_norm_parameters,
+    frozen_norm_statistics,
+    gathered_weights,
+    is_sharded,
+    preserved_modes,
+)
 from latentaug.outputs import Prediction, at_size, finest, read_logits
 from latentaug.planning import sandbox
 from latentaug.results import CooperativeOutput, HardExamples, detached, joined
@@ -210,7 +216,7 @@ class CooperativeModel(nn.Module):
         self.shape_prior = shape_prior or placed_like(
             new_shape_prior(num_classes, temperature, example), model, example
         )
-        self._check_image_range()
+        check_decoder_range(self.reconstruction, image_range)
         if hard_images not in get_args(HardImages):
             raise ValueError(f"hard_images must be 'decoded' or 'residual'; got {hard_images!r}.")
         self.hard_images = hard_images
@@ -403,7 +409,7 @@ class CooperativeModel(nn.Module):
         images = shrink(taken(images, hard_samples), hard_images.shape[2:])
         labels = shrink_labels(taken(labels, hard_samples), hard_segmentation.shape[2:])
         # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
-        with frozen_norm_statistics(self), _constant_norm_parameters(self, self.hard_norm_frozen):
+        with frozen_norm_statistics(self), constant_norm_parameters(self, self.hard_norm_frozen):
             with self._tapped() as taps:
                 predicted = self._predicted(self.model(hard_images), labels.shape[1:], [*taps.codes.values()])
                 logits = predicted.main
@@ -540,39 +546,9 @@ class CooperativeModel(nn.Module):
 
     def _check_once(self, images: Tensor, labels: Tensor) -> None:
         """Look at the values of the first batch; looking at every one would make the host wait for the device."""
-        if not self._unchecked:
-            return
-        if labels.ndim != images.ndim - 1:
-            raise ValueError(
-                f"CooperativeModel needs labels [B, *S] or [B, 1, *S] for images of shape {tuple(images.shape)}; got "
-                f"{tuple(labels.shape)}. Pass class indices, not one channel per class."
-            )
-        if self.image_range is not None:
-            low, high = self.image_range
-            lowest, highest = (float(value) for value in images.aminmax())
-            slack = 1e-3 * (high - low)  # interpolation and rounding overshoot a little
-            if not (low - slack <= lowest and highest <= high + slack):
-                raise ValueError(
-                    f"CooperativeModel needs images in image_range=({low:g}, {high:g}); got values from {lowest:g} to "
-                    f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
-                    "without bounds, such as z-scored ones."
-                )
-        known = (labels >= 0) & (labels < max(self.num_classes, 2)) & (labels == labels.long())
-        unknown = ~known & (labels != self.ignore_index)
-        if unknown.any():
-            raise ValueError(
-                f"CooperativeModel needs labels in 0 … {max(self.num_classes, 2) - 1} or ignore_index="
-                f"{self.ignore_index}; got {labels[unknown][0].item()}."
-            )
+        if self._unchecked:
+            check_batch(images, labels, self.num_classes, self.image_range, self.ignore_index)
         self._unchecked = False
-
-    def _check_image_range(self) -> None:
-        given = getattr(self.reconstruction, "image_range", self.image_range)
-        if given != self.image_range:
-            raise ValueError(
-                f"CooperativeModel needs an image decoder of image_range={self.image_range}; got one of {given}. "
-                "Make both with the same image_range."
-            )
 
 
 def _output(losses: Losses, *results: Any) -> CooperativeOutput:
@@ -588,21 +564,3 @@ def _normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     source = like.device if generator is None else generator.device
     noise = torch.randn(like.shape, generator=generator, device=source)
     return noise.to(like.device, like.dtype, non_blocking=source.type == "cpu")
-
-
-@contextmanager
-def _constant_norm_parameters(root: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let batch and instance normalisation below `names` see their scale and shift as constants."""
-    saved: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for name in names:
-            for module in root.get_submodule(name).modules():
-                parameters: dict[str, Any] = module._parameters if isinstance(module, _NormBase) else {}
-                for key, parameter in parameters.items():
-                    if parameter is not None:
-                        saved.append((parameters, key, parameter))
-                        parameters[key] = parameter.detach()
-        yield
-    finally:
-        for parameters, key, parameter in reversed(saved):
-            parameters[key] = parameter

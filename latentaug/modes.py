@@ -101,6 +101,24 @@ def repeated_norms(tracking: Sequence[tuple[_NormBase, bool]]) -> Iterator[None]
             module._buffers.update(buffers)
 
 
+@contextmanager
+def constant_norm_parameters(root: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let batch and instance normalisation below `names` see their scale and shift as constants."""
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name in names:
+            for module in root.get_submodule(name).modules():
+                parameters: dict[str, Any] = module._parameters if isinstance(module, _NormBase) else {}
+                for key, parameter in parameters.items():
+                    if parameter is not None:
+                        saved.append((parameters, key, parameter))
+                        parameters[key] = parameter.detach()
+        yield
+    finally:
+        for parameters, key, parameter in reversed(saved):
+            parameters[key] = parameter
+
+
 def is_norm_statistic(module: nn.Module, buffer: str) -> bool:
     """Tell whether `buffer` of `module` is one that `frozen_norm_statistics` protects."""
     return isinstance(module, _BatchNorm | _InstanceNorm) and buffer in (
