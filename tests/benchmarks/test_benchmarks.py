@@ -57,12 +57,12 @@ class TestCounts:
 
     @pytest.mark.parametrize("masker", MASKERS)
     def test_a_cooperative_step_computes_what_the_method_needs_and_no_more(self, masker):
-        step = trained(CPU, kind="cooperative", images=2, side=192, masker=masker)
-        assert count(step) / 2 == by_hand(192)[f"cooperative, {masker}"]
+        step = trained(CPU, kind="cooperative", images=2, side=64, masker=masker)
+        assert count(step) / 2 == by_hand(64)[f"cooperative, {masker}"]
 
     def test_the_other_steps_too(self):
-        assert count(bare(CPU, images=2, side=192)) / 2 == by_hand(192)["bare"]
-        assert count(trained(CPU, kind="standard", images=2, side=192)) / 2 == by_hand(192)["standard"]
+        assert count(bare(CPU, images=2, side=64)) / 2 == by_hand(64)["bare"]
+        assert count(trained(CPU, kind="standard", images=2, side=64)) / 2 == by_hand(64)["standard"]
 
     def test_the_ratio_is_the_one_that_the_docs_name(self):
         needed = by_hand(192)
@@ -90,7 +90,7 @@ class TestCounts:
 
     def test_memory_is_that_of_the_trunk_and_one_shape_prior(self):
         """Encoder, segmentation decoder and shape prior are alike in size: each holds half of what a bare step does."""
-        size = {"images": 4, "side": 192}
+        size = {"images": 2, "side": 192}
         most, *_ = follow(bare(CPU, **size), CPU)
         standard, _, asked = follow(trained(CPU, kind="standard", **size), CPU)
         cooperative, _, asked_more = follow(trained(CPU, kind="cooperative", **size), CPU)
