@@ -29,11 +29,12 @@ LEVELS = [
     {"integrations", "visualize"},
 ]
 BESIDE = {"saliency": {"tap"}}
+FINDING = {"grids", "ways", "locations", "candidates", "discovery"}
 STRANGERS = {  # rooms that must know nothing of one another, whatever their level
-    "masks": {"tap", "trace", "replay", "planning", "locations", "candidates", "discovery", "losses", "heads"},
+    "masks": {"tap", "trace", "replay", "planning", "losses", "heads"} | FINDING,
     "tap": {"masks", "compose", "losses", "heads"},
     "losses": {"masks", "tap"},
-    "visualize": {"trainer", "cooperative", "tap", "discovery"},
+    "visualize": {"trainer", "cooperative", "tap"} | FINDING,
 }
 CORE = {"torch", "numpy", "typing_extensions"}
 
