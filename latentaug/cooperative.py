@@ -33,7 +33,7 @@ from latentaug.construction import (
 from latentaug.heads import ShapePrior, one_hot, to_labels
 from latentaug.locations import Location, unwrap
 from latentaug.losses import reconstruction_loss, segmentation_loss, squeeze_labels
-from latentaug.masks import LatentMask, Masker
+from latentaug.masks import LatentMask, Masker, Range, as_range, draw
 from latentaug.modes import (
     constant_norm_parameters,
     frozen_norm_statistics,
@@ -51,7 +51,6 @@ from latentaug.trace import depends
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
-HardImages: TypeAlias = Literal["decoded", "residual"]
 Stage: TypeAlias = Literal["both", "plain", "standard", "hard"]
 STAGES = get_args(Stage)
 
@@ -110,9 +109,11 @@ class CooperativeModel(nn.Module):
             segmentation.
         reconstruction: Your own module (code, size) -> images, in place of the head that would be made.
         shape_prior: Your own `ShapePrior`, in place of the one that would be made.
-        hard_images: What hard images are: "decoded", what a masked image code decodes to, as in the paper; or
-            "residual", the image changed by as much as masking changes its reconstruction, which keeps the details that
-            the code doesn't hold.
+        details: Share of the details that hard images keep, where an image code doesn't hold them: what the image has
+            beyond its reconstruction. 0, the paper's: a hard image is what the masked code decodes to, and as blurred.
+            1: the image itself, changed by as much as masking changes its reconstruction. A pair is drawn from
+            uniformly. For models with skip connections, whose codes hold few details; see "Which code" in
+            `docs/explanation/cardiac-example.md`.
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
             from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
             say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be told.
@@ -133,7 +134,7 @@ class CooperativeModel(nn.Module):
 
     Draws:
         Noise per pixel; masks once per batch and code, as the maskers say, or their noise per entry of the code; the
-        samples of `hard_share` once per batch; all from `generator`.
+        samples of `hard_share` once per batch; `details` once per sample; all from `generator`.
 
     Raises:
         ValueError: Arguments, images or labels don't fit; values are checked on the first batch only.
@@ -175,7 +176,7 @@ class CooperativeModel(nn.Module):
         logits: Callable[[Any], Any] | None = None,
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
-        hard_images: HardImages = "decoded",
+        details: Range = 0.0,
         hard_norm_frozen: Sequence[str] = (),
         checkpointed: Sequence[str] = (),
         saliency_every: int = 1,
@@ -217,9 +218,7 @@ class CooperativeModel(nn.Module):
             new_shape_prior(num_classes, temperature, example), model, example
         )
         check_decoder_range(self.reconstruction, image_range)
-        if hard_images not in get_args(HardImages):
-            raise ValueError(f"hard_images must be 'decoded' or 'residual'; got {hard_images!r}.")
-        self.hard_images = hard_images
+        self.details = as_range("details", details)
         self.hard_norm_frozen = existing_submodules(self, "hard_norm_frozen", hard_norm_frozen)
         self.checkpointed = checkpointed
         self._try(example)
@@ -337,7 +336,7 @@ class CooperativeModel(nn.Module):
             reconstructed = self.reconstruction(taps.codes[self.image_code], images.shape[2:])
             losses.add("reconstruction", reconstruction_loss(reconstructed, images))
             image_code, shape_codes = self._masked_codes(taps, losses, generator)
-            hard_images = self._hard_images(image_code, images, reconstructed)
+            hard_images = self._hard_images(image_code, images, reconstructed, generator)
             hard_segmentation = self._replayed(taps, shape_codes, labels).main
             refined = self.shape_prior.refine(hard_segmentation).detach()
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
@@ -385,7 +384,7 @@ class CooperativeModel(nn.Module):
                 due = self.saliency_schedule is None or self.saliency_schedule()
                 image_code, shape_codes = self._masked_codes(taps, losses, generator, salient=due)
                 hard_samples = draw_samples(len(images), self.hard_share, images.device, generator)
-                hard_images = self._hard_images(image_code, images, reconstructed, hard_samples)
+                hard_images = self._hard_images(image_code, images, reconstructed, generator, hard_samples)
                 hard_images = shrink(hard_images, self._hard_size(images.shape[2:]))
                 learn = bool(self.weights["hard_code_segmentation"])
                 replayed = self._replayed(taps, shape_codes, labels, differentiable=learn)
@@ -462,15 +461,23 @@ class CooperativeModel(nn.Module):
         return masked
 
     def _hard_images(
-        self, masked: _Masked, images: Tensor, reconstructed: Tensor, samples: Tensor | None = None
+        self,
+        masked: _Masked,
+        images: Tensor,
+        reconstructed: Tensor,
+        generator: torch.Generator | None,
+        samples: Tensor | None = None,
     ) -> Tensor:
         """Return the images that a masked image code stands for, or those of some samples."""
         with torch.no_grad(), frozen_norm_statistics(self.reconstruction):
             code = taken(masked.mask.apply(masked.code), samples)
             decoded: Tensor = self.reconstruction(code, images.shape[2:]).to(images.dtype)
-            if self.hard_images == "decoded":
+            if self.details == 0:
                 return decoded
-            return self._in_range(taken(images, samples) + (decoded - taken(reconstructed, samples).to(images.dtype)))
+            images, reconstructed = taken(images, samples), taken(reconstructed, samples).to(images.dtype)
+            one_each = (len(images), *(1 for _ in images.shape[1:]))
+            lost = 1 - draw(self.details, one_each, images.device, generator)
+            return self._in_range(images.lerp(reconstructed, lost.to(images.dtype)) + (decoded - reconstructed))
 
     def _hard_size(self, size: Sequence[int]) -> tuple[int, ...]:
         return scaled_size(size, self.hard_scale, coarsest([self.image_code, *self.shape_codes]).stride)

@@ -873,35 +873,55 @@ class TestHardCode:
         parts_fill_the_same_gradients(coop, wrap)
 
 
-class TestResidualHardImages:
+class TestDetails:
     @pytest.mark.parametrize("image_range", [(0.0, 1.0), (-2.0, 3.0), None])
-    def test_an_image_changes_by_as_much_as_its_reconstruction(self, image_range):
-        coop = cooperative(dtype=torch.float64, image_range=image_range, input_noise=0.0, hard_images="residual")
+    @pytest.mark.parametrize("details", [0.25, 1.0, (0.0, 1.0)])
+    def test_a_share_of_what_an_image_has_beyond_its_reconstruction_is_added(self, details, image_range):
+        coop = cooperative(dtype=torch.float64, image_range=image_range, input_noise=0.0, details=details)
         coop.model.dropout.p = 0
         twin = copy.deepcopy(coop)
-        twin.hard_images = "decoded"
+        twin.details = 0.0
         images, labels = batch(dtype=torch.float64)
         decoded = twin(images, labels, generator=seeded()).hard_images
         code = []
         twin.model.get_submodule(twin.image_code.name).register_forward_hook(lambda *passed: code.append(passed[-1]))
         twin.model(images)
-        expected = images + decoded - twin.reconstruction(code[0], images.shape[2:]).detach()
+        missing = images - twin.reconstruction(code[0], images.shape[2:]).detach()
+        hard = coop(images, labels, generator=seeded()).hard_images
+        assert not hard.requires_grad
+        free = torch.ones_like(hard, dtype=torch.bool)  # not clamped
         if image_range is not None:
-            expected = expected.clamp(*image_range)
-        output = coop(images, labels, generator=seeded())
-        assert not output.hard_images.requires_grad
-        torch.testing.assert_close(output.hard_images, expected, rtol=1e-10, atol=1e-12)
-        assert not torch.equal(output.hard_images, images)
+            assert torch.equal(hard, hard.clamp(*image_range))
+            free = (hard > image_range[0]) & (hard < image_range[1])
+        for one in range(len(images)):
+            inside = free[one]
+            shares = (hard[one] - decoded[one])[inside] / missing[one][inside]
+            share = float(shares.median())
+            torch.testing.assert_close(
+                hard[one][inside], (decoded + share * missing)[one][inside], rtol=1e-9, atol=1e-12
+            )
+            low, high = details if isinstance(details, tuple) else (details, details)
+            assert low - 1e-9 <= share <= high + 1e-9
 
-    def test_where_nothing_is_masked_it_is_the_image(self):
+    def test_a_pair_is_drawn_from_for_each_sample(self):
         images, labels = batch()
-        coop = cooperative(hard_images="residual", masker=TargetedChannelMask(0.0))
+        coop = cooperative(details=(0.0, 1.0), masker=TargetedChannelMask(0.0), input_noise=0.0, image_range=None)
+        hard, again, other = (coop.explain(images, labels, generator=seeded(seed)).hard_images for seed in (0, 0, 1))
+        assert torch.equal(hard, again)
+        kept = [(one - image).abs().max() for one, image in zip(hard, images, strict=True)]
+        assert len({float(distance) for distance in kept}) == len(images)
+        assert not torch.equal(hard, other)
+
+    def test_where_nothing_is_masked_all_details_make_the_image(self):
+        images, labels = batch()
+        coop = cooperative(details=1.0, masker=TargetedChannelMask(0.0))
         assert torch.equal(coop(images, labels, generator=seeded()).hard_images, images)
         assert torch.equal(coop.explain(images, labels, generator=seeded()).hard_images, images)
 
+    @pytest.mark.parametrize("details", [1.0, (0.0, 1.0)])
     @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
-    def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap):
-        coop = cooperative(dtype=torch.float64, hard_images="residual", hard_share=0.5)
+    def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap, details):
+        coop = cooperative(dtype=torch.float64, details=details, hard_share=0.5)
         parts_fill_the_same_gradients(coop, wrap)
 
 
@@ -1010,9 +1030,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="has no loss total to weigh; it has segmentation, reconstruction"):
             cooperative(weights={"total": 1.0})
 
-    def test_unknown_hard_images(self):
-        with pytest.raises(ValueError, match="hard_images must be 'decoded' or 'residual'; got 'real'"):
-            cooperative(hard_images="real")
+    def test_no_share_of_details(self):
+        with pytest.raises(ValueError, match=r"details must be in \[0, 1\]; got 2"):
+            cooperative(details=2)
+        with pytest.raises(TypeError, match="details must be a number or a pair"):
+            cooperative(details="all")
 
     def test_unknown_networks_to_freeze(self):
         with pytest.raises(ValueError, match="hard_norm_frozen must name submodules"):

@@ -184,14 +184,19 @@ METHODS: Mapping[str, Method] = {
     "cooperative-residual": Method(
         "hard images are the images, changed as masks change their reconstruction",
         step=cooperative_backward,
-        options={"hard_images": "residual"},
+        options={"details": 1.0},
     ),
     "cooperative-residual-ramp": Method(
         "hard images are the images, changed as masks change their reconstruction, and the weight of hard examples "
         "rises over the first third of the training",
         step=cooperative_backward,
-        options={"hard_images": "residual"},
+        options={"details": 1.0},
         ramp=1 / 3,
+    ),
+    "cooperative-details": Method(
+        "hard images keep a share, drawn for each, of the details that their code doesn't hold",
+        step=cooperative_backward,
+        options={"details": (0.0, 1.0)},
     ),
     "cooperative-hard-code": Method(
         "and the network segments from masked codes",
