@@ -12,9 +12,12 @@ from latentaug.discovery import ranked
 from latentaug.locations import Location, as_inputs, unwrap
 from latentaug.trace import Call, ancestors
 
-FINE = 4
+FINE = 8
 """Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
 skip connections carry the details: see "Which code" in `docs/explanation/cardiac-example.md`."""
+
+DETAILS = (0.0, 1.0)
+"""Share of the details that hard images keep, for the same reason, on a model that doesn't declare its codes."""
 
 
 class Codes(NamedTuple):
@@ -28,7 +31,7 @@ def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any
     """Find the code to decode images from, and the code to decode segmentations from, by a few dry runs.
 
     Segmentations are decoded from the bottleneck. Images are decoded from the coarsest code that all of the bottleneck
-    is computed from and whose stride is at most 4 along each axis, in the outermost module that returns one. Where
+    is computed from and whose stride is at most 8 along each axis, in the outermost module that returns one. Where
     there is none, as in a transformer whose patches are larger, or where the bottleneck itself is so fine, they are
     decoded from the bottleneck too.
 
@@ -42,8 +45,8 @@ def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any
 
     Example:
         >>> import torch
-        >>> down = (nn.Conv2d(1, 8, 4, 4), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1))
-        >>> codes = find_codes(nn.Sequential(*down, nn.Upsample(scale_factor=16)), torch.randn(1, 1, 32, 32))
+        >>> down = (nn.Conv2d(1, 8, 8, 8), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1))
+        >>> codes = find_codes(nn.Sequential(*down, nn.Upsample(scale_factor=32)), torch.randn(1, 1, 64, 64))
         >>> str(codes.image), str(codes.shape)
         ('0', '2')
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentaug.activations import checkpointed as checkpointing
 from latentaug.branches import Losses
-from latentaug.codes import find_codes
+from latentaug.codes import DETAILS, find_codes
 from latentaug.compose import paper_masks
 from latentaug.construction import (
     check_batch,
@@ -112,7 +112,8 @@ class CooperativeModel(nn.Module):
         details: Share of the details that hard images keep, where an image code doesn't hold them: what the image has
             beyond its reconstruction. 0, the paper's: a hard image is what the masked code decodes to, and as blurred.
             1: the image itself, changed by as much as masking changes its reconstruction. A pair is drawn from
-            uniformly. For models with skip connections, whose codes hold few details; see "Which code" in
+            uniformly. Default: 0 for the image code that a model declares, as `FTN` does, and (0, 1) for any
+            other: models with skip connections have codes that hold few details. See "Which code" in
             `docs/explanation/cardiac-example.md`.
         hard_norm_frozen: Names of submodules, from this model on, whose batch normalisation learns no scale and shift
             from the hard losses. The authors' code does so in all its networks but the image decoder; the paper doesn't
@@ -176,7 +177,7 @@ class CooperativeModel(nn.Module):
         logits: Callable[[Any], Any] | None = None,
         reconstruction: nn.Module | None = None,
         shape_prior: ShapePrior | None = None,
-        details: Range = 0.0,
+        details: Range | None = None,
         hard_norm_frozen: Sequence[str] = (),
         checkpointed: Sequence[str] = (),
         saliency_every: int = 1,
@@ -211,14 +212,15 @@ class CooperativeModel(nn.Module):
         self.shape_codes = located(model, layer if shape_code is None else shape_code, example)
         self.image_code = coarsest(located(model, layer if image_code is None else image_code, example))
 
-        if reconstruction is None and (declared is None or declared.image_code != str(self.image_code)):
+        declares = declared is not None and declared.image_code == str(self.image_code)
+        if reconstruction is None and not declares:
             reconstruction = placed_like(new_reconstruction_head(self.image_code, example, image_range), model, example)
         self.reconstruction_head = reconstruction
         self.shape_prior = shape_prior or placed_like(
             new_shape_prior(num_classes, temperature, example), model, example
         )
         check_decoder_range(self.reconstruction, image_range)
-        self.details = as_range("details", details)
+        self.details = as_range("details", (0.0 if declares else DETAILS) if details is None else details)
         self.hard_norm_frozen = existing_submodules(self, "hard_norm_frozen", hard_norm_frozen)
         self.checkpointed = checkpointed
         self._try(example)
@@ -348,6 +350,7 @@ class CooperativeModel(nn.Module):
         """Show what the submodules don't."""
         shape_codes = ", ".join(map(str, self.shape_codes))
         shown = f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
+        shown += f", details={self.details}"
         options = {"hard_share": self.hard_share, "hard_scale": self.hard_scale}
         return shown + "".join(f", {name}={value:g}" for name, value in options.items() if value != 1)
 

@@ -29,15 +29,15 @@ class CodeTaps:
     Example:
         >>> import torch
         >>> from latentaug import find_codes
-        >>> down = (nn.Conv2d(1, 8, 4, 4), nn.Conv2d(8, 16, 3, 2, 1))
-        >>> model, images = nn.Sequential(*down, nn.ConvTranspose2d(16, 2, 8, 8)), torch.rand(2, 1, 32, 32)
+        >>> down = (nn.Conv2d(1, 8, 8, 8), nn.Conv2d(8, 16, 3, 2, 1))
+        >>> model, images = nn.Sequential(*down, nn.ConvTranspose2d(16, 2, 16, 16)), torch.rand(2, 1, 64, 64)
         >>> image_code, shape_code = find_codes(model, images)
         >>> with CodeTaps(model, image_code, [shape_code]) as taps:
         ...     logits = model(images)
         ...     shapes = [tuple(taps.codes[code].shape) for code in (image_code, shape_code)]
         ...     hard = taps.replay([0.5 * taps.codes[shape_code]])
         >>> shapes, hard.shape
-        ([(2, 8, 8, 8), (2, 16, 4, 4)], torch.Size([2, 2, 32, 32]))
+        ([(2, 8, 8, 8), (2, 16, 4, 4)], torch.Size([2, 2, 64, 64]))
     """
 
     def __init__(self, model: nn.Module, image_code: Location, shape_codes: Sequence[Location]) -> None:

@@ -11,11 +11,11 @@ from tests.hostile_models import conv, random_state, same, traces
 
 
 class UNet(nn.Module):
-    """A U-Net with levels at strides 2, 4 and 8."""
+    """A U-Net with levels at strides 4, 8 and 16."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.downs = nn.ModuleList([conv(a, b, stride=2) for a, b in ((1, 8), (8, 16), (16, 32))])
+        self.downs = nn.ModuleList([conv(a, b, stride=s) for a, b, s in ((1, 8, 4), (8, 16, 2), (16, 32, 2))])
         self.ups = nn.ModuleList([conv(a, b) for a, b in ((48, 16), (24, 8), (8, 3))])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ class UNet(nn.Module):
         for down in self.downs:
             skips.append(down(skips[-1]))
         x = skips.pop()
-        for up, skip in zip(self.ups, [*reversed(skips[1:]), None], strict=True):
-            x = nn.functional.interpolate(x, scale_factor=2)
+        for up, skip, scale in zip(self.ups, [*reversed(skips[1:]), None], (2, 2, 4), strict=True):
+            x = nn.functional.interpolate(x, scale_factor=scale)
             x = up(x if skip is None else torch.cat([x, skip], 1))
         return x
 
@@ -34,8 +34,8 @@ class TwoStreams(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = conv(1, 8, stride=4), conv(1, 8, stride=4)
-        self.fused, self.up = conv(16, 16, stride=2), nn.ConvTranspose2d(16, 2, 8, 8)
+        self.left, self.right = conv(1, 8, stride=8), conv(1, 8, stride=8)
+        self.fused, self.up = conv(16, 16, stride=2), nn.ConvTranspose2d(16, 2, 16, 16)
 
     def forward(self, images: Tensor) -> Tensor:
         up: Tensor = self.up(self.fused(torch.cat([self.left(images), self.right(-images)], 1)))
@@ -56,16 +56,16 @@ IMAGES = torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     [
         (UNet(), "downs.1", "downs.2"),
         (nn.Sequential(nn.Identity(), UNet()), "1.downs.1", "1.downs.2"),
-        (chain(2, 2, 2, 2), "1", "3"),
-        (chain(2, 4), "0", "1"),
-        (chain(3, 3), "0", "1"),
+        (chain(2, 2, 2, 2), "2", "3"),
+        (chain(4, 4), "0", "1"),
+        (chain(3, 2, 2), "1", "2"),
         (chain(2, 2), "1", "1"),
-        (chain(8, 2), "1", "1"),
+        (chain(16, 2), "1", "1"),
         (TwoStreams(), "fused", "fused"),
     ],
-    ids=["unet", "wrapped", "stride 4", "stride 2 before 8", "stride 3", "fine bottleneck", "patches", "two streams"],
+    ids=["unet", "wrapped", "stride 8", "stride 4 before 16", "stride 6", "fine bottleneck", "patches", "two streams"],
 )
-def test_images_come_from_the_coarsest_code_of_stride_4_at_most(model: nn.Module, image: str, shape: str) -> None:
+def test_images_come_from_the_coarsest_code_of_stride_8_at_most(model: nn.Module, image: str, shape: str) -> None:
     codes = find_codes(model, IMAGES)
     assert (str(codes.image), str(codes.shape)) == (image, shape)
     assert codes.shape == find_bottleneck(model, IMAGES)

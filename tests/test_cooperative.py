@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import latentaug.cooperative
+from latentaug.codes import DETAILS
 from latentaug.compose import OneOf, paper_masks
 from latentaug.construction import WEIGHTS
 from latentaug.cooperative import CooperativeModel
@@ -158,7 +159,7 @@ class TestStep:
     def test_equals_the_step_written_out(self):
         """By hand: plain hooks, two whole forward passes for the segmentation, no tap."""
         masker = TargetedChannelMask(0.5, annealing=0)
-        coop = cooperative(dtype=torch.float64, masker=masker, input_noise=0.0)
+        coop = cooperative(dtype=torch.float64, masker=masker, input_noise=0.0, details=0)
         coop.model.dropout.p = 0
         images, labels = batch(dtype=torch.float64)
         output = coop(images, labels)
@@ -382,7 +383,7 @@ class TestHardExamples:
 
     def test_both_codes_of_a_wrapped_model_are_the_bottleneck(self):
         coop = cooperative()
-        assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0)" in repr(coop)
+        assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0), details=(0.0, 1.0)" in repr(coop)
         assert coop.image_code.name == "bottleneck"
         assert coop.shape_codes == [coop.image_code]
         assert coop.image_code.stride == (4, 4)
@@ -874,6 +875,14 @@ class TestHardCode:
 
 
 class TestDetails:
+    def test_are_kept_unless_the_model_declares_its_image_code(self):
+        ftn = FTN(num_classes=3, width=2, depth=2)
+        assert cooperative().details == DETAILS == (0, 1)
+        assert cooperative(ftn).details == 0
+        assert cooperative(ftn, layer="decoupler").details == DETAILS
+        assert cooperative(details=0).details == 0
+        assert cooperative(ftn, details=(0.5, 1)).details == (0.5, 1)
+
     @pytest.mark.parametrize("image_range", [(0.0, 1.0), (-2.0, 3.0), None])
     @pytest.mark.parametrize("details", [0.25, 1.0, (0.0, 1.0)])
     def test_a_share_of_what_an_image_has_beyond_its_reconstruction_is_added(self, details, image_range):

@@ -108,7 +108,7 @@ def make_parser(about: str | None) -> Parser:
     add(
         "--image-code",
         metavar="NAME",
-        help="layer that images are reconstructed from (default: one of stride 4 at most)",
+        help="layer that images are reconstructed from (default: one of stride 8 at most)",
     )
     add("--encoder-weights", metavar="NAME", help="of a library's encoder, such as imagenet (default: random)")
     add("--config", type=Path, metavar="FILE", help="TOML with any of these settings by name; flags take precedence")

@@ -138,7 +138,10 @@ METHODS: Mapping[str, Method] = {
         step=cooperative_backward,
         options={"masker": RandomChannelMask((0, 0.5))},
     ),
-    "cooperative": Method("the paper's method", step=cooperative_backward),
+    "cooperative": Method(
+        "the paper's method; of a network that isn't the paper's, hard images keep a drawn share of their details",
+        step=cooperative_backward,
+    ),
     "cooperative-dropout": Method(
         "of the three masks, dropout only", step=cooperative_backward, options={"masker": RandomChannelMask()}
     ),
@@ -180,6 +183,11 @@ METHODS: Mapping[str, Method] = {
     ),
     "cooperative-ramp": Method(
         "the weight of hard examples rises over the first third of the training", step=cooperative_backward, ramp=1 / 3
+    ),
+    "cooperative-decoded": Method(
+        "hard images are what masked codes decode to, without the details that these don't hold, whatever the network",
+        step=cooperative_backward,
+        options={"details": 0.0},
     ),
     "cooperative-residual": Method(
         "hard images are the images, changed as masks change their reconstruction",

@@ -27,7 +27,8 @@ def test_the_papers_network_is_the_default():
 def test_a_librarys_network_has_its_code_found(name):
     library()
     model = Network(name).build(SMALL, {})
-    assert (str(model.image_code), [str(code) for code in model.shape_codes]) == ("encoder[2]", ["encoder[5]"])
+    assert (str(model.image_code), [str(code) for code in model.shape_codes]) == ("encoder[3]", ["encoder[5]"])
+    assert model.details == (0, 1)
     assert model.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
 
 
@@ -49,15 +50,15 @@ def test_layers_may_be_chosen():
     library()
     model = Network("smp:Unet:resnet18", ("encoder[5]", "encoder[3]")).build(SMALL, {})
     assert [str(code) for code in model.shape_codes] == ["encoder[5]", "encoder[3]"]
-    assert str(model.image_code) == "encoder[2]"
+    assert str(model.image_code) == "encoder[3]"
     assert [str(code) for code in Network(layers=("encoder",)).build(SMALL, {}).shape_codes] == ["encoder"]
 
 
 def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segmentation():
     library()
     for layers, masked in (((), ["encoder[5]"]), (("encoder[5]", "encoder[4]"), ["encoder[5]", "encoder[4]"])):
-        model = Network("smp:Unet:resnet18", layers, "encoder[3]").build(SMALL, {})
-        assert str(model.image_code) == "encoder[3]"
+        model = Network("smp:Unet:resnet18", layers, "encoder[2]").build(SMALL, {})
+        assert str(model.image_code) == "encoder[2]"
         assert [str(code) for code in model.shape_codes] == masked
 
 
