@@ -23,6 +23,14 @@ SHAPES = {
     "tokens": (TOKENS, (2, 15, 8)),
     "tokens_with_prefix": (Layout(channel_dim=-1, prefix_tokens=2), (2, 2 + 15, 8)),
 }
+WHOLE = ("benchmarks", "distributed", "examples", "integrations")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure no coverage in tests of whole programs and models: it slows them by half, and the others reach 99 %."""
+    for item in items:
+        if item.path.parent.name in WHOLE:
+            item.add_marker("no_cover")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
