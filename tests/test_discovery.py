@@ -886,11 +886,11 @@ def test_a_description_marks_the_code_that_images_are_decoded_from() -> None:
     model = nn.Sequential(*stages, nn.Upsample(scale_factor=16), nn.Conv2d(64, 2, 1))
     description = describe(model, images())
     marked = {str(row.location): (row.chosen, row.fine) for row in description.rows if row.chosen or row.fine}
-    assert marked == {"3": (True, False), "1": (False, True)}
+    assert marked == {"3": (True, False), "2": (False, True)}
     assert marked.keys() == set(map(str, find_codes(model, images())))
     head, _, *rows = str(description).splitlines()
     assert head.endswith("+ the one that find_codes names for images")
-    assert [row.split()[:2] for row in rows if row[0] == "+"] == [["+", "1"]]
+    assert [row.split()[:2] for row in rows if row[0] == "+"] == [["+", "2"]]
 
 
 def test_influence_is_the_share_of_the_output_that_a_zero_code_takes_away() -> None:

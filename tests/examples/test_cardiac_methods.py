@@ -55,7 +55,9 @@ def trained(tmp_path_factory):
 def test_every_method_ends_with_weights_of_its_own(trained):
     assert all(one.isfinite().all() for one in trained.values())
     for method, one in trained.items():
-        assert [other for other in trained if torch.equal(trained[other], one)] == [method]
+        alike = {"cooperative", "cooperative-decoded"}  # on the paper's network
+        expected = alike if method in alike else {method}
+        assert {other for other in trained if torch.equal(trained[other], one)} == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
