@@ -478,7 +478,7 @@ class CooperativeModel(nn.Module):
             if self.details == 0:
                 return decoded
             images, reconstructed = taken(images, samples), taken(reconstructed, samples).to(images.dtype)
-            one_each = (len(images), *(1 for _ in images.shape[1:]))
+            one_each = (len(images), *[1] * (images.ndim - 1))
             lost = 1 - draw(self.details, one_each, images.device, generator)
             return self._in_range(images.lerp(reconstructed, lost.to(images.dtype)) + (decoded - reconstructed))
 
