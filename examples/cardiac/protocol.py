@@ -35,6 +35,7 @@ TEST = tuple(f"{20 * block + place:03}" for block in range(5) for place in (7, 8
 
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
+WEIGHTS = ("best", "last")
 
 SETTINGS = (10, 70)
 """How many patients the paper trains on, in its small-data and its large-data setting."""
@@ -171,6 +172,7 @@ class Preset:
     learning_rate: float = _option(1e-4, "Adam's learning rate")
     schedule: str = _option("constant", "'constant', or 'cosine' to let the learning rate fall to 0 over the training")
     warm_up: int | None = _option(None, "iterations over which the learning rate rises to its value at first")
+    weights: str = _option("best", "which are tested: those that validate 'best', or the 'last' of the training")
     precision: str = _option("float32", "'float32', or 'bfloat16' where that is faster")
     patients: int = _option(10, "patients to train on: 10, or 70 for the large-data setting")
     draws: int = _option(3, "how many of the three training draws to run")
@@ -189,6 +191,8 @@ class Preset:
             wanted["crop"] = f"a multiple of 4, from 16 to the image's {self.image_size}"
         if self.schedule not in SCHEDULES:
             wanted["schedule"] = f"one of {SCHEDULES}"
+        if self.weights not in WEIGHTS:
+            wanted["weights"] = f"one of {WEIGHTS}"
         if self.precision not in PRECISIONS:
             wanted["precision"] = f"one of {PRECISIONS}"
         if self.draws > len(DRAWS):
@@ -223,6 +227,7 @@ PRESETS = {
         iterations=180,
         learning_rate=1e-3,
         schedule="cosine",
+        weights="last",
         draws=1,
         corruption_draws=1,
     ),
@@ -235,6 +240,7 @@ PRESETS = {
         learning_rate=1e-3,
         schedule="cosine",
         warm_up=50,
+        weights="last",
         precision="bfloat16" if is_native("bfloat16", torch.device("cpu")) else "float32",
     ),
     "paper": Preset(),

@@ -1,4 +1,4 @@
-"""Train one method on one draw, or go on with it, and test what validated best."""
+"""Train one method on one draw, or go on with it, and test it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_and_test(
     network: Network,
     command: str,
 ) -> None:
-    """Train one method on one draw, or go on with it, and test what validated best."""
+    """Train one method on one draw, or go on with it, and test it."""
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
     frames = study.training(draw)
     per_pass = iterations_per_pass(frames, preset.batch_size)
@@ -71,10 +71,11 @@ def train_and_test(
     trainer.fit(timed, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
     if timed.share is not None:
         print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
-    try:
-        trainer.load_best()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
+    if preset.weights == "best":
+        try:
+            trainer.load_best()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{error}. Remove {outputs.place(method, draw)}, to start over.") from None
     model, tests = cast(CooperativeModel, trainer.model), study.tests(draw)
     seconds, started = sum(row["seconds"] for row in trainer.history), time.monotonic()
     stages, cases = network.stages if refines else network.stages[:1], Cases()

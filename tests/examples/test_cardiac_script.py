@@ -366,6 +366,7 @@ def bad_flags(data):
         "odd crop": ([*acdc, "--crop", "30"], "--crop must be a multiple of 4"),
         "crop beyond the image": ([*acdc, "--crop", "64"], "--crop must be"),
         "unknown schedule": ([*acdc, "--schedule", "linear"], "--schedule must be one of"),
+        "unknown weights": ([*acdc, "--weights", "first"], "--weights must be one of"),
         "unknown precision": ([*acdc, "--precision", "int8"], "--precision must be one of"),
         "unknown device": ([*acdc, "--device", "abacus"], "--device abacus"),
         "no thread": ([*acdc, "--threads", "0"], "--threads"),
@@ -463,12 +464,45 @@ def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == made
 
 
-def test_lost_best_weights_are_one_line_and_exit_code_2(flags, whole, tmp_path, capsys):
-    shutil.copytree(whole, tmp_path / "run")
-    folder = tmp_path / "run" / "standard" / "draw-0"
+@pytest.fixture
+def untested(whole, tmp_path):
+    """A run whose standard training is done and not tested yet, by the weights that are named."""
+
+    def make(weights):
+        shutil.copytree(whole, tmp_path / weights)
+        (tmp_path / weights / "standard" / "draw-0" / "done.json").unlink()
+        file = tmp_path / weights / "configuration.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": weights}))
+        return tmp_path / weights
+
+    return make
+
+
+@pytest.mark.parametrize(("weights", "other"), [("best", "last"), ("last", "best")])
+def test_the_weights_that_are_asked_for_are_tested(untested, flags, weights, other):
+    run = untested(weights)
+    folder = run / "standard" / "draw-0"
+
+    def reconstruction_error(halved=None):
+        if halved is not None:
+            was = torch.load(folder / f"{halved}.pt")
+            halves = {n: t / 2 if t.is_floating_point() else t for n, t in was["model"].items()}
+            torch.save({**was, "model": halves}, folder / f"{halved}.pt")
+        assert acdc_cooperative.main([*flags, "--weights", weights, "--output", str(run)]) == 0
+        about = json.loads((folder / "done.json").read_text())
+        (folder / "done.json").unlink()
+        return about["reconstruction error"]
+
+    whole = reconstruction_error()
+    assert reconstruction_error(halved=other) == whole
+    assert reconstruction_error(halved=weights) != whole
+
+
+def test_lost_best_weights_are_one_line_and_exit_code_2(untested, flags, capsys):
+    run = untested("best")
+    folder = run / "standard" / "draw-0"
     (folder / "best.pt").unlink()
-    (folder / "done.json").unlink()
-    assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
+    assert acdc_cooperative.main([*flags, "--weights", "best", "--output", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "best.pt" in error
