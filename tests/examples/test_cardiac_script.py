@@ -493,9 +493,9 @@ def test_the_weights_that_are_asked_for_are_tested(untested, flags, weights, oth
         (folder / "done.json").unlink()
         return about["reconstruction error"]
 
-    whole = reconstruction_error()
-    assert reconstruction_error(halved=other) == whole
-    assert reconstruction_error(halved=weights) != whole
+    before = reconstruction_error()
+    assert reconstruction_error(halved=other) == before
+    assert reconstruction_error(halved=weights) != before
 
 
 def test_lost_best_weights_are_one_line_and_exit_code_2(untested, flags, capsys):
