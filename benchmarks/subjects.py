@@ -24,7 +24,7 @@ from latentaug import (
     cooperative_backward,
     standard_backward,
 )
-from latentaug.heads import DownBlock, UpBlock
+from latentaug.nets.blocks import DownBlock, UpBlock
 
 CLASSES = 4
 BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}

@@ -29,7 +29,7 @@ from cardiac.study import Sources, Study
 from torch import nn
 
 from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator
-from latentaug.masks import Score
+from latentaug.augment.masks import Score
 
 SCORES = get_args(Score)
 DEPTHS = range(5, 0, -1)

@@ -12,18 +12,8 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 `CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
 """
 
-from latentaug.allocator import tune_allocator
-from latentaug.callbacks import Callback, Ramp
-from latentaug.codes import find_codes
-from latentaug.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.cooperative import CooperativeModel
-from latentaug.description import Description, describe
-from latentaug.discovery import find_bottleneck
-from latentaug.heads import CodeDecoupler, ReconstructionHead, ShapePrior
-from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
-from latentaug.locations import Location
-from latentaug.losses import reconstruction_loss, segmentation_loss
-from latentaug.masks import (
+from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
+from latentaug.augment.masks import (
     LatentMask,
     Masker,
     RandomChannelMask,
@@ -31,13 +21,24 @@ from latentaug.masks import (
     TargetedSpatialMask,
     top_mask,
 )
-from latentaug.networks import FTN
-from latentaug.optimization import PerStep
-from latentaug.results import CooperativeOutput, HardExamples
-from latentaug.saliency import SaliencyCalculator, latent_saliency
-from latentaug.steps import cooperative_backward, standard_backward
-from latentaug.tap import LatentTap
-from latentaug.trainer import CooperativeTrainer
+from latentaug.cooperative.losses import reconstruction_loss, segmentation_loss
+from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.output import CooperativeOutput, HardExamples
+from latentaug.cooperative.step import cooperative_backward, standard_backward
+from latentaug.discovery.bottleneck import find_bottleneck
+from latentaug.discovery.codes import find_codes
+from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from latentaug.nets.ftn import FTN
+from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
+from latentaug.saliency import latent_saliency
+from latentaug.tap.calculator import SaliencyCalculator
+from latentaug.tap.describe import Description, describe
+from latentaug.tap.latent_tap import LatentTap
+from latentaug.tracing.location import Location
+from latentaug.training.allocator import tune_allocator
+from latentaug.training.callbacks import Callback, Ramp
+from latentaug.training.optimization import PerStep
+from latentaug.training.trainer import CooperativeTrainer
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentaug import Callback
-from latentaug.callbacks import Trainer
+from latentaug.training.callbacks import Trainer
 
 SECONDS = 120.0
 """What a killed run loses at most."""

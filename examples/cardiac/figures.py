@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from latentaug.visualize import COLOURS
+from latentaug.plot import COLOURS
 
 from .cases import Case
 from .moments import Moment

@@ -21,7 +21,7 @@ from latentaug import (
     paper_masks,
     standard_backward,
 )
-from latentaug.trainer import TrainingStep
+from latentaug.training.trainer import TrainingStep
 
 from .transforms import bias_field, gaussian_noise, random_convolution
 

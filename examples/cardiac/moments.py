@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentaug import Callback, CooperativeModel
-from latentaug.callbacks import Trainer
+from latentaug.training.callbacks import Trainer
 
 from .batches import Batch, middle_slices
 from .report import replacing

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from latentaug.optimization import is_native
+from latentaug.training.optimization import is_native
 
 from .corruptions import SPACINGS
 from .data import DataError

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep, Ramp
-from latentaug.callbacks import default_callbacks
-from latentaug.optimization import Precision
-from latentaug.visualize import draw_hard_examples
+from latentaug.plot import draw_hard_examples
+from latentaug.training.callbacks import default_callbacks
+from latentaug.training.optimization import Precision
 
 from .batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
 from .callbacks import SaveOften

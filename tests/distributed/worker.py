@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from latentaug import CooperativeModel, cooperative_backward
-from latentaug.heads import ShapePrior
-from latentaug.networks import FTN
+from latentaug.nets.ftn import FTN
+from latentaug.nets.heads import ShapePrior
 from latentaug.saliency import latent_saliency
-from latentaug.tap import LatentTap
+from latentaug.tap.latent_tap import LatentTap
 
 
 def fully_sharded(model: nn.Module, parts: Sequence[str] = ()) -> nn.Module:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cardiac.moments import Moments, read_moments
 
-from tests.tiny_training import At, same_weights, squares, tiny_trainer, weights_of
+from tests.support.tiny_training import At, same_weights, squares, tiny_trainer, weights_of
 
 STEPS = 10
 

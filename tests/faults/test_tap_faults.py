@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentaug.description import describe
-from latentaug.discovery import find_bottleneck
-from latentaug.saliency import SaliencyCalculator, latent_saliency
-from latentaug.tap import LatentTap
-from tests.hostile_models import conv, random_state, same, seed_all, traces
+from latentaug.discovery.bottleneck import find_bottleneck
+from latentaug.saliency import latent_saliency
+from latentaug.tap.calculator import SaliencyCalculator
+from latentaug.tap.describe import describe
+from latentaug.tap.latent_tap import LatentTap
+from tests.models.hostile import conv, random_state, same, seed_all, traces
 
 
 class Fault(Exception):

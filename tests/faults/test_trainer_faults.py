@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from latentaug.callbacks import Callback
-from latentaug.steps import cooperative_backward, standard_backward
-from latentaug.trainer import CooperativeTrainer
-from tests.tiny_training import TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
+from latentaug.cooperative.step import cooperative_backward, standard_backward
+from latentaug.training.callbacks import Callback
+from latentaug.training.trainer import CooperativeTrainer
+from tests.support.tiny_training import TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
 
 class Trouble(Exception):

@@ -10,9 +10,9 @@ import pytest
 from torch import nn
 
 from latentaug.layout import CHANNELS_LAST, TOKENS, Layout
-from tests import handwritten_models as hand
-from tests.hostile_models import CASES
 from tests.integrations.rows import Row
+from tests.models import handwritten as hand
+from tests.models.hostile import CASES
 
 IMAGES = (2, 3, 32, 48)
 

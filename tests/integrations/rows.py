@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.layout import CHANNELS_FIRST, Layout
-from tests.hostile_models import Case, leaves, seed_all
+from tests.models.hostile import Case, leaves, seed_all
 
 TINY = 1e-3  # layer scales and gates start below this, and let no signal through
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentaug.discovery import Location
-from latentaug.planning import relative_change
-from latentaug.tap import LatentTap
+from latentaug.tap.latent_tap import LatentTap
+from latentaug.tap.plan import relative_change
+from latentaug.tracing.location import Location
 from tests.integrations.rows import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"

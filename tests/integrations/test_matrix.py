@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from latentaug import CooperativeModel, cooperative_backward
-from latentaug.discovery import find_bottleneck
+from latentaug.augment.masks import TargetedChannelMask, TargetedSpatialMask
+from latentaug.cooperative.logits import read_logits
+from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.layout import Layout
-from latentaug.masks import TargetedChannelMask, TargetedSpatialMask
-from latentaug.outputs import read_logits
 from latentaug.saliency import latent_saliency
-from latentaug.tap import LatentTap
-from tests.hostile_models import close, gradients, halved, leaves, oracle, random_state, same, seed_all, traces
+from latentaug.tap.latent_tap import LatentTap
 from tests.integrations.handwritten_rows import ROWS as HANDWRITTEN
 from tests.integrations.monai_rows import ROWS as MONAI
 from tests.integrations.nnunet_rows import ROWS as NNUNET
@@ -26,6 +25,7 @@ from tests.integrations.smp_rows import ROWS as SMP
 from tests.integrations.table import Table, leak_of, table
 from tests.integrations.torchvision_rows import ROWS as TORCHVISION
 from tests.integrations.transformers_rows import ROWS as TRANSFORMERS
+from tests.models.hostile import close, gradients, halved, leaves, oracle, random_state, same, seed_all, traces
 
 ROWS = [*SMP, *TORCHVISION, *MONAI, *TRANSFORMERS, *NNUNET, *HANDWRITTEN]
 

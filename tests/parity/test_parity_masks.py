@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentaug.masks import LatentMask, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask, top_mask
+from latentaug.augment.masks import LatentMask, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask, top_mask
 
 Golden = Callable[[str], dict[str, Any]]
 MASKERS = {"channel": TargetedChannelMask, "spatial": TargetedSpatialMask}

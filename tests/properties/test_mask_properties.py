@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentaug.compose import Compose, OneOf, RandomApply
+from latentaug.augment.compose import Compose, OneOf, RandomApply
+from latentaug.augment.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask, top_mask
 from latentaug.layout import Layout
-from latentaug.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask, top_mask
 
 # Signed scores may cancel to nothing; that this is said aloud is tested elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:.*all zero or not finite:UserWarning")

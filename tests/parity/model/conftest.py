@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug.heads import ShapePrior
-from latentaug.networks import FTN
+from latentaug.nets.ftn import FTN
+from latentaug.nets.heads import ShapePrior
 
 FOLDER = Path(os.environ.get("LATENTAUG_GOLDEN_DIR") or Path(__file__).parents[1] / "data")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}

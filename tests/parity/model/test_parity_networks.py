@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentaug.heads import one_hot
+from latentaug.nets.functional import one_hot
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentaug import CooperativeModel, cooperative_backward
-from latentaug.masks import Masker, TargetedChannelMask, TargetedSpatialMask
+from latentaug.augment.masks import Masker, TargetedChannelMask, TargetedSpatialMask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 MASKERS = {"channel": TargetedChannelMask, "spatial": TargetedSpatialMask}

@@ -1,0 +1,1 @@
+"""CHANGE a code: one family a file, one class a method; knows no model."""

@@ -1,0 +1,369 @@
+"""Maskers: from a latent code, and its saliency where they need one, to the mask that makes a hard example."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentaug.augment.ranges import Range, as_range, draw
+from latentaug.layout import CHANNELS_FIRST, Layout
+
+Score: TypeAlias = Literal["signed", "magnitude", "harm"]
+
+
+"""What targeted maskers rank channels or sites by; see `TargetedChannelMask`."""
+
+
+_SCORES = get_args(Score)
+
+
+Saliency: TypeAlias = Tensor | Callable[[], Tensor]
+
+
+"""The saliency itself, or what computes it for a masker that asks."""
+
+
+class LatentMask(NamedTuple):
+    """A multiplicative mask of a latent code.
+
+    Example:
+        >>> import torch
+        >>> mask = LatentMask(torch.tensor([1.0, 0.0]).view(1, 2, 1))
+        >>> mask.apply(torch.full((1, 2, 3), 5.0))
+        tensor([[[5., 5., 5.],
+                 [0., 0., 0.]]])
+    """
+
+    factor: Tensor
+    """Broadcastable to the code: 1 kept, 0 dropped, between annealed, above 1 rescaled."""
+
+    def apply(self, code: Tensor) -> Tensor:
+        """Multiply the code by the factor, cast to the code's dtype and device."""
+        return code * self.factor.to(code.device, code.dtype)
+
+
+class Masker(nn.Module):
+    """Turn a latent code into a `LatentMask`; the base of all maskers.
+
+    A masker has no parameters and does the same in train and eval mode. Subclasses write `sample` only, which always
+    sees channels first; `forward` takes any layout.
+
+    Example:
+        >>> import torch
+        >>> class FirstChannelMask(Masker):
+        ...     def sample(self, code, saliency, generator):
+        ...         factor = torch.ones(code.shape[1])
+        ...         factor[0] = 0
+        ...         return factor.view(1, -1, *[1] * (code.ndim - 2))
+        >>> FirstChannelMask()(torch.ones(2, 3, 4, 4)).factor.flatten()
+        tensor([0., 1., 1.])
+    """
+
+    def forward(
+        self,
+        code: Tensor,
+        saliency: Saliency | None = None,
+        *,
+        layout: Layout = CHANNELS_FIRST,
+        generator: torch.Generator | None = None,
+    ) -> LatentMask:
+        """Draw a mask for this code.
+
+        Args:
+            code: The latent code, of any floating dtype; neither changed nor differentiated through.
+            saliency: Gradient of a task loss with respect to the code, shaped like it; or a callable without arguments
+                that returns it, called at most once and only if this masker needs it.
+            layout: Where channels and sites are in `code` and `saliency`.
+            generator: Source of the random draws, made on its device and then moved to the code's. Default: PyTorch's
+                global CPU generator, on any device, so that a seed means the same on each.
+
+        Shape:
+            code, saliency: [B, C, *S] (any layout given by `layout`).   factor: broadcastable to the code.
+
+        Raises:
+            TypeError: The code is not floating-point.
+            ValueError: The code does not fit the layout; or a needed saliency is missing or not shaped like the code.
+        """
+        if not code.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} needs a floating-point code; got {code.dtype}. Pass features, not labels."
+            )
+        shown = layout.to_channels_first(code.detach())
+        factor = self.sample(shown, _SaliencyOnDemand(self, saliency, code.shape, layout), generator)
+        return LatentMask(layout.from_channels_first(factor, code))
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Return the factor for a code [B, C, *S], with as many axes; `saliency()` gives the saliency in its shape."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method sample(code, saliency, generator) -> Tensor.")
+
+    def extra_repr(self) -> str:
+        """Show the arguments that differ from their defaults."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        options = [(p, getattr(self, p.name)) for p in parameters if p.default is not p.empty and hasattr(self, p.name)]
+        return ", ".join(f"{p.name}={value!r}" for p, value in options if value != p.default)
+
+
+class RandomChannelMask(Masker):
+    """Drop random channels of a latent code.
+
+    Drops each channel with probability `p` and, as dropout does, multiplies the kept ones by 1 / (1 - p).
+
+    Args:
+        p: Probability of dropping a channel, in [0, 1]; a pair is drawn from uniformly. Default 0.5, as in the authors'
+            released code; a pair such as (0, 0.5) draws the rate, as the paper's text does.
+        rescale: Whether kept channels are multiplied by 1 / (1 - p), or left alone.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
+
+    Draws:
+        p once per batch, then each channel of each sample, both from `generator`, on its device.
+
+    Raises:
+        ValueError: `p` is outside [0, 1].
+
+    References:
+        Tompson et al., CVPR 2015, arXiv:1411.4280, for dropping whole channels;
+        Chen et al., MICCAI 2021, arXiv:2107.01079, for doing so to a latent code.
+
+    Example:
+        >>> import torch
+        >>> code = torch.ones(2, 128, 12, 12)
+        >>> mask = RandomChannelMask()(code, generator=torch.Generator().manual_seed(0))
+        >>> mask.factor.shape, mask.factor.unique()
+        (torch.Size([2, 128, 1, 1]), tensor([0., 2.]))
+    """
+
+    def __init__(self, p: Range = 0.5, *, rescale: bool = True) -> None:
+        super().__init__()
+        self.p = as_range("p", p)
+        self.rescale = rescale
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Draw the factor [B, C, 1, …]; the saliency is not asked for."""
+        p = draw(self.p, (), code.device, generator)
+        kept = draw((0.0, 1.0), code.shape[:2], code.device, generator) >= p
+        scale = 1 / (1 - p) if self.rescale else torch.ones_like(p)
+        factor = torch.where(kept, scale, 0.0)  # not kept * scale: with p = 1 that is 0 * inf
+        return factor.view(*factor.shape, *[1] * (code.ndim - 2))
+
+
+class _TargetedMask(Masker):
+    """Average the saliency over some axes and damp what has the highest score; subclasses name the axes."""
+
+    averaged_axes: slice  # of a code [B, C, *S]
+
+    def __init__(
+        self,
+        percentile: Range = (0, 0.5),
+        annealing: Range = (0, 0.5),
+        *,
+        score: Score = "signed",
+    ) -> None:
+        super().__init__()
+        if score not in _SCORES:
+            raise ValueError(f"score must be one of {', '.join(map(repr, _SCORES))}; got {score!r}.")
+        self.percentile = as_range("percentile", percentile)
+        self.annealing = as_range("annealing", annealing)
+        self.score = score
+        self._has_warned = False
+
+    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """Score the saliency and draw the factor, 1 wide along the averaged axes."""
+        gradient = saliency()
+        # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        if self.score == "magnitude":
+            gradient = gradient.abs()
+        elif self.score == "harm":
+            gradient = -gradient.to(precise) * code.detach()
+        axes = tuple(range(code.ndim)[self.averaged_axes])
+        score = gradient.mean(axes, keepdim=True, dtype=precise)
+        self._warn_if_uninformative(score.flatten(1))
+        return top_mask(score.flatten(1), self.percentile, self.annealing, generator=generator).view(score.shape)
+
+    def _warn_if_uninformative(self, score: Tensor) -> None:
+        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
+        # the mask itself is right everywhere, by tensor operations in `top_mask`.
+        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
+            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
+            "the loss. Said once per masker.",
+            stacklevel=2,
+        )
+
+
+class TargetedChannelMask(_TargetedMask):
+    """Damp the most salient channels of a latent code.
+
+    Scores each channel by the mean over space of the signed saliency, or of another `score`, takes the value at rank
+    int(C · p) as threshold and multiplies what lies strictly above it by `annealing`: exactly int(C · p) channels if no
+    scores tie. A sample whose saliency is all zero or not finite keeps every channel, and the
+    masker warns once (on the CPU).
+
+    Args:
+        percentile: Share of channels to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+            paper.
+        annealing: Factor for a masked channel, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
+        score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value; "harm"
+            what damping would add to the loss, to first order: saliency times code, with the opposite sign. Where codes
+            are never negative, as after a ReLU, damping where "signed" is high tends to *lower* the loss: on networks
+            with skip connections, what the masked code decodes to can be better than the original.
+
+    Shape:
+        code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
+
+    Draws:
+        p once per batch, annealing once per masked channel, both from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, channel-wise).
+
+    Example:
+        >>> import torch
+        >>> code, saliency = torch.ones(2, 128, 12, 12), torch.randn(2, 128, 12, 12)
+        >>> mask = TargetedChannelMask(0.25, annealing=0)(code, saliency)
+        >>> mask.factor.shape, (mask.factor == 0).sum(1).flatten()
+        (torch.Size([2, 128, 1, 1]), tensor([32, 32]))
+    """
+
+    averaged_axes = slice(2, None)
+
+
+class TargetedSpatialMask(_TargetedMask):
+    """Damp the most salient sites of a latent code.
+
+    Scores each site by the mean over channels of the signed saliency, or of another `score`, takes the value at rank
+    int(n · p) of the n sites as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p)
+    sites if no scores tie. A sample whose saliency is all zero or not finite keeps every site, and the
+    masker warns once (on the CPU).
+
+    Args:
+        percentile: Share of sites to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+            paper.
+        annealing: Factor for a masked site, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
+        score: What to average: "signed", "magnitude" or "harm", as for `TargetedChannelMask`.
+
+    Shape:
+        code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, 1, *S].
+
+    Draws:
+        p once per batch, annealing once per masked site, both from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, spatial-wise).
+
+    Example:
+        >>> import torch
+        >>> code, saliency = torch.ones(2, 128, 12, 12), torch.randn(2, 128, 12, 12)
+        >>> mask = TargetedSpatialMask(0.25, annealing=0)(code, saliency)
+        >>> mask.factor.shape, (mask.factor == 0).sum((1, 2, 3))
+        (torch.Size([2, 1, 12, 12]), tensor([36, 36]))
+    """
+
+    averaged_axes = slice(1, 2)
+
+
+def top_mask(
+    score: Tensor, percentile: Range | Tensor, annealing: Range, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Damp the entries with the highest scores.
+
+    Sorts each row's scores in descending order, takes the value at rank k = int(n · percentile) as threshold and
+    multiplies what lies strictly above it by `annealing`. Ties at the threshold stay; k = n masks the whole row. A row
+    that is all zero or not all finite says nothing about what is salient and is never masked.
+
+    Args:
+        score: One score per entry.
+        percentile: Share of entries to mask, in [0, 1]; a pair is drawn from uniformly; a 0-dim tensor is a share that
+            was drawn already. k is computed in Python for a number, in float32 for a drawn share.
+        annealing: Factor for a masked entry, in [0, 1]; a pair is drawn from uniformly.
+        generator: Source of the random draws. Default: PyTorch's global CPU generator.
+
+    Shape:
+        score: [B, n].   Returns: [B, n], float32.
+
+    Draws:
+        percentile once per batch, annealing once per masked entry, both from `generator`, on its device.
+
+    Raises:
+        ValueError: The score has another number of axes; percentile or annealing are outside [0, 1].
+        TypeError: The score is not floating-point.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking).
+
+    Example:
+        >>> import torch
+        >>> top_mask(torch.tensor([[0.3, 0.9, -2.0, 0.5]]), percentile=0.5, annealing=0)
+        tensor([[1., 0., 1., 0.]])
+    """
+    if score.ndim != 2:
+        raise ValueError(f"top_mask needs `score` of shape [B, n]; got {tuple(score.shape)}. Flatten it to two axes.")
+    if not score.is_floating_point():
+        raise TypeError(f"top_mask needs a floating-point `score`; got {score.dtype}. Pass score.float().")
+    score = score.masked_fill(~is_informative(score), -math.inf)
+    ranked = F.pad(score.sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
+    threshold = ranked.index_select(1, _rank(score.shape[1], percentile, score.device, generator))
+    damped = draw(as_range("annealing", annealing), score.shape, score.device, generator)
+    return torch.where(score > threshold, damped, 1.0)
+
+
+def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
+    if not isinstance(percentile, Tensor):
+        percentile = as_range("percentile", percentile)
+        if not isinstance(percentile, tuple):
+            return torch.full((1,), int(n * percentile), device=device)
+        percentile = draw(percentile, (), device, generator)
+    return (n * percentile.to(device, torch.float32)).long().view(1)
+
+
+def is_informative(score: Tensor) -> Tensor:
+    """Say for each row [B, n] -> [B, 1] whether its scores are all finite and not all zero."""
+    return score.isfinite().all(1, keepdim=True) & score.any(1, keepdim=True)
+
+
+class _SaliencyOnDemand:
+    """Return the saliency as [B, C, *S], and compute and check it only when first asked for."""
+
+    def __init__(self, masker: Masker, source: Saliency | None, shape: torch.Size, layout: Layout) -> None:
+        self._asked_by = type(masker).__name__
+        self._source = source
+        self._shape = shape
+        self._layout = layout
+        self._value: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self._value is None:
+            given = self._source() if callable(self._source) else self._source
+            self._value = self._layout.to_channels_first(self._checked(given).detach())
+        return self._value
+
+    def _checked(self, given: object) -> Tensor:
+        if not isinstance(given, Tensor):
+            came = "None" if given is None else type(given).__name__
+        elif given.shape != self._shape:
+            came = str(tuple(given.shape))
+        else:
+            return given
+        raise ValueError(
+            f"{self._asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
+            "Pass latent_saliency(loss, code), or use RandomChannelMask."
+        )

@@ -1,0 +1,1 @@
+"""The METHOD of Chen et al., MICCAI 2021."""

@@ -1,0 +1,130 @@
+"""Read the logits out of what segmentation models return: tensors, mappings, model outputs, deep supervision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentaug.nets.functional import resize
+from latentaug.tracing.tree import children_of, tensors_in
+
+_NAMES = ("out", "logits")  # in torchvision's models and in those of transformers
+
+
+_AUXILIARY = "aux"  # what outputs of further heads are called beside them
+
+
+class Prediction(NamedTuple):
+    """The logits of one pass, at the labels' size."""
+
+    main: Tensor
+    """Those that a segmentation is made of."""
+    outputs: list[Tensor]
+    """All of them: more than one under deep supervision."""
+    shares: list[float]
+    """What part each has in the loss."""
+
+    def loss(self, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor:
+        """Return the loss over all outputs, the mean by their shares."""
+        if len(self.outputs) == 1:
+            return loss(self.main, labels)
+        terms = [share * loss(logits, labels) for share, logits in zip(self.shares, self.outputs, strict=True)]
+        return torch.stack(terms).sum()
+
+
+def read_logits(
+    output: Any, num_classes: int, spatial_dims: int, reader: Callable[[Any], Any] | None = None
+) -> list[Tensor]:
+    """Find all logits [B, num_classes, *S] in what a model returned.
+
+    Reads a tensor, `{"out": …, "aux": …}`, anything with `logits`, and lists and tuples, where other things than logits
+    are passed over. Outputs stacked to [B, n, num_classes, *S] are taken apart. Of a mapping with other names, the only
+    tensor that can be logits is taken.
+
+    Args:
+        output: What the model returned.
+        num_classes: Channels of the logits.
+        spatial_dims: Number of spatial axes.
+        reader: The user's own: returns the logits, or a list of them, from `output`.
+
+    Raises:
+        TypeError: There is no tensor in it.
+        ValueError: No tensor has the shape, several have it under names of their own, or one of the reader's has not.
+
+    Example:
+        >>> read_logits({"out": torch.zeros(1, 2, 8, 8), "features": torch.zeros(1, 2, 8, 8)}, 2, 2)[0].shape
+        torch.Size([1, 2, 8, 8])
+    """
+    found = list(_candidates(output if reader is None else reader(output)))
+    tensors = [part for tensor in found for part in _unstacked(tensor, num_classes, spatial_dims)]
+    if not tensors:
+        raise TypeError(
+            f"CooperativeModel finds no logits in what the model returns, a {type(output).__name__}. "
+            "Pass logits=, a callable that reads them from it."
+        )
+    logits = [t for t in tensors if t.ndim == spatial_dims + 2 and t.shape[1] == num_classes]
+    if not logits or (reader is not None and len(logits) < len(tensors)):
+        raise ValueError(
+            f"CooperativeModel needs logits [B, {num_classes}, *S] with {spatial_dims} spatial axes; got "
+            f"{', '.join(str(tuple(t.shape)) for t in tensors[:8])}. Check `num_classes`, or pass logits=, a callable "
+            "that reads them from what the model returns."
+        )
+    if len(logits) > 1 and reader is None and _is_named(output):
+        raise ValueError(
+            f"CooperativeModel cannot tell which of {', '.join(str(key) for key, _ in children_of(output))} are the "
+            "logits. Pass logits=, a callable that returns them, or a list of them, from what the model returns."
+        )
+    return logits
+
+
+def at_size(outputs: Sequence[Tensor], main: int, size: Sequence[int]) -> Prediction:
+    """Bring logits to the labels' size, and share the loss out by their resolution.
+
+    An output at half the resolution has half the share, as is usual in nnU-Net; those at one resolution have equal
+    shares. They add up to one, so that the loss keeps its scale.
+    """
+    resolutions = [math.prod(n / m for n, m in zip(t.shape[2:], size, strict=True)) ** (1 / len(size)) for t in outputs]
+    resized = [resize(logits, size) for logits in outputs]
+    return Prediction(resized[main], resized, [one / sum(resolutions) for one in resolutions])
+
+
+def finest(outputs: Sequence[Tensor]) -> list[int]:
+    """Return the positions of the outputs at the highest resolution."""
+    sites = [math.prod(logits.shape[2:]) for logits in outputs]
+    return [i for i, n in enumerate(sites) if n == max(sites)]
+
+
+def _candidates(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+        return
+    for name in _NAMES:
+        main = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if main is not None:
+            yield from _candidates(main)
+            for key, value in children_of(output):
+                if str(key).startswith(_AUXILIARY):
+                    yield from _candidates(value)
+            return
+    if isinstance(output, list | tuple):
+        for child in output:
+            yield from _candidates(child)
+    else:
+        yield from (tensor for _, tensor in tensors_in(output))
+
+
+def _unstacked(tensor: Tensor, num_classes: int, spatial_dims: int) -> Sequence[Tensor]:
+    stacked = tensor.ndim == spatial_dims + 3 and tensor.shape[2] == num_classes
+    return tensor.unbind(1) if stacked else [tensor]
+
+
+def _is_named(output: Any) -> bool:
+    """Tell whether outputs go by names that say nothing of logits."""
+    if isinstance(output, Tensor | list | tuple):
+        return False
+    keys = {str(key) for key, _ in children_of(output)}
+    return not keys.intersection(_NAMES)

@@ -1,0 +1,104 @@
+"""The cooperative step and the standard one: gradients of all losses, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentaug.cooperative.eager_losses import backpropagate
+from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.output import CooperativeOutput, detached, joined
+from latentaug.tracing.intercept import is_compiled
+from latentaug.tracing.isolation import frozen_norm_statistics, is_sharded
+
+
+def cooperative_backward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    generator: torch.Generator | None = None,
+) -> CooperativeOutput:
+    """Do what `model(images, labels).loss.backward()` does, at a third of the memory.
+
+    Backpropagates each loss as soon as its branch of the networks is through, and the standard losses before the hard
+    ones; the gradients are the same. They are added to those that are there, and the optimizer is left alone. What is
+    wrapped, by DDP for instance, or sharded is backpropagated once for each stage, at half the memory.
+
+    Args:
+        model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.
+        images: A batch of images.
+        labels: Their labels.
+        scaler: Scales the losses before each backward pass, for float16.
+        generator: Source of the noise and the masks.
+
+    Returns:
+        What the call of the model would return, without a graph.
+
+    Raises:
+        RuntimeError: The model is in eval mode.
+
+    Example:
+        >>> from latentaug.nets.ftn import FTN
+        >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
+        >>> coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images)
+        >>> optimizer = torch.optim.Adam(coop.parameters(), lr=1e-4)
+        >>> output = cooperative_backward(coop, images, labels)
+        >>> optimizer.step()
+    """
+    if not model.training:
+        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
+    if _can_backpropagate_inside(model):
+        output: CooperativeOutput = model(images, labels, generator=generator, backward=True, scaler=scaler)
+        return output
+    with _without_sync(model):
+        standard = model(images, labels, generator=generator, stage="standard")
+        hard_examples = standard.hard_images, standard.hard_segmentation, standard.hard_samples
+        backpropagate([standard.loss], scaler=scaler)
+    hard = model(images, labels, stage="hard", hard_examples=hard_examples)
+    with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
+        backpropagate([hard.loss], scaler=scaler)
+    return detached(joined(standard, hard))
+
+
+def standard_backward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    generator: torch.Generator | None = None,
+) -> CooperativeOutput:
+    """Backpropagate the standard losses only: what cooperative training is compared with.
+
+    Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
+    """
+    if _can_backpropagate_inside(model):
+        output: CooperativeOutput = model(
+            images, labels, generator=generator, stage="plain", backward=True, scaler=scaler
+        )
+        return output
+    output = model(images, labels, generator=generator, stage="plain")
+    backpropagate([output.loss], scaler=scaler)
+    return detached(output)
+
+
+def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Spare DDP and FSDP the first of two reductions of the gradients; taken or not, they come out the same."""
+    if getattr(model, "static_graph", False):
+        return nullcontext()  # its first backward pass must reduce: PyTorch fails on an internal assertion otherwise
+    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(model, "no_sync", nullcontext)
+    return no_sync()
+
+
+def _can_backpropagate_inside(model: nn.Module) -> bool:
+    """Tell whether gradients may arrive before the call returns.
+
+    Wrappers reduce them in the one pass that follows it, and compiled calls are traced without.
+    """
+    return isinstance(model, CooperativeModel) and not is_sharded(model) and not is_compiled(model)

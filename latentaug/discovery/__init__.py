@@ -1,0 +1,1 @@
+"""FIND the latent code of a model never seen."""

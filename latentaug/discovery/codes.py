@@ -1,0 +1,78 @@
+"""Which codes a model is trained on unless told otherwise: a fine one for images, the bottleneck for segmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from latentaug.discovery.bottleneck import ranked
+from latentaug.discovery.candidates import Candidate
+from latentaug.tracing.location import Location, as_inputs, unwrap
+from latentaug.tracing.record import Call, ancestors
+
+FINE = 8
+
+
+"""Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
+skip connections carry the details: see "Which code" in `docs/explanation/cardiac-example.md`."""
+
+
+DETAILS = (0.0, 1.0)
+
+
+"""Share of the details that hard images keep, for the same reason, on a model that doesn't declare its codes."""
+
+
+class Codes(NamedTuple):
+    """The layers that images and segmentations are decoded from."""
+
+    image: Location
+    shape: Location
+
+
+def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any] | None = None) -> Codes:
+    """Find the code to decode images from, and the code to decode segmentations from, by a few dry runs.
+
+    Segmentations are decoded from the bottleneck. Images are decoded from the coarsest code that all of the bottleneck
+    is computed from and whose stride is at most 8 along each axis, in the outermost module that returns one. Where
+    there is none, as in a transformer whose patches are larger, or where the bottleneck itself is so fine, they are
+    decoded from the bottleneck too.
+
+    Args:
+        model: Any segmentation model.
+        example: A batch of images [B, C, *S].
+        logits: Reads from the model's output what must depend on the code, as in `find_bottleneck`.
+
+    Raises:
+        ValueError: No submodule returns a code that is coarser than the input.
+
+    Example:
+        >>> import torch
+        >>> down = (nn.Conv2d(1, 8, 8, 8), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1))
+        >>> codes = find_codes(nn.Sequential(*down, nn.Upsample(scale_factor=32)), torch.randn(1, 1, 64, 64))
+        >>> str(codes.image), str(codes.shape)
+        ('0', '2')
+    """
+    bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
+    return Codes(fine_code(bottleneck, others).location, bottleneck.location)
+
+
+def fine_code(bottleneck: Candidate, others: Sequence[Candidate]) -> Candidate:
+    """Return the coarsest fine code that all of the bottleneck is computed from; the bottleneck where there is none."""
+    if max(bottleneck.stride) <= FINE:
+        return bottleneck
+    before = ancestors([bottleneck.node])
+    fine = [c for c in others if c.node in before and c.learned and max(c.stride) <= FINE]
+    fine.sort(key=lambda c: (c.sites, _depth(c.call), _may_be_skipped(c), -len(ancestors([c.node]))))
+    return next((c for c in fine if bottleneck.ways.all_over(c.node, bottleneck.node)), bottleneck)
+
+
+def _may_be_skipped(candidate: Candidate) -> bool:
+    """Tell whether a call returns what it is given in shape, as blocks do that stochastic depth leaves out."""
+    return tuple(candidate.tensor.shape) in candidate.call.given
+
+
+def _depth(call: Call) -> int:
+    return 0 if call.parent is None else 1 + _depth(call.parent)

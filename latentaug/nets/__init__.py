@@ -1,0 +1,1 @@
+"""Networks of the paper, and the heads that any model is given."""

@@ -1,0 +1,62 @@
+"""Plain functions on images, logits and label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def crop(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut off what lies beyond `size`, at the end of every spatial axis."""
+    for axis, length in enumerate(size, start=2):
+        image = image.narrow(axis, 0, length)
+    return image
+
+
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate to `size` linearly, if the image doesn't have it."""
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode=_INTERPOLATION[len(size)])
+
+
+def to_probabilities(logits: Tensor) -> Tensor:
+    """Apply the softmax over classes, or the sigmoid where there is one logit only."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def to_labels(logits: Tensor) -> Tensor:
+    """Return the label map that logits stand for; with one logit, 1 where it is positive."""
+    return (logits > 0).squeeze(1).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
+def one_hot(
+    labels: Tensor, num_classes: int, *, ignore_index: int = -100, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Write a label map as probabilities, with zeros where the label is to be ignored.
+
+    Args:
+        labels: Class indices, or 0 and 1 where there is one class only.
+        num_classes: Channels of the result; 1 gives the binary label itself.
+        ignore_index: Label of pixels that belong to no class.
+        dtype: What the result is made of.
+
+    Shape:
+        labels: [B, *S].   output: [B, num_classes, *S], contiguous.
+
+    Example:
+        >>> one_hot(torch.tensor([[0, 2, -100]]), num_classes=3)
+        tensor([[[1., 0., 0.],
+                 [0., 0., 0.],
+                 [0., 1., 0.]]])
+    """
+    first = 1 if num_classes == 1 else 0
+    classes = torch.arange(first, first + num_classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    # Compared in place of F.one_hot, whose channels-last result would change the memory layout of one branch only.
+    hits = (labels.unsqueeze(1) == classes) & (labels != ignore_index).unsqueeze(1)
+    return hits.to(dtype)

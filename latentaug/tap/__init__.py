@@ -1,0 +1,1 @@
+"""TAP a code, and REPLAY the rest of the model from another."""

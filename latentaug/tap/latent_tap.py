@@ -1,0 +1,289 @@
+"""LatentTap: capture a submodule's output, and replay the model with another."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from latentaug.discovery.bottleneck import bottleneck
+from latentaug.layout import Layout
+from latentaug.tap.capture import Capture, NewCode, Plan
+from latentaug.tap.plan import initialise, make_plan
+from latentaug.tap.plan_cache import cache_of
+from latentaug.tracing.infer_layout import infer_layout
+from latentaug.tracing.intercept import Override, is_compiled, overridden
+from latentaug.tracing.isolation import submodules
+from latentaug.tracing.location import Location, Spot, as_inputs, complete_spots, find_spot, image_in, unwrap
+from latentaug.tracing.tree import Path
+
+logger = logging.getLogger("latentaug")
+
+
+Layer: TypeAlias = str | nn.Module | Location
+
+
+Codes: TypeAlias = Tensor | Callable[[Tensor], Tensor]
+
+
+class LatentTap:
+    """Capture a latent code of any model, and run the rest of the model again from another one.
+
+    Inside the context, call the model as ever. The tap then holds the code that the layer returned, live in the graph;
+    `replay` runs the model with a new code in its place, skip connections included, without running again what came
+    before. The results equal those of a whole forward pass with the code replaced: same dropout masks, same batch
+    statistics, same gradients.
+
+    The first pass in each mode costs a few passes over two samples more: they find out what a replay may skip, and
+    prove it. Models whose modules pass results around in other ways than by returning them are replayed in full.
+
+    Args:
+        model: Any `nn.Module`; also compiled, or wrapped for distributed training.
+        layer: A dotted name, with the index into the module's output if that holds several tensors ("encoder[5]"), a
+            module, a `Location`, or a list of these to tap several. Default None: the bottleneck that
+            `find_bottleneck` finds, logged once.
+        example: A batch of inputs for finding it. Default: the first batch that the model is called with.
+        call: Which of the layer's calls in one pass to tap, if it is called several times. Default -1, the last.
+
+    Raises:
+        ValueError: The model has no such layer.
+        RuntimeError: `code` or `replay` before the model was called in the context.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 2, 2, 2))
+        >>> with LatentTap(model, "1") as tap:
+        ...     logits = model(torch.randn(2, 1, 16, 16))
+        ...     hard_logits = tap.replay(tap.code * 0.5)
+        >>> tap.layers[0].shape, hard_logits.shape
+        ((2, 8, 8, 8), torch.Size([2, 2, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layer | Sequence[Layer] | None = None,
+        *,
+        example: Any = None,
+        call: int = -1,
+    ):
+        self._model = model
+        self._root = unwrap(model)
+        self._call = call
+        self._targets: tuple[tuple[str, Path | None], ...] | None = None
+        self._wanted = self._resolve(layer)
+        self._shared = cache_of(self._root)
+        self._seen: tuple[list[tuple[int, ...]], tuple[int, ...]] | None = None
+        self._capture: Capture | None = None
+        self._context: ExitStack | None = None
+        self._running = False
+        if example is not None:
+            with self._shared.lock, self._shared.ours():
+                args, kwargs = as_inputs(example)
+                self._spots(args, kwargs)
+                shapes = self._shared.spots[self._targets, self._call].values()
+                self._seen = list(shapes), _image_shape(args, kwargs)
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[Location]:
+        """The tapped locations; known once the model was called, or at once if `example` was given."""
+        if self._seen is None:
+            raise RuntimeError(
+                "LatentTap.layers is known once the model was called in the context. Call it first, or pass example=."
+            )
+        shapes, image = self._seen
+        spots = tuple(self._shared.spots[self._targets, self._call])
+        given = self._wanted or (self._shared.bottleneck,)
+        return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the (first) code: pass it on to maskers."""
+        return self.layers[0].layout
+
+    @property
+    def codes(self) -> list[Tensor]:
+        """The codes of the last pass, one for each layer, live in its graph."""
+        return self._captured("codes").codes
+
+    @property
+    def code(self) -> Tensor:
+        """The code of the last pass, live in its graph; with several layers, the first."""
+        return self._captured("code").codes[0]
+
+    # Capturing ----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._context is not None:
+            raise RuntimeError("This LatentTap is open already. Make another one for a nested context.")
+        with ExitStack() as stack:
+            stack.enter_context(self._shared.lock)
+            wrappers = {f"wrapper {i}": module for i, module in enumerate(_compiled_wrappers(self._model))}
+            stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
+            hook = Override("", self._root.forward, self._before)
+            stack.callback(self._root.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
+            self._context = stack.pop_all()
+        self._shared.open.append(weakref.ref(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context is None:
+            raise RuntimeError("This LatentTap is not open.")
+        if self._shared.open[-1]() is not self:
+            raise RuntimeError(
+                "Taps of one model must be left in the reverse order of their opening; leave the last first."
+            )
+        self._shared.open.pop()
+        context, self._context, self._capture = self._context, None, None
+        context.close()
+
+    def _before(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Prepare before the model's own hooks run, which may gather sharded weights for this one pass."""
+        _, args, kwargs = args
+        if not self._shared.busy and not self._running:
+            self._prepare(args, kwargs)
+
+    def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name != "" or self._shared.busy or self._running:
+            return original(*args, **kwargs)
+        self._capture = None
+        plan = self._prepare(args, kwargs)
+        capture = Capture(self._root, plan, args, kwargs)
+        self._running = True
+        try:
+            output = capture.run(original, args, kwargs)
+        finally:
+            self._running = False
+        self._capture = capture
+        self._seen = [tuple(code.shape) for code in capture.codes], _image_shape(args, kwargs)
+        if not capture.fits and plan.fast:
+            self._shared.distrust(self._root, self._key(plan.spots))
+        return output
+
+    def replay(
+        self,
+        code: Codes | Sequence[Codes | None] | None,
+        *,
+        full: bool = False,
+        detach: bool = False,
+        update_stats: bool = False,
+    ) -> Any:
+        """Run what follows the tap again, with another code, and return what the model returns.
+
+        Uses the inputs, random state, autocast state and grad mode of the captured pass; under `torch.no_grad()` no
+        graph is built. The caller's random state is left alone.
+
+        Args:
+            code: The new code, shaped like `tap.code`; or a callable, such as `mask.apply`, that gets the code; or
+                None for the code as it is. With several layers a list of these, one for each: the earliest layer's
+                callable gets the captured code, a later one's the code that the replay computes there.
+            full: Run also what could be skipped; the result is the same.
+            detach: Cut the graph of the captured pass off: gradients reach the new code and what follows it only.
+                Needed once that graph was freed by a backward pass.
+            update_stats: Let the replay move running statistics and other buffers. Default False: they stay.
+
+        Raises:
+            RuntimeError: The model was not called in this context; or inputs or weights have changed since.
+            ValueError: The code has another shape or device than `tap.code`, or there are not as many as layers.
+        """
+        capture = self._captured("replay")
+        new: list[NewCode] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
+        if len(new) != len(capture.plan.spots):
+            raise ValueError(
+                f"LatentTap.replay needs {len(capture.plan.spots)} codes, one for each layer; got {len(new)}."
+            )
+        with self._shared.ours():
+            return capture.replay(new, full=full, detach=detach, update=update_stats)
+
+    def _captured(self, what: str) -> Capture:
+        if self._context is None:
+            raise RuntimeError(f"LatentTap.{what} is gone once the context is left. Use it inside the `with` block.")
+        if self._capture is None:
+            raise RuntimeError(
+                f"LatentTap.{what} needs a forward pass of {type(self._root).__name__} in this context first: call the "
+                "model itself, not its parts."
+            )
+        return self._capture
+
+    # Locating -----------------------------------------------------------------------------------------------------
+
+    def _resolve(self, layer: Layer | Sequence[Layer] | None) -> tuple[Layer, ...] | None:
+        if layer is None:
+            return None
+        layers = (layer,) if isinstance(layer, str | nn.Module | Location) else tuple(layer)
+        if not layers:
+            raise ValueError("LatentTap needs at least one layer; got an empty list. Pass None for the bottleneck.")
+        self._targets = tuple(find_spot(self._root, one) for one in layers)
+        return layers
+
+    def _spots(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Spot, ...]:
+        """Find the tapped outputs, by a dry run on the first inputs that this model is seen with."""
+        key = (self._targets, self._call)
+        if key not in self._shared.spots:
+            initialise(self._root, args, kwargs)
+            if self._targets is None:
+                location = bottleneck(self._root, args, kwargs)
+                logger.info(
+                    "LatentTap takes %s of %s, a code %s: the coarsest that its modules return.",
+                    location,
+                    type(self._root).__name__,
+                    location.shape,
+                )
+                self._shared.bottleneck = location
+                self._shared.spots[key] = {Spot(location.name, location.index): location.shape}
+            else:
+                self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
+        return tuple(self._shared.spots[key])
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        """Make the dry runs of all open taps, before the pass of any is under way; return the plan of this one."""
+        with self._shared.ours():
+            taps = filter(None, (reference() for reference in self._shared.open))
+            return {tap: tap._plan(args, kwargs) for tap in taps}[self]
+
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        spots = self._spots(args, kwargs)
+        key = self._key(spots)
+        if key not in self._shared.plans:
+            self._shared.plans[key] = make_plan(self._root, spots, self._call, args, kwargs)
+        return self._shared.plans[key]
+
+    def _key(self, spots: tuple[Spot, ...]) -> Any:
+        return spots, self._call, tuple([module.training for module in submodules(self._root)])
+
+
+def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    image = image_in((args, kwargs))
+    return () if image is None else tuple(image.shape)
+
+
+def _location(spot: Spot, shape: tuple[int, ...], image: tuple[int, ...], given: Layer | None) -> Location:
+    if isinstance(given, Location):
+        return given._replace(name=spot.name, index=spot.path, shape=shape)
+    fit = infer_layout(shape, image)
+    if fit is None:
+        raise ValueError(
+            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
+            f"{spot.name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
+        )
+    return Location(spot.name, spot.path, fit[0], shape, fit[1])
+
+
+def _compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if is_compiled(inner) and "_orig_mod" in inner._modules:
+            yield inner
+            inner = inner._orig_mod
+        else:
+            inner = inner.module if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) else None

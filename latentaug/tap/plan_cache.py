@@ -1,0 +1,59 @@
+"""What all taps of one model share: the plans already made, and which taps are open."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from latentaug.tap.capture import Plan
+from latentaug.tap.plan import without_skipping
+from latentaug.tracing.location import Location, Spot
+
+if TYPE_CHECKING:
+    from latentaug.tap.latent_tap import LatentTap
+
+
+class PlanCache:
+    """What all taps of one model share: a lock, the order of the open ones, and the plans already made."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.open: list[weakref.ref[LatentTap]] = []
+        self.busy = False  # a pass of our own is running: no tap takes it for the user's
+        self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each
+        self.bottleneck: Location | None = None
+        self.plans: dict[Any, Plan] = {}
+        self.distrusted: set[Any] = set()
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        """Say that passes within the context are the library's own."""
+        before, self.busy = self.busy, True
+        try:
+            yield
+        finally:
+            self.busy = before
+
+    def distrust(self, model: nn.Module, key: Any) -> None:
+        """Drop a plan that did not fit a pass, so that the next makes another; if that fails too, skip nothing more."""
+        plan = self.plans.pop(key)
+        if key in self.distrusted:
+            self.plans[key] = without_skipping(model, plan, "it does not call the same modules in every pass")
+        self.distrusted.add(key)
+
+
+_SHARED: weakref.WeakKeyDictionary[nn.Module, PlanCache] = weakref.WeakKeyDictionary()
+
+
+_REGISTRY = threading.Lock()
+
+
+def cache_of(model: nn.Module) -> PlanCache:
+    """Return what the taps of a model share."""
+    with _REGISTRY:
+        return _SHARED.setdefault(model, PlanCache())

@@ -1,0 +1,1 @@
+"""SEE a forward pass of any model, and leave no trace."""

@@ -1,0 +1,191 @@
+"""What a forward pass called, in which order, returning what."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latentaug.tracing.intercept import overridden, visible_modules
+from latentaug.tracing.tree import Path, item_at, map_tensors, storage_of, tensors_in, version_of
+
+
+def ancestors(nodes: Iterable[Any]) -> set[Any]:
+    """Collect autograd nodes and every node that they depend on."""
+    stack, seen = list(nodes), set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return seen
+
+
+def depends(result: Tensor, source: Tensor) -> bool:
+    """Tell whether `source` has a part in the graph of `result`."""
+    nodes = ancestors([result.grad_fn])
+    if source.grad_fn is not None:
+        return source.grad_fn in nodes
+    return any(getattr(node, "variable", None) is source for node in nodes)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module in a recorded pass."""
+
+    name: str
+    number: int
+    within: weakref.ref[Call] | None  # weak: a cycle would keep all activations until the next garbage collection
+    start: int
+    finish: int = -1
+    children: list[Call] = field(default_factory=list)
+    output: Any = None
+    tensors: list[tuple[Path, Tensor]] = field(default_factory=list)
+    versions: list[int | None] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)  # autograd node of each tensor, before anything changed it in place
+    given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
+    inputs: frozenset[int] = frozenset()
+    impure: bool = False
+    apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
+
+    @property
+    def parent(self) -> Call | None:
+        """The call that this one was made in, while somebody holds the tree."""
+        return None if self.within is None else self.within()
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Module name and call number: what tells this call from all others of the pass."""
+        return self.name, self.number
+
+    def moved(self) -> list[Tensor]:
+        """Tensors of the output that were changed in place after this call returned them."""
+        return [t for (_, t), version in zip(self.tensors, self.versions, strict=True) if version_of(t) != version]
+
+    def walk(self) -> Iterator[Call]:
+        """Yield this call and all calls made inside it, in order of their start."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+class InputWatch:
+    """Notices whether a call changed what it was given: tensors in place, or the contents of a list or dict."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self._given = (args, kwargs)
+        self._tensors = tensors_in(self._given)
+        self._versions = [version_of(tensor) for _, tensor in self._tensors]
+
+    def changed(self) -> bool:
+        """Tell whether anything moved since construction."""
+        now = tensors_in(self._given)
+        return (
+            len(now) != len(self._tensors)
+            or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(now, self._tensors, strict=True))
+            or self._versions != [version_of(tensor) for _, tensor in now]
+        )
+
+    def storages(self) -> frozenset[int]:
+        """Identities of the memory behind the inputs."""
+        return frozenset(storage_of(tensor) for _, tensor in tensors_in(self._given))
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the inputs."""
+        return [tuple(tensor.shape) for _, tensor in tensors_in(self._given)]
+
+
+class Spread(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows what comes of some tensors, operation by operation: also through views, in place and without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0  # how many were given something that comes of the sources
+        self._storages: dict[int, Tensor] = {}  # kept, so that no other memory takes the identity of one
+        self._steers = False
+
+    def add(self, tree: Any) -> None:
+        """Follow these tensors too."""
+        self.operations += 1
+        self._storages.update((storage_of(tensor), tensor) for _, tensor in tensors_in(tree))
+
+    def reaches(self, tree: Any) -> bool:
+        """Tell whether anything in it comes of the sources, or may have been chosen by them."""
+        return self._steers or any(storage_of(tensor) in self._storages for _, tensor in tensors_in(tree))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and follow what it makes of followed tensors."""
+        result = function(*args, **(kwargs or {}))
+        if self.reaches((args, kwargs)):
+            self.add((result, args, kwargs) if function._schema.is_mutable else result)
+            # A number or a size that Python sees may decide what is computed next.
+            self._steers |= not _TELLING.isdisjoint(function.tags)
+        return result
+
+
+_TELLING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], Any],
+    *,
+    inside: frozenset[str] | None = None,
+    sources: Collection[tuple[str, Path]] = (),
+) -> tuple[Call, Any]:
+    """Run a pass of `model` and return the tree of its calls, with what the pass returned.
+
+    Args:
+        model: The model that `run` calls once.
+        run: Performs the pass.
+        inside: Names of submodules that must be seen, so that only those compiled ones that hold them run uncompiled.
+            Default: all must be.
+        sources: Names of submodules with paths into what they return, of tensors whose spread is to be followed.
+
+    Raises:
+        RuntimeError: `run` did not call the model.
+    """
+    counts: Counter[str] = Counter()
+    stack: list[Call] = []
+    roots: list[Call] = []
+    clock = iter(range(2**62))
+    spread = Spread()
+
+    def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(name, counts[name], weakref.ref(stack[-1]) if stack else None, next(clock))
+        counts[name] += 1
+        (stack[-1].children if stack else roots).append(call)
+        watch = InputWatch(args, kwargs)
+        call.inputs, call.given = watch.storages(), watch.shapes()
+        stack.append(call)
+        before = spread.operations
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            stack.pop()
+        call.finish = next(clock)
+        call.impure = watch.changed()
+        call.output = map_tensors(output, lambda tensor: tensor)
+        call.tensors = tensors_in(output)
+        call.versions = [version_of(tensor) for _, tensor in call.tensors]
+        call.nodes = [tensor.grad_fn for _, tensor in call.tensors]
+        if spread.reaches((args, kwargs)):
+            spread.add(output)  # also what was computed by other means than operations of torch
+        for path in (path for source, path in sources if source == name):
+            spread.add(item_at(output, path))
+        call.apart = spread.operations == before
+        return output
+
+    with overridden(visible_modules(model, inside), handle), spread if sources else nullcontext():
+        result = run()
+    root = next((call for call in roots if call.name == ""), None)
+    if root is None:
+        raise RuntimeError(f"{type(model).__name__} was not called in the pass to record.")
+    return root, result

@@ -1,0 +1,1 @@
+"""A training LOOP, for who wants one."""

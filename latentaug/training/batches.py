@@ -1,0 +1,118 @@
+"""What a loader yields, checked before it reaches a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from latentaug.cooperative.losses import squeeze_labels
+
+T = TypeVar("T")
+
+
+def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return a batch that is a pair of tensors, or say what would make it one.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise TypeError(
+        f"CooperativeTrainer needs a loader that yields (images, labels), two tensors; got {_describe(batch)}. "
+        "Pass batch=, a callable that makes the pair: batch=lambda batch: (batch['image'], batch['label'])."
+    )
+
+
+def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return the labels as class indices [B, *S], or say what is wrong with the batch.
+
+    The range of labels is checked on the CPU only: elsewhere it would wait for the device.
+
+    Args:
+        images: Floating-point images.
+        labels: Their labels, of any type that holds whole numbers.
+        num_classes: 1 for one logit, with labels 0 and 1.
+        ignore_index: Label of pixels that don't count.
+
+    Shape:
+        images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: [B, *S].
+
+    Raises:
+        TypeError: The images aren't floating point, or the labels are complex.
+        ValueError: The shapes don't fit each other, or a label is out of range.
+
+    Example:
+        >>> check_batch(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4).bool(), num_classes=1, ignore_index=-100).shape
+        torch.Size([2, 4, 4])
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point; got {images.dtype}. Scale them, for example images / 255.")
+    if labels.is_complex():
+        raise TypeError(f"labels must be class indices; got {labels.dtype}. Pass labels.real.long().")
+    labels = squeeze_labels(labels, images.ndim - 2)
+    if images.ndim < 3 or labels.shape != images.shape[:1] + images.shape[2:]:
+        expected = (*images.shape[:1], *images.shape[2:])
+        raise ValueError(
+            f"labels must be {expected} for images of shape {tuple(images.shape)}; got {tuple(labels.shape)}. "
+            "Labels are class indices, without a channel per class."
+        )
+    given, labels = labels, labels.long()
+    if labels.device.type == "cpu":
+        if given.is_floating_point() and not torch.equal(labels.to(given.dtype), given):
+            broken = given[labels.to(given.dtype) != given][0].item()
+            raise ValueError(f"labels must be whole numbers, class indices; got {broken:g}. Round or threshold them.")
+        highest = max(num_classes - 1, 1)
+        counted = labels.where(labels != ignore_index, 0)
+        if counted.min() < 0 or counted.max() > highest:
+            wrong = sorted(set(counted[(counted < 0) | (counted > highest)].tolist()))
+            raise ValueError(
+                f"labels must be in 0 … {highest} or ignore_index={ignore_index}; got {wrong[:5]}. "
+                "Map them to class indices, or raise num_classes."
+            )
+    return labels
+
+
+def grouped(batches: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last may be shorter.
+
+    Example:
+        >>> list(grouped(iter("abcde"), 2))
+        [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """Return how many batches a loader says it has; None where it doesn't say."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of an IterableDataset
+        return None
+
+
+def planned_steps(length: int | None, accumulate: int, epochs: int | None, max_steps: int | None) -> int | None:
+    """Return how many updates there will have been in all, where that is known.
+
+    Example:
+        >>> planned_steps(5, accumulate=2, epochs=10, max_steps=None)
+        30
+    """
+    if length is None or epochs is None:
+        return max_steps
+    steps = epochs * math.ceil(length / accumulate)
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} with keys {list(batch)}"
+    if isinstance(batch, list | tuple):
+        return f"a {type(batch).__name__} of {len(batch)}: {', '.join(type(part).__name__ for part in batch)}"
+    return f"a {type(batch).__name__}" + (f" of shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else "")

@@ -1,0 +1,79 @@
+"""Running means and overlap scores, gathered on the device and read at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from latentaug.nets.functional import to_labels
+
+
+class Overlap:
+    """Count where a segmentation agrees with the labels, batch by batch, without waiting for the device.
+
+    Args:
+        num_classes: Channels of the logits; 1 means one logit, which tells class 1 from class 0.
+        ignore_index: Label of pixels that don't count.
+        device: Where the logits will be.
+
+    Attributes:
+        counts: Pixels so far, a row per label, a column per prediction.
+
+    Example:
+        >>> overlap = Overlap(num_classes=1)
+        >>> overlap.add(torch.tensor([[[2.0, 3.0, -1.0, -2.0]]]), torch.tensor([[1, 0, 0, 0]]))
+        >>> overlap.scores()
+        {'iou': 0.5, 'dice': 0.666..., 'iou_1': 0.5, 'dice_1': 0.666...}
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = -100, device: torch.device | str = "cpu") -> None:
+        self.ignore_index = ignore_index
+        self.scored = range(num_classes) if num_classes > 1 else range(1, 2)
+        self.counts = torch.zeros(self.scored.stop, self.scored.stop, dtype=torch.long, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Shape:
+            logits: [B, C, *S].   labels: [B, *S], class indices.
+        """
+        outside = self.counts.numel()  # a cell of its own for ignored pixels: selecting the others would synchronise
+        cells = torch.where(
+            labels == self.ignore_index, outside, labels * len(self.counts) + to_labels(logits)
+        ).flatten()
+        counts = torch.zeros(outside + 1, dtype=torch.long, device=cells.device)
+        self.counts += counts.scatter_add_(0, cells, torch.ones_like(cells))[:outside].view_as(self.counts)
+
+    def scores(self) -> dict[str, float]:
+        """Return intersection over union and Dice, for each class and their mean.
+
+        Returns:
+            `iou` and `dice`, the means, then `iou_<class>` and `dice_<class>`. A class that is neither labelled nor
+            predicted anywhere is NaN, and the means leave it out.
+        """
+        counts = self.counts.cpu().double()
+        hits, total = counts.diagonal(), counts.sum(0) + counts.sum(1)
+        kinds = {"iou": hits / (total - hits), "dice": 2 * hits / total}
+        means = {name: float(values[list(self.scored)].nanmean()) for name, values in kinds.items()}
+        return means | {f"{name}_{index}": float(kinds[name][index]) for index in self.scored for name in kinds}
+
+
+def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: int = 1) -> None:
+    """Add `weight` times each value to the sum of its name."""
+    for name, value in values.items():
+        sums[name] = sums[name] + weight * value if name in sums else weight * value
+
+
+def means_of(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+    """Divide sums by their number, and read them all at once.
+
+    Example:
+        >>> sums = {}
+        >>> add_to(sums, {"loss": torch.tensor(1.0)})
+        >>> add_to(sums, {"loss": torch.tensor(4.0)}, weight=2)
+        >>> means_of(sums, 3)
+        {'loss': 3.0}
+    """
+    return dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))

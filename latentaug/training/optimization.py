@@ -1,0 +1,234 @@
+"""How gradients become updates: optimizer, schedule, precision, clipping."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+logger = logging.getLogger(__name__)
+
+
+Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
+
+OptimizerChoice: TypeAlias = Optimizer | Callable[[list[nn.Parameter]], Optimizer]
+
+
+SchedulerChoice: TypeAlias = LRScheduler | Callable[[Optimizer], LRScheduler]
+
+
+class PerStep(NamedTuple):
+    """Marks a learning rate scheduler that advances with every update, not every epoch.
+
+    Example:
+        >>> from torch.optim.lr_scheduler import LinearLR
+        >>> warm_up = PerStep(lambda optimizer: LinearLR(optimizer, total_iters=100))
+    """
+
+    scheduler: SchedulerChoice
+
+
+def is_native(precision: Precision, device: torch.device) -> bool:
+    """Tell whether convolutions on a device are computed in a precision, and not emulated many times as slowly.
+
+    On a CPU, half precision needs AVX-512 or the like; oneDNN, which computes convolutions there, knows what there is.
+
+    Example:
+        >>> is_native("float32", torch.device("cpu"))
+        True
+    """
+    if precision == "float32" or device.type != "cpu":
+        return True
+    name = {"bfloat16": "bf16", "float16": "fp16"}[precision]
+    knows: Callable[[], bool] | None = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return knows is not None and bool(knows())
+
+
+@cache
+def _tell_of_emulation(precision: Precision) -> None:
+    """Say once that a precision, chosen to save time, costs it."""
+    logger.warning(
+        "This CPU does not compute convolutions in %s: they are emulated, and a step may take ten times as long as in "
+        "float32. Pass precision='float32'.",
+        precision,
+    )
+
+
+class Optimization:
+    """Turn the gradients of a model into updates of its weights.
+
+    Args:
+        optimizer: See `build_optimizer`.
+        scheduler: See `build_scheduler`; inside `PerStep` it advances with every update.
+        device: Where the model is.
+        precision: What the forward pass is computed in.
+        clip_norm: Largest norm of the gradient; None leaves it alone.
+
+    Raises:
+        ValueError: `precision` or `clip_norm` is out of range.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+
+    def __init__(
+        self,
+        optimizer: OptimizerChoice | None,
+        scheduler: SchedulerChoice | PerStep | None,
+        device: torch.device,
+        precision: Precision,
+        clip_norm: float | None,
+    ) -> None:
+        if precision not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive; got {clip_norm}. Pass None to leave gradients alone.")
+        if not is_native(precision, device):
+            _tell_of_emulation(precision)
+        self.device, self.precision, self.clip_norm = device, precision, clip_norm
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self.per_step = isinstance(scheduler, PerStep)
+        self._optimizer_choice = optimizer
+        self._scheduler_choice = scheduler.scheduler if isinstance(scheduler, PerStep) else scheduler
+
+    def attach(self, model: nn.Module) -> None:
+        """Build, or check, optimizer and scheduler for a model.
+
+        Raises:
+            TypeError: The optimizer or the scheduler is something else.
+            ValueError: The optimizer or the scheduler isn't this model's.
+        """
+        self.model = model
+        self.optimizer = build_optimizer(self._optimizer_choice, model)
+        self.scheduler = build_scheduler(self._scheduler_choice, self.optimizer)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether the scheduler watches a score."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context for the forward pass."""
+        if self.precision == "float32":
+            return nullcontext()
+        # Without the cache of cast weights: filled while gradients are off, it would cut them off later in the step.
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision), cache_enabled=False)
+
+    def update(self, batches: int) -> None:
+        """Step along the summed gradients of `batches` batches, divided by their number."""
+        self.scaler.unscale_(self.optimizer)
+        if batches > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(batches)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.per_step:
+            self._advance()
+
+    def end_epoch(self, score: float) -> None:
+        """Advance a scheduler that counts epochs; one that watches a score sees `score`."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(score)
+        elif not self.per_step:
+            self._advance()
+
+    def _advance(self) -> None:
+        if self.scheduler is None:
+            return
+        with warnings.catch_warnings():
+            # An update made before resuming, or one that float16 skipped, isn't one that was forgotten.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be alike where a state is taken and where it is loaded."""
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "parameter groups": [len(group["params"]) for group in self.optimizer.param_groups],
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of optimizer, scheduler and loss scaling."""
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler, "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimizer:
+    """Return an optimizer that holds every trainable parameter of `model`.
+
+    Args:
+        choice: The optimizer, or a callable that makes it from a list of parameters; None is the paper's.
+        model: Whose parameters.
+
+    Raises:
+        TypeError: `choice` is, or makes, something else.
+        ValueError: A trainable parameter is missing: it would silently never train.
+
+    Example:
+        >>> build_optimizer(None, nn.Linear(2, 2)).defaults["lr"]
+        0.0001
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer: object = choice
+    if choice is None:
+        optimizer = Adam(trainable.values(), lr=1e-4)
+    elif not isinstance(choice, Optimizer) and callable(choice):
+        optimizer = choice(list(trainable.values()))
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be an Optimizer or a callable that returns one; got {type(optimizer).__name__}."
+        )
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
+    if missing:
+        raise ValueError(
+            f"optimizer must hold every trainable parameter of the {type(model).__name__}; it lacks {len(missing)}: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}. "
+            "Pass a callable instead: optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4)."
+        )
+    return optimizer
+
+
+def build_scheduler(choice: SchedulerChoice | None, optimizer: Optimizer) -> LRScheduler | None:
+    """Return a scheduler on `optimizer`; None makes none.
+
+    Raises:
+        TypeError: `choice` is, or makes, something else.
+        ValueError: The scheduler drives another optimizer.
+    """
+    if choice is None:
+        return None
+    scheduler: object = choice(optimizer) if callable(choice) else choice
+    if not isinstance(scheduler, LRScheduler):
+        raise TypeError(
+            f"scheduler must be an LRScheduler or a callable that returns one; got {type(scheduler).__name__}."
+        )
+    if scheduler.optimizer is not optimizer:
+        raise ValueError(
+            "scheduler must drive the trainer's own optimizer; got one on another. "
+            "Pass a callable instead: scheduler=lambda optimizer: StepLR(optimizer, step_size=100)."
+        )
+    return scheduler

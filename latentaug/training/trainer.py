@@ -1,0 +1,557 @@
+"""CooperativeTrainer: a convenience over the training loop you could have typed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.output import CooperativeOutput
+from latentaug.cooperative.step import cooperative_backward
+from latentaug.tracing.isolation import preserved_modes
+from latentaug.training.allocator import tune_allocator
+from latentaug.training.batches import as_pair, check_batch, grouped, length_of, planned_steps
+from latentaug.training.callbacks import Callback, default_callbacks
+from latentaug.training.checkpoint import (
+    Best,
+    Position,
+    check_weights,
+    load_checkpoint,
+    preserved_random_streams,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from latentaug.training.interrupt import Interrupted, Interruption, deferred_interrupt
+from latentaug.training.metrics import Overlap, add_to, means_of
+from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
+
+logger = logging.getLogger(__name__)
+
+
+_CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
+
+
+class TrainingStep(Protocol):
+    """Fills `.grad` of a model's parameters from one batch, as `cooperative_backward` does."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        scaler: torch.amp.GradScaler | None,
+        generator: torch.Generator | None,
+    ) -> CooperativeOutput:
+        """Run forward and backward; leave the optimizer alone."""
+
+
+class CooperativeTrainer:
+    """Train, evaluate, save and resume a cooperative model.
+
+    Args:
+        model: A `CooperativeModel`, also inside `DistributedDataParallel`; or any segmentation model, which is wrapped.
+        optimizer: An instance that holds every trainable parameter of the cooperative model, or a callable that makes
+            one from a list of them. Default: the paper's Adam with a learning rate of 1e-4.
+        num_classes: Classes of the segmentation; only for a model that is to be wrapped.
+        example: Images to size the heads with; without them the first batch that `fit` sees serves.
+        scheduler: A learning rate scheduler on that optimizer, or a callable that makes one from it. It advances once
+            per epoch; inside `PerStep` with every update.
+        batch: Callable that turns what a loader yields into (images, labels). Default: it yields such pairs.
+        step: What fills the gradients from a batch. Default: the cooperative step in two stages.
+        precision: float32, or autocast to bfloat16 or float16 (with loss scaling; float16 waits for the device). A CPU
+            that emulates the other two takes ten times as long with them, which is said once.
+        accumulate: Batches per update; the gradient is their mean.
+        clip_norm: Largest norm of the gradient; a larger one is scaled down.
+        device: Where to train. Default: where the model is.
+        seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
+        folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory.
+        callbacks: What to tell about the fit. Default: `default_callbacks(folder)`.
+        allocator: Whether to call `tune_allocator` when training on a CPU, and say so once.
+
+    Attributes:
+        model: The model that is trained, as it was passed or wrapped.
+        generator: What the step draws from, or None.
+        best: The best epoch by the monitored metric, or None.
+
+    Shape:
+        images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices.
+
+    Raises:
+        ValueError: The optimizer lacks a trainable parameter, or an option is out of range.
+
+    References:
+        Chen et al., MICCAI 2021, arXiv:2107.01079 (section 2).
+
+    Example:
+        >>> unet = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 2, 4, 4))
+        >>> loader = [(torch.rand(2, 1, 16, 16), torch.randint(2, (2, 16, 16))) for _ in range(3)]
+        >>> trainer = CooperativeTrainer(unet, num_classes=2, seed=0, callbacks=[])
+        >>> trainer.fit(loader, loader, epochs=2)
+        >>> trainer.epoch, trainer.global_step
+        (2, 6)
+        >>> trainer.predict(loader[0][0], refine=1).shape
+        torch.Size([2, 16, 16])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerChoice | None = None,
+        *,
+        num_classes: int | None = None,
+        example: Tensor | None = None,
+        scheduler: SchedulerChoice | PerStep | None = None,
+        batch: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        step: TrainingStep = cooperative_backward,
+        precision: Precision = "float32",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        allocator: bool = True,
+    ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1 batch per update; got {accumulate}.")
+        self.device = torch.device(device) if device is not None else _device_of(model)
+        # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed + _rank())
+        self.callbacks = list(callbacks) if callbacks is not None else default_callbacks(folder) if _rank() == 0 else []
+        self.best: Best | None = None
+        self.planned_steps: int | None = None
+        self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
+        self._to_pair = as_pair if batch is None else batch
+        self._step, self._accumulate, self._allocator = step, accumulate, allocator
+        self._folder = None if folder is None else Path(folder)
+        self._position = Position()
+        self._resumed_random: dict[str, Any] | None = None
+        self._loader: Iterable[Any] = ()
+        self._interruption = Interruption()
+        self._stopping = False
+
+        self.model = model.to(self.device)
+        self._cooperative = _unwrap(model)
+        if self._cooperative is not None:
+            if num_classes not in (None, self._cooperative.num_classes):
+                raise ValueError(
+                    f"CooperativeTrainer needs num_classes={self._cooperative.num_classes}, as the CooperativeModel "
+                    f"has, or None; got {num_classes}."
+                )
+            self._optimization.attach(self._cooperative)
+        elif num_classes is None:
+            raise ValueError(
+                f"CooperativeTrainer needs num_classes to wrap a {type(model).__name__}; got None. "
+                "Pass num_classes=, or a CooperativeModel."
+            )
+        else:
+            self._num_classes = num_classes
+            if example is not None:
+                self._wrap(example)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; there once the model is built."""
+        return self._optimization.optimizer
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        """The learning rate scheduler, if any; there once the model is built."""
+        return self._optimization.scheduler
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished so far, in earlier and resumed fits too."""
+        return self._position.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Updates of the weights so far, in earlier and resumed fits too."""
+        return self._position.step
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row of metrics per epoch, from the first."""
+        return self._position.history
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        *,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        monitor: str = "refined_iou",
+    ) -> None:
+        """Train until `epochs` epochs or `max_steps` updates are done, whichever comes first.
+
+        Both count from the start of training: after a resume, the same call ends where it would have ended. Modules
+        train in the modes they are in, so that a frozen one stays frozen; only a model that is in eval mode as a whole
+        is put in train mode. Afterwards all modes are as before. With a folder, `last.pt` is written after each epoch,
+        and at Ctrl-C, which takes effect after the running update; a second Ctrl-C stops at once.
+
+        Args:
+            loader: Batches of one epoch, afresh whenever it is iterated: a `DataLoader`, a list, …
+            val_loader: Likewise, evaluated after each epoch. It doesn't disturb the random streams of training.
+            epochs: Epochs in all.
+            max_steps: Updates in all. An epoch cut short by them is evaluated and logged, and a later fit continues it.
+            monitor: Score of `evaluate` whose highest value marks the best epoch.
+
+        Raises:
+            ValueError: An argument is out of range, or a batch doesn't fit.
+            TypeError: The loader yields something else than pairs of tensors.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        if self._cooperative is None:
+            self._wrap(self._first_images(loader))
+        self._check_fit(val_loader, epochs, max_steps, monitor)
+        length = length_of(loader)
+        self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
+        with self._session(loader):
+            if self._done(epochs, max_steps) and self._unlogged():  # interrupted between its last update and its scores
+                started = time.monotonic() - self._position.seconds
+                self._end_epoch(val_loader, monitor, self._position.batches == length, started)
+            while not self._done(epochs, max_steps):
+                started, complete = time.monotonic() - self._position.seconds, True
+                for group in grouped(self._draw(loader), self._accumulate):
+                    losses = self._update(group)
+                    self._position.seconds = time.monotonic() - started
+                    for callback in self.callbacks:
+                        callback.on_step(self, losses)
+                    self._interruption.check()
+                    if self._done(epochs, max_steps) and self._position.batches != length:
+                        complete = False
+                        break
+                self._end_epoch(val_loader, monitor, complete, started)
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Score the model, alone and refined by the shape prior, in eval mode.
+
+        Modes and random streams are left as they were. Under `torch.distributed` the counts of all ranks are summed.
+
+        Returns:
+            `loss` and its standard terms, means over samples; `iou` and `dice`, means over classes, then `iou_0`,
+            `dice_0`, …; the same with `refined_` in front for the refined output. With one logit the only class scored
+            is 1. A class that occurs neither in labels nor in predictions is NaN, and the means leave it out.
+
+        Raises:
+            ValueError: The loader is empty, or a batch doesn't fit.
+        """
+        model = self._built("evaluate")
+        overlaps = [Overlap(model.num_classes, model.ignore_index, self.device) for _ in range(2)]
+        sums: dict[str, Tensor] = {}
+        samples = 0
+        with preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
+            model.eval()
+            for batch in loader:
+                images, labels = self._place(batch)
+                with self._optimization.autocast():
+                    output = model(images, labels)
+                for overlap, logits in zip(overlaps, (output.logits, output.refined), strict=True):
+                    overlap.add(logits, labels)
+                add_to(sums, _losses(output), weight=len(images))
+                samples += len(images)
+                self._interruption.check()
+        if samples == 0:
+            raise ValueError("evaluate needs a loader that yields at least one batch; got an empty one.")
+        if distributed.is_available() and distributed.is_initialized():
+            for overlap in overlaps:
+                distributed.all_reduce(overlap.counts)
+        return means_of(sums, samples) | _scores(*overlaps)
+
+    def predict(self, images: Tensor, refine: int = 1) -> Tensor:
+        """Return label maps, after `refine` passes through the shape prior; 0 takes the model's own output.
+
+        Shape:
+            images: [B, C, *S].   output: [B, *S], on the trainer's device.
+        """
+        model = self._built("predict")
+        with self._optimization.autocast():
+            return model.predict(images.to(self.device), refine=refine)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that training depends on; the file at `path` is replaced whole or not at all.
+
+        A fit may be resumed from it, also in the middle of an epoch (when called from `Callback.on_step`).
+        """
+        model = self._built("save")
+        state = {
+            "settings": self._settings(),
+            "model": model.state_dict(),
+            "optimization": self._optimization.state_dict(),
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "random": random_state(self.device, self._loader),
+            "position": vars(self._position),
+            "best": None if self.best is None else self.best._asdict(),
+        }
+        save_checkpoint(state, Path(path))
+
+    def resume(self, path: str | Path) -> None:
+        """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
+
+        The loader of that fit must be the same. In the middle of an epoch, the batches that were already used are drawn
+        again and dropped. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that nobody
+        can restore. Under `torch.distributed` the random state is that of rank 0.
+
+        Raises:
+            OSError: The file can't be opened.
+            ValueError: The file is cut off or isn't such a checkpoint, or was written by a trainer that differs in
+                model, optimizer, scheduler, device, precision or seeding. This trainer is then as it was.
+        """
+        model, path = self._built("resume"), Path(path)
+        state = load_checkpoint(path, _CHECKPOINT_KEYS)
+        check_weights(model, state["model"], str(path))
+        for name, own in self._settings().items():
+            if state["settings"].get(name) != own:
+                raise ValueError(
+                    f"{path} was written with {name} {state['settings'].get(name)!r}; this trainer has {own!r}. "
+                    "Build the trainer as it was then."
+                )
+
+        model.load_state_dict(state["model"])
+        self._optimization.load_state_dict(state["optimization"])
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self._position = Position(**state["position"])
+        self._position.sums = {name: value.to(self.device) for name, value in self._position.sums.items()}
+        self._resumed_random = state["random"]
+
+    def load_best(self) -> None:
+        """Load the weights of the best epoch into the model.
+
+        Raises:
+            RuntimeError: There is none: no fit had a validation loader.
+        """
+        model = self._built("load_best")
+        if self.best is None:
+            raise RuntimeError("load_best needs an epoch that was evaluated; there is none. Pass val_loader to fit.")
+        weights = self.best.weights
+        if weights is None:
+            path = Path(self._folder or ".", "best.pt")
+            weights = load_checkpoint(path, {"model"})["model"]
+            check_weights(model, weights, str(path))
+        model.load_state_dict(weights)
+
+    def stop(self) -> None:
+        """End the running fit after the current update, in the middle of the epoch if need be.
+
+        Under `torch.distributed`, call it on every rank.
+        """
+        self._stopping = True
+
+    # What fit is made of ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _session(self, loader: Iterable[Any]) -> Iterator[None]:
+        """Set up what lasts for a fit, and undo it whatever happens."""
+        self._loader, self._stopping = loader, False
+        if self._allocator and self.device.type == "cpu" and tune_allocator():
+            _tell_of_allocator()
+        if self._resumed_random is not None:
+            restore_random_state(self._resumed_random, self.device, loader)
+            self._resumed_random = None
+        with ExitStack() as stack:
+            stack.enter_context(preserved_modes(self.model))
+            if not self.model.training:
+                self.model.train()
+            for callback in self.callbacks:
+                callback.on_start(self)
+                stack.callback(callback.on_end, self)
+            self._interruption = stack.enter_context(deferred_interrupt())
+            try:
+                yield
+            except Interrupted:
+                self._save_last()
+                raise
+            finally:
+                self._interruption = Interruption()
+
+    def _draw(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Iterate over the running epoch's batches, from where it was left."""
+        position = self._position
+        set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(position.epoch)
+        if position.batches == 0:
+            position.epoch_start = random_state(self.device, loader)
+            return iter(loader)
+        with preserved_random_streams(self.device, loader):
+            restore_random_state(position.epoch_start, self.device, loader)
+            batches = iter(loader)
+            drawn = sum(1 for _ in islice(batches, position.batches))
+        if drawn < position.batches:
+            raise ValueError(
+                f"fit needs the loader that this epoch was begun with, of which {position.batches} batches were used; "
+                f"got one of {drawn}."
+            )
+        return batches
+
+    def _update(self, group: list[Any]) -> dict[str, Tensor]:
+        """Update the weights with the mean gradient of a group of batches; return the losses of the last."""
+        optimization, position, sums = self._optimization, self._position, dict(self._position.sums)
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in group:
+            images, labels = self._place(batch)
+            with optimization.autocast():
+                output = self._step(self.model, images, labels, scaler=optimization.scaler, generator=self.generator)
+            losses = _losses(output)
+            add_to(sums, losses)
+        optimization.update(len(group))
+        position.step, position.batches, position.sums = position.step + 1, position.batches + len(group), sums
+        return losses
+
+    def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, started: float) -> None:
+        """Evaluate, log and save an epoch, or what there is of it."""
+        position = self._position
+        if position.batches == 0:
+            raise ValueError(
+                "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
+                "A generator can be read only once: pass a DataLoader or a list."
+            )
+        losses = means_of(position.sums, position.batches)
+        if _rank() == 0:
+            before = position.history[position.epoch - 1] if position.epoch else {}
+            _tell_of_divergence(position.epoch + 1, losses, before)
+        seconds = time.monotonic() - started  # taken now, when the device has done what it was told
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
+        if val_loader is not None:
+            metrics |= {f"val_{name}": score for name, score in self.evaluate(val_loader).items()}
+            self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
+        position.history[position.epoch :] = [metrics]  # the row of an epoch cut short gives way to the whole one's
+        if complete:
+            self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
+            self._position = Position(position.epoch + 1, position.step, history=position.history)
+        self._save_last()
+        for callback in self.callbacks:
+            callback.on_epoch(self, metrics)
+
+    def _keep_best(self, epoch: int, value: float) -> None:
+        if not value > (-math.inf if self.best is None else self.best.value):
+            return
+        weights = self._built("fit").state_dict()
+        self.best = Best(epoch, value, copy.deepcopy(weights) if self._folder is None else None)
+        if self._folder is not None and _rank() == 0:
+            save_checkpoint({"model": weights, "epoch": epoch, "value": value}, self._folder / "best.pt")
+
+    def _save_last(self) -> None:
+        if self._folder is not None and _rank() == 0:
+            self.save(self._folder / "last.pt")
+
+    def _done(self, epochs: int | None, max_steps: int | None) -> bool:
+        finished = epochs is not None and self.epoch >= epochs
+        return self._stopping or finished or (max_steps is not None and self.global_step >= max_steps)
+
+    def _unlogged(self) -> bool:
+        """Whether there are updates that no row of the history counts."""
+        return self.global_step > (self.history[-1]["step"] if self.history else 0)
+
+    def _check_fit(
+        self, val_loader: Iterable[Any] | None, epochs: int | None, max_steps: int | None, monitor: str
+    ) -> None:
+        if epochs is None and max_steps is None:
+            raise ValueError("fit needs epochs or max_steps; got neither.")
+        for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} must be at least 1; got {limit}.")
+        if val_loader is None:
+            if self._optimization.needs_score:
+                raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
+            return
+        num_classes = self._built("fit").num_classes
+        scores = _scores(Overlap(num_classes), Overlap(num_classes))
+        if monitor not in scores:
+            raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
+
+    # The model and its batches ----------------------------------------------------------------------------------------
+
+    def _wrap(self, example: Tensor) -> None:
+        self.model = CooperativeModel(self.model, num_classes=self._num_classes, example=example.to(self.device))
+        self._cooperative = self.model.to(self.device)
+        self._optimization.attach(self._cooperative)
+
+    def _built(self, verb: str) -> CooperativeModel:
+        if self._cooperative is None:
+            raise RuntimeError(
+                f"CooperativeTrainer.{verb} needs the wrapped model, which fit makes from its first batch. "
+                "Pass example=, a batch of images, to the trainer, or call fit first."
+            )
+        return self._cooperative
+
+    def _first_images(self, loader: Iterable[Any]) -> Tensor:
+        if isinstance(loader, Iterator):
+            raise ValueError("fit can't size the heads from a generator without losing its first batch. Pass example=.")
+        with preserved_random_streams(self.device, loader):
+            for batch in loader:
+                images, labels = self._to_pair(batch)
+                check_batch(images, labels, self._num_classes, ignore_index=-100)
+                return images
+        raise ValueError("fit needs a loader that yields at least one batch; got an empty one.")
+
+    def _place(self, batch: Any) -> tuple[Tensor, Tensor]:
+        model = self._built("fit")
+        images, labels = self._to_pair(batch)
+        labels = check_batch(images, labels, model.num_classes, model.ignore_index)
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what must be alike where a checkpoint is written and where it is resumed."""
+        return self._optimization.settings() | {"seed": None if self.generator is None else "given"}
+
+
+def _unwrap(model: nn.Module) -> CooperativeModel | None:
+    inner = getattr(model, "module", model)
+    return inner if isinstance(inner, CooperativeModel) else None
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def _losses(output: CooperativeOutput) -> dict[str, Tensor]:
+    return {name: loss.detach() for name, loss in {"loss": output.loss, **output.losses}.items()}
+
+
+def _scores(own: Overlap, refined: Overlap) -> dict[str, float]:
+    return own.scores() | {f"refined_{name}": score for name, score in refined.scores().items()}
+
+
+@cache
+def _tell_of_allocator() -> None:
+    """Say once what is no longer as it was in the whole process; a warning shows without any setting up of logs."""
+    logger.warning(
+        "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
+        "CooperativeTrainer(allocator=False) leaves it alone."
+    )
+
+
+def _tell_of_divergence(epoch: int, losses: Mapping[str, float], before: Mapping[str, float]) -> None:
+    """Say which losses of an epoch are no numbers, unless it has been said of the epoch before."""
+    lost = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if lost and all(math.isfinite(before.get(name, 0.0)) for name in lost):
+        logger.warning(
+            "Epoch %d: %s came out infinite or not a number, and the weights may be lost. Lower the learning rate or "
+            "clip gradients (clip_norm); load_best() brings back the best epoch that was evaluated.",
+            epoch,
+            ", ".join(lost),
+        )

@@ -1,0 +1,199 @@
+"""Saliency by an object that hooks on a layer."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentaug.layout import CHANNELS_FIRST
+from latentaug.tap.calculator import SaliencyCalculator
+from latentaug.tracing.location import Location
+from tests.models.hostile import traces
+
+
+class Pair(NamedTuple):
+    skip: Tensor
+    code: Tensor
+
+
+class Net(nn.Module):
+    """Returns its features in a container; what follows changes the code in place."""
+
+    def __init__(self, pack: Any = list) -> None:
+        super().__init__()
+        self.encoder = Encoder(pack)
+        self.act = nn.ReLU(inplace=True)
+        self.up = nn.ConvTranspose2d(4, 3, 2, 2)
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.encoder(x)
+        skip, code = out.values() if isinstance(out, dict) else out
+        return self.head(self.up(self.act(code)) + skip)
+
+
+class Encoder(nn.Module):
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.stem, self.down, self.pack = nn.Conv2d(1, 3, 3, 1, 1), nn.Conv2d(3, 4, 3, 2, 1), pack
+
+    def forward(self, x: Tensor) -> Any:
+        skip = self.stem(x)
+        return self.pack([skip, self.down(skip)])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+
+
+def by_hand(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return code and saliency of the same pass, written out."""
+    skip = model.encoder.stem(images)
+    code = model.encoder.down(skip)
+    loss = model.head(model.up(code.relu()) + skip).square().mean()
+    return code, torch.autograd.grad(loss, code)[0]
+
+
+def as_dict(values: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(("skip", "code"), values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pack", "layer"),
+    [
+        (list, "encoder[1]"),
+        (tuple, "encoder[-1]"),
+        (as_dict, "encoder['code']"),
+        (lambda values: Pair(*values), Location("encoder", (1,), CHANNELS_FIRST, (), ())),
+        (list, "encoder.down"),
+    ],
+    ids=["list", "tuple", "dict", "namedtuple", "module"],
+)
+def test_the_calculator_equals_the_derivative_by_hand(images: Tensor, pack: Any, layer: Any) -> None:
+    model = Net(pack)
+    code, expected = by_hand(model, images)
+    calculator = SaliencyCalculator(model, layer)
+    for _ in range(2):
+        logits = model(images)
+        assert torch.equal(calculator.code, code)  # the activation behind it changed a copy
+        assert torch.equal(calculator(logits.square().mean()), expected)
+    assert torch.equal(logits, Net.forward(model, images))
+    calculator.remove()
+
+
+def test_no_layer_takes_the_bottleneck(images: Tensor) -> None:
+    model = Net()
+    skip = model.encoder.stem(images)
+    code = model.encoder.down(skip).relu()  # of the encoder's size, and later
+    (expected,) = torch.autograd.grad(model.head(model.up(code) + skip).square().mean(), code)
+    with SaliencyCalculator(model) as calculator:
+        for _ in range(2):
+            saliency = calculator(model(images).square().mean())
+            assert torch.equal(calculator.code, code)
+            assert torch.equal(saliency, expected)
+
+
+def test_a_module_and_a_wrapped_model_may_be_given(images: Tensor) -> None:
+    model = Net()
+    _, expected = by_hand(model, images)
+    with SaliencyCalculator(nn.DataParallel(model), model.encoder.down) as calculator:
+        assert torch.equal(calculator(model(images).square().mean()), expected)
+
+
+def test_inputs_may_be_named_when_the_layer_is_to_be_found(images: Tensor) -> None:
+    model = Net()
+    with SaliencyCalculator(model) as calculator:
+        model(x=images)
+        assert calculator.code.shape == (2, 4, 4, 6)
+
+
+def test_the_model_trains_as_ever(images: Tensor) -> None:
+    model, plain = Net(), Net()
+    plain.load_state_dict(model.state_dict())
+    with SaliencyCalculator(model, "encoder[1]") as calculator:
+        loss = model(images).square().mean()
+        calculator(loss)
+        loss.backward()
+    plain(images).square().mean().backward()
+    assert all(
+        torch.equal(ours.grad, theirs.grad) for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+
+
+def test_a_frozen_encoder_has_a_saliency_too(images: Tensor) -> None:
+    model = Net()
+    _, expected = by_hand(model, images)
+    model.encoder.requires_grad_(False)
+    with SaliencyCalculator(model, "encoder[1]") as calculator:
+        assert torch.equal(calculator(model(images).square().mean()), expected)
+
+
+@pytest.mark.parametrize("layer", ["encoder[1]", None])
+def test_removing_leaves_nothing(images: Tensor, layer: str | None) -> None:
+    model = Net()
+    before = traces(model)
+    calculator = SaliencyCalculator(model, layer)
+    assert traces(model) != before
+    model(images)
+    calculator.remove()
+    assert traces(model) == before
+    calculator.remove()
+    with pytest.raises(RuntimeError, match="needs a forward pass of the model first"):
+        _ = calculator.code
+    with SaliencyCalculator(model, layer):  # before any pass
+        pass
+    assert traces(model) == before
+
+
+def test_before_a_pass_there_is_no_code() -> None:
+    with pytest.raises(RuntimeError, match="needs a forward pass of the model first"):
+        SaliencyCalculator(Net(), "encoder[1]")(torch.ones(()))
+
+
+def test_unknown_and_ambiguous_layers_are_refused(images: Tensor) -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=r"found no submodule 'encodr' in Net; closest: 'encoder'"):
+        SaliencyCalculator(model, "encodr")
+    with SaliencyCalculator(model, "encoder"), pytest.raises(ValueError, match=r"'encoder' is several"):
+        model(images)
+
+
+def test_copies_of_a_watched_model_report_to_nobody(images: Tensor) -> None:
+    model = Net()
+    for layer in ("encoder[1]", None):
+        with SaliencyCalculator(model, layer) as calculator:
+            copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+            logits = model(images)
+            code = calculator.code
+            for other in copies:
+                assert torch.equal(other(images * 2), model.forward(images * 2))
+            model(images)
+            assert torch.equal(calculator.code, code)
+            assert torch.equal(model(images), logits)
+
+
+def test_without_gradients_nothing_is_kept_to_derive_by(images: Tensor) -> None:
+    model = Net()
+    with SaliencyCalculator(model, "encoder[1]") as calculator, torch.no_grad():
+        loss = model(images).mean()
+        assert not calculator.code.requires_grad
+        with pytest.raises(RuntimeError, match="requires no gradient"):
+            calculator(loss)
+
+
+def test_a_calculator_and_its_code_are_collectable(images: Tensor) -> None:
+    model = Net()
+    with SaliencyCalculator(model, "encoder[1]") as calculator:
+        model(images)
+        references = [weakref.ref(calculator), weakref.ref(calculator.code)]
+    del calculator
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
