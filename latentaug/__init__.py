@@ -12,7 +12,10 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 `CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
 """
 
+from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
+from latentaug.augment.drop import DropBlock
+from latentaug.augment.image import GIN
 from latentaug.augment.masks import (
     LatentMask,
     Masker,
@@ -21,6 +24,8 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
     top_mask,
 )
+from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.style import MixStyle
 from latentaug.cooperative.losses import reconstruction_loss, segmentation_loss
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, HardExamples
@@ -31,6 +36,7 @@ from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
 from latentaug.saliency import latent_saliency
+from latentaug.tap.augmented import augmented
 from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tap.describe import Description, describe
 from latentaug.tap.latent_tap import LatentTap
@@ -46,20 +52,27 @@ __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
     "FTN",
+    "GIN",
     "TOKENS",
     "Callback",
+    "Change",
     "CodeDecoupler",
     "Compose",
+    "Context",
     "CooperativeModel",
     "CooperativeOutput",
     "CooperativeTrainer",
     "Description",
+    "DropBlock",
     "HardExamples",
     "LatentMask",
     "LatentTap",
+    "LatentTransform",
     "Layout",
     "Location",
+    "ManifoldMixup",
     "Masker",
+    "MixStyle",
     "OneOf",
     "PerStep",
     "Ramp",
@@ -70,6 +83,7 @@ __all__ = [
     "ShapePrior",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "augmented",
     "cooperative_backward",
     "describe",
     "find_bottleneck",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from latentaug.augment.masks import Masker
+from latentaug.augment.base import LatentTransform
 from latentaug.augment.ranges import as_share
 from latentaug.cooperative.hard_examples import Every
 from latentaug.nets.heads import ReconstructionHead, ShapePrior
@@ -79,16 +79,16 @@ def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
     return head.to(like.device, like.dtype)
 
 
-def masker_pair(masker: object) -> tuple[Masker, Masker]:
+def masker_pair(masker: object) -> tuple[LatentTransform, LatentTransform]:
     """Return the maskers for image code and shape code; one masker is both.
 
     Raises:
         TypeError: something is no masker, or there are not two.
     """
     pair = masker if isinstance(masker, tuple | list) else (masker, masker)
-    if len(pair) != 2 or not all(isinstance(one, Masker) for one in pair):
+    if len(pair) != 2 or not all(isinstance(one, LatentTransform) for one in pair):
         raise TypeError(
-            f"masker must be a Masker, or a pair of them for image code and shape code; got "
+            f"masker must be a transform, or a pair of them for image code and shape code; got "
             f"{[type(one).__name__ for one in pair]}. Pass an instance, such as paper_masks()."
         )
     return pair[0], pair[1]

@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
-from latentaug.augment.masks import LatentMask, Masker
+from latentaug.augment.masks import LatentMask
 from latentaug.augment.ranges import Range, as_range, draw
 from latentaug.cooperative.build import (
     check_batch,
@@ -172,7 +173,7 @@ class CooperativeModel(nn.Module):
         num_classes: int,
         example: Tensor,
         layer: Layer | Sequence[Layer] | None = None,
-        masker: Masker | tuple[Masker, Masker] | None = None,
+        masker: LatentTransform | tuple[LatentTransform, LatentTransform] | None = None,
         image_code: Layer | None = None,
         shape_code: Layer | Sequence[Layer] | None = None,
         loss: Loss | None = None,
@@ -447,7 +448,7 @@ class CooperativeModel(nn.Module):
         losses: Losses | None,
         generator: torch.Generator | None,
         locations: Sequence[Location],
-        masker: Masker,
+        masker: LatentTransform,
         name: str,
     ) -> list[_Masked]:
         """Draw a mask for each of the codes at `locations`, where the loss of that name is most sensitive to them.

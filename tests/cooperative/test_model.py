@@ -494,8 +494,8 @@ class TestCheckpointed:
             cooperative().checkpointed = ("model.stemm",)
         with pytest.raises(ValueError, match=r"none inside another; got 'model' and 'model.stem'"):
             cooperative(checkpointed=("model.stem", "model"))
-        with pytest.raises(ValueError, match=r"'image_masker.maskers' only holds some: name those"):
-            cooperative(checkpointed=("image_masker.maskers",))
+        with pytest.raises(ValueError, match=r"'image_masker.transforms' only holds some: name those"):
+            cooperative(checkpointed=("image_masker.transforms",))
 
 
 class TestShortcuts:
@@ -1006,7 +1006,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("masker", ["paper", TargetedChannelMask, (paper_masks(),), (paper_masks(), None)])
     def test_other_things_than_maskers(self, masker):
-        with pytest.raises(TypeError, match=r"masker must be a Masker, or a pair of them .* got .* Pass an instance"):
+        with pytest.raises(
+            TypeError, match=r"masker must be a transform, or a pair of them .* got .* Pass an instance"
+        ):
             cooperative(masker=masker)
 
     def test_one_hot_labels(self):
