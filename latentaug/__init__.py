@@ -26,12 +26,13 @@ from latentaug.augment.masks import (
 )
 from latentaug.augment.mix import ManifoldMixup
 from latentaug.augment.style import MixStyle
-from latentaug.cooperative.losses import reconstruction_loss, segmentation_loss
+from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.cooperative.output import CooperativeOutput, HardExamples
+from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
+from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
-from latentaug.discovery.codes import find_codes
+from latentaug.discovery.codes import Codes, find_codes
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
@@ -57,6 +58,7 @@ __all__ = [
     "Callback",
     "Change",
     "CodeDecoupler",
+    "Codes",
     "Compose",
     "Context",
     "CooperativeModel",
@@ -64,6 +66,7 @@ __all__ = [
     "CooperativeTrainer",
     "Description",
     "DropBlock",
+    "Explanation",
     "HardExamples",
     "LatentMask",
     "LatentTap",

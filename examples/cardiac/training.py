@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep, Ramp
-from latentaug.plot import draw_hard_examples
+from latentaug.plot import plot_hard_examples
 from latentaug.training.callbacks import default_callbacks
 from latentaug.training.optimization import Precision
 
@@ -173,4 +173,4 @@ def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> F
     """Draw how hard examples come about on the middle slices of the first volumes."""
     images, labels = middle_slices(volumes[:4])
     steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
-    return draw_hard_examples(images, labels, **steps._asdict())
+    return plot_hard_examples(images, labels, **steps._asdict())

@@ -83,10 +83,10 @@ def test_looking_changes_nothing() -> None:
     ("named", "image", "shape"),
     [
         ({}, "downs.1", ["downs.2"]),
-        ({"layer": "downs.2"}, "downs.2", ["downs.2"]),
-        ({"layer": ["downs.0", "downs.2"]}, "downs.2", ["downs.0", "downs.2"]),
-        ({"image_code": "downs.0"}, "downs.0", ["downs.2"]),
-        ({"shape_code": ["downs.2", "downs.0"]}, "downs.1", ["downs.2", "downs.0"]),
+        ({"codes": "downs.2"}, "downs.2", ["downs.2"]),
+        ({"codes": ["downs.0", "downs.2"]}, "downs.2", ["downs.0", "downs.2"]),
+        ({"codes": {"image": "downs.0"}}, "downs.0", ["downs.2"]),
+        ({"codes": {"shape": ["downs.2", "downs.0"]}}, "downs.1", ["downs.2", "downs.0"]),
     ],
     ids=["nothing", "layer", "layers", "image code", "shape codes"],
 )

@@ -246,7 +246,7 @@ def wider(num_classes: int = 3) -> CooperativeModel:
         torch.nn.Sequential(torch.nn.Conv2d(1, 8, 4, 4), torch.nn.ConvTranspose2d(8, num_classes, 4, 4)),
         num_classes=num_classes,
         example=torch.rand(2, 1, 8, 8),
-        layer="0",
+        codes="0",
     )
 
 

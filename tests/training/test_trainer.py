@@ -208,7 +208,7 @@ def test_the_standard_step_computes_only_standard_losses_and_their_gradient():
     batches = list(squares())
     twin = tiny_coop()
     torch.manual_seed(5)
-    twin(*batches[0], generator=torch.Generator().manual_seed(1), stage="standard").loss.backward()
+    twin(*batches[0], generator=torch.Generator().manual_seed(1), stage="first").loss.backward()
     expected = {name: (p - 0.1 * p.grad).detach() for name, p in twin.named_parameters()}
     torch.manual_seed(5)
     trainer.fit(batches, max_steps=1)

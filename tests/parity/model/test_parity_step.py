@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from latentaug import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, HardExamples, cooperative_backward
 from latentaug.augment.masks import Masker, TargetedChannelMask, TargetedSpatialMask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -45,7 +45,7 @@ class Remembering(Masker):
         return mask
 
 
-def cooperative(reference, setting):
+def cooperative(reference, setting, transforms=None):
     networks = reference.networks()
     image, shape, percentile, separate = re.fullmatch(
         r"c\d_img-(\w+)_seg-(\w+)_p([\d.]+?)(_separate)?", setting
@@ -55,11 +55,13 @@ def cooperative(reference, setting):
         networks["model"],
         num_classes=networks["shape_prior"].num_classes,
         example=reference.images,
-        masker=maskers,
-        input_noise=lambda images, generator: reference.noisy_images,
-        separate=separate is not None,
+        augment=maskers if transforms is None else transforms,
+        hard=HardExamples(
+            noise=lambda images, generator: reference.noisy_images,
+            separate=separate is not None,
+            frozen_norms=HARD_NORM_FROZEN,
+        ),
         shape_prior=networks["shape_prior"],
-        hard_norm_frozen=HARD_NORM_FROZEN,
     )
 
 
@@ -90,7 +92,7 @@ def test_losses(reference, setting, step):
 
 def test_masks(reference, setting, step):
     coop, _ = step
-    for masker, name in ((coop.image_masker, "img_mask"), (coop.shape_masker, "seg_mask")):
+    for masker, name in ((coop.image_transform, "img_mask"), (coop.shape_transform, "seg_mask")):
         (factor,) = masker.factors
         torch.testing.assert_close(factor, reference[f"{setting}__{name}"].float(), rtol=0, atol=0)
 
@@ -163,9 +165,9 @@ def test_saliency(reference):
             seen[self.name] = saliency()
             return super().sample(code, saliency, generator)
 
-    coop = cooperative(reference, reference.settings[0])
-    coop.image_masker, coop.shape_masker = Spy(), Spy()
-    coop.image_masker.name, coop.shape_masker.name = "z_i_mse", "z_s_ce"
+    spies = Spy(), Spy()
+    spies[0].name, spies[1].name = "z_i_mse", "z_s_ce"
+    coop = cooperative(reference, reference.settings[0], spies)
     coop(reference.images, reference.labels)
     for name, saliency in seen.items():
         torch.testing.assert_close(saliency, reference[f"gen__grad_{name}"], rtol=1e-9, atol=1e-15)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from latentaug.cooperative.losses import reconstruction_loss, segmentation_loss, squeeze_labels
+from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss, squeeze_labels
 
 
 def slow_segmentation_loss(logits, labels, ignore_index):
