@@ -20,7 +20,10 @@ from latentaug.tap.describe import Description, describe
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.infer_layout import infer_layout
 from latentaug.tracing.location import Location, as_inputs, find_spot, image_in, spot_in, unwrap
-from tests.models.hostile import CASES, conv, random_state, traces
+from tests.models.hostile.table import CASES
+from tests.models.parts import conv
+from tests.support.random_streams import random_state
+from tests.support.traces import traces
 
 # Layouts ----------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import nn
 from latentaug.layout import CHANNELS_LAST, TOKENS, Layout
 from tests.integrations.rows import Row
 from tests.models import handwritten as hand
-from tests.models.hostile import CASES
+from tests.models.hostile.table import CASES
 
 IMAGES = (2, 3, 32, 48)
 

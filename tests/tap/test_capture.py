@@ -12,23 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tap.latent_tap import LatentTap
-from tests.models.hostile import (
-    CASES,
-    Case,
-    CountOperations,
-    change_code,
-    close,
-    gradients,
-    halved,
-    leaves,
-    number_of_the_call,
-    oracle,
-    random_state,
-    same,
-    seed_all,
-    traces,
-    unchanged,
-)
+from tests.models.case import Case
+from tests.models.hostile.table import CASES
+from tests.support.compare import close, gradients, same
+from tests.support.counting import CountOperations
+from tests.support.oracle import change_code, halved, number_of_the_call, oracle, unchanged
+from tests.support.random_streams import random_state, seed_all
+from tests.support.traces import traces
+from tests.support.trees import leaves
 
 
 def detached_oracle(case: Case) -> tuple[Any, list[Tensor | None]]:

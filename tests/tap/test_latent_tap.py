@@ -24,19 +24,14 @@ from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.saliency import latent_saliency
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.location import Location
-from tests.models.hostile import (
-    CASES,
-    Base,
-    CountOperations,
-    Normalised,
-    Siamese,
-    close,
-    conv,
-    gradients,
-    same,
-    seed_all,
-    traces,
-)
+from tests.models.hostile.repeated_calls import Siamese
+from tests.models.hostile.statistics import Normalised
+from tests.models.hostile.table import CASES
+from tests.models.parts import Base, conv
+from tests.support.compare import close, gradients, same
+from tests.support.counting import CountOperations
+from tests.support.random_streams import seed_all
+from tests.support.traces import traces
 
 
 class UNet(nn.Module):

@@ -17,7 +17,8 @@ from latentaug.tracing.isolation import (
     preserved_modes,
 )
 from latentaug.tracing.random_state import RandomState, preserved_random_state
-from tests.models.hostile import random_state, same, seed_all
+from tests.support.compare import same
+from tests.support.random_streams import random_state, seed_all
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nn.BatchNorm2d(3),

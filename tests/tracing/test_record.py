@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from latentaug.tracing.intercept import is_compiled, overridden, visible_modules
 from latentaug.tracing.record import InputWatch, ancestors, record
 from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in, version_of
-from tests.models.hostile import ModelOutput, traces
+from tests.models.hostile.containers import ModelOutput
+from tests.support.traces import traces
 
 Pair = namedtuple("Pair", "left right")
 

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentaug.tap.latent_tap import LatentTap
-from tests.models.hostile import Base as Parts
-from tests.models.hostile import Case, CountOperations, close, conv, gradients, halved, oracle, same, seed_all
+from tests.models.case import Case
+from tests.models.parts import Base as Parts
+from tests.models.parts import conv
+from tests.support.compare import close, gradients, same
+from tests.support.counting import CountOperations
+from tests.support.oracle import halved, oracle
+from tests.support.random_streams import seed_all
 
 
 class Base(Parts):
