@@ -16,9 +16,6 @@ from latentaug.tracing.isolation import (
     is_norm_statistic,
     preserved_modes,
 )
-from latentaug.tracing.random_state import RandomState, preserved_random_state
-from tests.support.compare import same
-from tests.support.random_streams import random_state, seed_all
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nn.BatchNorm2d(3),
@@ -166,37 +163,3 @@ def test_modes_are_given_back_to_every_submodule() -> None:
     with pytest.raises(ZeroDivisionError):
         block()
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
-
-
-def test_random_streams_are_left_where_they_were() -> None:
-    seed_all(1)
-    before = random_state()
-
-    def block() -> None:
-        with preserved_random_state(torch.device("cpu")) as entry:
-            seed_all(2)
-            assert random_state() != before
-            entry.restore()
-            assert random_state() == before
-            seed_all(3)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        block()
-    assert random_state() == before
-
-
-def test_a_random_state_of_a_device_without_streams_of_its_own() -> None:
-    state = RandomState.capture(torch.device("meta"))
-    torch.rand(1)
-    state.restore()
-    assert state.accelerator is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_stream_of_an_accelerator_is_kept() -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
-    with preserved_random_state(device):
-        first = torch.rand(3, device=device)
-    assert same(torch.rand(3, device=device), first)
