@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def close(a: list[Tensor | None], b: list[Tensor | None], tolerance: float = 1e-
         if x is not None and y is not None and x.shape != y.shape:
             return False
         x, y = (torch.zeros(()) if t is None else t.detach() for t in (x, y))
-        if not float((x - y).norm()) <= tolerance * max(floor, float(y.norm())):  # neither is a NaN close to anything
+        # Written so that neither a NaN nor an infinity is close to anything.
+        if not float((x - y).norm()) <= tolerance * max(floor, float(y.norm())) < math.inf:
             return False
     return True
 

@@ -59,7 +59,7 @@ def oracle(case: Case, train: bool, change: Callable[[Tensor], Tensor]) -> tuple
     seen = change_code(model, case.layer, case.path, number_of_the_call(case, train), change)
     seed_all(0)
     output = model(case.images())
-    assert seen.code is not None
+    assert seen.code is not None, f"{case.layer!r} is not called so often"
     return model, output, seen.code
 
 

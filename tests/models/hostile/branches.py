@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.models.parts import Base as Parts
-from tests.models.parts import conv
+from tests.models.parts import Base, conv
 
 
-class Base(Parts):
+class Branched(Base):
     """An encoder of two convolutions, a branch that takes the skip connection once the code is there, and a head."""
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class Base(Parts):
         self.branch = conv(4, 4)
 
 
-class LateBranch(Base):
+class LateBranch(Branched):
     """The branch takes the skip connection alone, and may be skipped though it comes late."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +30,7 @@ class LateBranch(Base):
         return self.head(up * self.branch(F.dropout(a, 0.3, self.training)))
 
 
-class BranchOfTheCodeWithoutGraph(Base):
+class BranchOfTheCodeWithoutGraph(Branched):
     """The branch takes the code, but no gradient flows back through it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class BranchOfTheCodeWithoutGraph(Base):
         return self.head(up * self.branch(up.detach()))
 
 
-class BranchOfAnIndex(Base):
+class BranchOfAnIndex(Branched):
     """The branch takes where the code is largest, which has no derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ class BranchOfAnIndex(Base):
         return self.head(self.up(z) * self.branch(a[:, order]))
 
 
-class BranchOfAChangedMemory(Base):
+class BranchOfAChangedMemory(Branched):
     """The branch takes a tensor that existed before, and that the code was written into."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ class BranchOfAChangedMemory(Base):
         return self.head(up * self.branch(kept))
 
 
-class BranchByAChoice(Base):
+class BranchByAChoice(Branched):
     """Whether the branch takes the skip connection or its negative is for the code to say."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class BranchByAChoice(Base):
         return self.head(self.up(z) * self.branch(sign * a))
 
 
-class BranchByACount(Base):
+class BranchByACount(Branched):
     """The branch sees as many columns as the code has positive sites."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ class Foreign(nn.Module):
         return result * 2
 
 
-class BranchOfForeignCode(Base):
+class BranchOfForeignCode(Branched):
     def __init__(self) -> None:
         super().__init__()
         self.foreign = Foreign()
@@ -103,7 +102,7 @@ class BranchOfForeignCode(Base):
         return self.head(up * self.branch(self.foreign(up)))
 
 
-class BranchOfHiddenState(Base):
+class BranchOfHiddenState(Branched):
     """The branch is given the skip connection, and finds the code on the module."""
 
     class Branch(nn.Conv2d):
@@ -121,7 +120,7 @@ class BranchOfHiddenState(Base):
         return self.head(up * self.branch(a))
 
 
-class CheckpointedBranch(Base):
+class CheckpointedBranch(Branched):
     """The branch is computed again in the backward pass, together with what depends on the code."""
 
     def forward(self, x: Tensor) -> Tensor:

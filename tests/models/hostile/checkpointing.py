@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -48,3 +50,23 @@ class CheckpointedBlockIsTapped(Base):
     def forward(self, x: Tensor) -> Tensor:
         a = checkpoint(self.stem, x, use_reentrant=False)
         return self.head(self.up(self.code(a)) + a)
+
+
+class Checkpointed(Base):
+    """Checkpoints the part that is asked for."""
+
+    def __init__(self, part: str, reentrant: bool) -> None:
+        super().__init__()
+        self.part, self.reentrant = part, reentrant
+
+    def run(self, part: str, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        if part != self.part:
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=self.reentrant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def whole(x: Tensor) -> Tensor:
+            a = self.run("before", lambda x: self.stem(x).sin(), x)
+            return self.run("after", lambda z, a: self.up(z.exp()) + a, self.run("code", self.code, a), a)
+
+        return self.head(self.run("around", whole, x))
