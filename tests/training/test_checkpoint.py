@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from latentaug.training.callbacks import CSVLog
 from latentaug.training.checkpoint import atomic_write, random_state, restore_random_state
 from latentaug.training.optimization import PerStep
 from latentaug.training.trainer import CooperativeTrainer
+from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
     Squares,
@@ -34,17 +34,6 @@ from tests.support.tiny_training import (
     tiny_trainer,
     weights_of,
 )
-
-
-def seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-
-
-def save_to(path: Path) -> Any:
-    return lambda trainer: trainer.save(path)
-
 
 # Files ----------------------------------------------------------------------------------------------------------------
 
@@ -100,12 +89,40 @@ def test_random_state_covers_every_stream():
     assert draw() == expected
 
 
+KILLED_RUN = """
+import sys
+from tests.support.tiny_training import squares, tiny_trainer
+trainer = tiny_trainer(folder=sys.argv[1])
+trainer.fit(squares(), epochs=10_000)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path):
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.kill()
+    trainer = tiny_trainer()
+    trainer.resume(tmp_path / "last.pt")
+    assert trainer.epoch >= 1
+    assert trainer.global_step == 3 * trainer.epoch
+    trainer.fit(squares(), epochs=trainer.epoch + 1)
+
+
 # Exact resumption -----------------------------------------------------------------------------------------------------
 
 
 def own_stream(num_workers: int) -> DataLoader:
     generator = torch.Generator().manual_seed(8)
     return DataLoader(Squares(), batch_size=2, shuffle=True, generator=generator, num_workers=num_workers)
+
+
+def save_to(path: Path) -> Any:
+    return lambda trainer: trainer.save(path)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -138,11 +155,11 @@ def test_resuming_is_exact_with_workers_and_with_a_stream_of_the_loaders_own(tmp
 
 def run_and_compare(tmp_path: Path, settings: dict[str, Any], saved_after: int, make_loader: Any) -> None:
     straight = tiny_trainer(**settings, callbacks=[At(saved_after, save_to(tmp_path / "a.pt"))])
-    seed_everything(5)
+    seed_all(5)
     straight.fit(make_loader(), squares(), epochs=2)
 
     resumed = tiny_trainer(**settings)
-    seed_everything(6)
+    seed_all(6)
     resumed.resume(tmp_path / "a.pt")
     assert resumed.global_step == saved_after
     torch.rand(3)  # what happens between resuming and fitting doesn't matter
@@ -154,12 +171,12 @@ def run_and_compare(tmp_path: Path, settings: dict[str, Any], saved_after: int, 
 
 def test_another_seed_would_show(tmp_path):
     straight = tiny_trainer(callbacks=[At(3, save_to(tmp_path / "a.pt"))])
-    seed_everything(5)
+    seed_all(5)
     straight.fit(squares(), epochs=2)
     resumed = tiny_trainer()
     resumed.resume(tmp_path / "a.pt")
     resumed._resumed_random = None
-    seed_everything(6)
+    seed_all(6)
     resumed.fit(squares(), epochs=2)
     assert not same_weights(weights_of(straight), weights_of(resumed))
 
@@ -308,128 +325,3 @@ def refused(trainer: CooperativeTrainer, path: Path, message: str) -> None:
     assert (trainer.epoch, trainer.global_step, trainer.history, trainer.best) == (0, 0, [], None)
     assert trainer.optimizer.state_dict()["state"] == {}
     assert trainer._resumed_random is None
-
-
-# Ctrl-C and worse -----------------------------------------------------------------------------------------------------
-
-
-def press_ctrl_c(trainer: object) -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize(("num_workers", "pressed_after"), [(0, 1), (0, 3), (2, 1)])
-def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, num_workers, pressed_after):
-    straight = tiny_trainer()
-    seed_everything(5)
-    straight.fit(squares(num_workers=num_workers), squares(), epochs=2)
-
-    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(pressed_after, press_ctrl_c)])
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(num_workers=num_workers), squares(), epochs=2)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert interrupted.global_step == pressed_after
-
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    resumed.fit(squares(num_workers=num_workers), squares(), epochs=2)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-
-
-def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path):
-    def validation():
-        yield from squares()
-        press_ctrl_c(None)
-        yield from squares()
-
-    class Loader:
-        def __iter__(self):
-            return validation()
-
-    interrupted = tiny_trainer(folder=tmp_path)
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(), Loader(), epochs=2)
-    resumed, straight = tiny_trainer(), tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    assert (resumed.epoch, resumed.global_step) == (0, 3)
-    resumed.fit(squares(), squares(), epochs=2)
-    seed_everything(5)
-    straight.fit(squares(), squares(), epochs=2)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-    assert len(resumed.history) == 2
-
-
-@pytest.mark.parametrize(("steps", "epoch"), [(3, 1), (5, 1)])
-def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path, steps, epoch):
-    straight = tiny_trainer()
-    seed_everything(5)
-    straight.fit(squares(), squares(), max_steps=steps)
-
-    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(steps, press_ctrl_c)])
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(), squares(), max_steps=steps)
-
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    resumed.fit(squares(), squares(), max_steps=steps)
-    assert (resumed.epoch, resumed.global_step) == (straight.epoch, straight.global_step) == (epoch, steps)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-    for one, other in zip(straight.history, resumed.history, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    def twice(trainer: Any) -> None:
-        press_ctrl_c(trainer)
-        press_ctrl_c(trainer)
-        pytest.fail("should have stopped")
-
-    trainer = tiny_trainer(folder=tmp_path, callbacks=[At(2, twice)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit(squares(), epochs=1)
-    assert os.listdir(tmp_path) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ctrl_c_without_a_folder_is_just_ctrl_c():
-    trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit(squares(), epochs=1)
-    assert trainer.global_step == 2
-
-
-def test_a_handler_of_the_users_own_stays_in_charge():
-    pressed = []
-    previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
-    try:
-        trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-        trainer.fit(squares(), epochs=1)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert (pressed, trainer.epoch) == ([1], 1)
-
-
-KILLED_RUN = """
-import sys
-from tests.support.tiny_training import squares, tiny_trainer
-trainer = tiny_trainer(folder=sys.argv[1])
-trainer.fit(squares(), epochs=10_000)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path):
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        process.kill()
-    trainer = tiny_trainer()
-    trainer.resume(tmp_path / "last.pt")
-    assert trainer.epoch >= 1
-    assert trainer.global_step == 3 * trainer.epoch
-    trainer.fit(squares(), epochs=trainer.epoch + 1)
