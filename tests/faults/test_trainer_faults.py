@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def fit_with(place: str, trainer: CooperativeTrainer) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("place", ["loader", "model", "start", "step", "epoch", "validation"])
-def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path, place, training):
+def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path: Path, place: str, training: bool) -> None:
     calls = Calls()
     step = failing_step() if place == "model" else cooperative_backward
     trainer = tiny_trainer(folder=tmp_path, callbacks=[calls], step=step)
@@ -130,7 +131,7 @@ def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path, plac
         again.fit(squares(), squares(), epochs=3)
 
 
-def test_a_callback_that_fails_at_the_start_ends_those_that_had_started():
+def test_a_callback_that_fails_at_the_start_ends_those_that_had_started() -> None:
     first, failing, never = Calls(), FailsAt("start"), Calls()
     trainer = tiny_trainer(callbacks=[first, failing, never])
     with pytest.raises(Trouble):
@@ -138,7 +139,7 @@ def test_a_callback_that_fails_at_the_start_ends_those_that_had_started():
     assert (first.heard, failing.ended, never.heard) == (["start", "end"], False, [])
 
 
-def test_the_trainer_can_go_on_after_trouble():
+def test_the_trainer_can_go_on_after_trouble() -> None:
     trainer = tiny_trainer(callbacks=[FailsAt("step")])
     with pytest.raises(Trouble):
         trainer.fit(squares(), epochs=2)
@@ -148,7 +149,7 @@ def test_the_trainer_can_go_on_after_trouble():
     assert [row["epoch"] for row in trainer.history] == [1, 2, 3]
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(folder=tmp_path)
     trainer.fit(squares(), epochs=1)
     before = (tmp_path / "last.pt").read_bytes()
@@ -159,7 +160,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_training_works_in_another_thread():
+def test_training_works_in_another_thread() -> None:
     trainer = tiny_trainer()
     thread = threading.Thread(target=trainer.fit, args=(squares(),), kwargs={"epochs": 1})
     thread.start()

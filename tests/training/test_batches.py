@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.tiny_training import (
 )
 
 
-def test_any_iterable_is_a_loader_and_a_generator_serves_one_epoch():
+def test_any_iterable_is_a_loader_and_a_generator_serves_one_epoch() -> None:
     batches = list(squares())
     tiny_trainer().fit(tuple(batches), epochs=1)
     trainer = tiny_trainer()
@@ -26,9 +27,9 @@ def test_any_iterable_is_a_loader_and_a_generator_serves_one_epoch():
         tiny_trainer().fit(iter(batches), epochs=2)
 
 
-def test_a_loader_need_not_know_its_length():
+def test_a_loader_need_not_know_its_length() -> None:
     class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
+        def __iter__(self) -> Iterator[Any]:
             return iter(squares().dataset[index] for index in range(6))
 
     trainer = tiny_trainer()
@@ -36,7 +37,7 @@ def test_a_loader_need_not_know_its_length():
     assert (trainer.epoch, trainer.global_step, trainer.planned_steps) == (2, 4, None)
 
 
-def test_batch_reads_other_loaders():
+def test_batch_reads_other_loaders() -> None:
     loader = [{"image": images, "label": labels} for images, labels in squares()]
     trainer = tiny_trainer(batch=lambda batch: (batch["image"], batch["label"]))
     trainer.fit(loader, loader, epochs=1)
@@ -84,7 +85,7 @@ BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("batch", "error", "message"), BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("verb", ["fit", "evaluate"])
-def test_a_batch_that_does_not_fit_is_refused(verb, batch, error, message):
+def test_a_batch_that_does_not_fit_is_refused(verb: str, batch: Any, error: type[Exception], message: str) -> None:
     trainer = tiny_trainer()
     before = weights_of(trainer)
     with pytest.raises(error, match=message):
@@ -93,7 +94,7 @@ def test_a_batch_that_does_not_fit_is_refused(verb, batch, error, message):
     assert trainer.global_step == 0
 
 
-def test_later_batches_are_checked_too():
+def test_later_batches_are_checked_too() -> None:
     batches = [(IMAGES, LABELS), (IMAGES, torch.full_like(LABELS, 7))]
     trainer = tiny_trainer()
     with pytest.raises(ValueError, match=r"got \[7\]"):
@@ -101,14 +102,14 @@ def test_later_batches_are_checked_too():
     assert trainer.global_step == 1
 
 
-def test_labels_of_one_logit_are_zero_and_one():
+def test_labels_of_one_logit_are_zero_and_one() -> None:
     trainer = tiny_trainer(tiny_coop(num_classes=1))
     with pytest.raises(ValueError, match=r"labels must be in 0 … 1.*got \[2\]"):
         trainer.fit([(IMAGES, torch.full_like(LABELS, 2))], epochs=1)
     trainer.fit([(IMAGES, LABELS > 0)], epochs=1)  # a boolean mask will do
 
 
-def test_whole_labels_of_any_type_train_alike():
+def test_whole_labels_of_any_type_train_alike() -> None:
     losses = []
     for labels in (LABELS, LABELS.float(), LABELS.byte()):
         trainer = tiny_trainer(seed=0)

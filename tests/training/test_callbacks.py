@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,20 +21,20 @@ from tests.support.tiny_training import (
 )
 
 
-def test_callbacks_hear_of_every_moment_in_order():
+def test_callbacks_hear_of_every_moment_in_order() -> None:
     heard: list[str] = []
 
     class Listen(Callback):
-        def on_start(self, trainer):
+        def on_start(self, trainer: Any) -> None:
             heard.append(f"start {trainer.planned_steps}")
 
-        def on_step(self, trainer, losses):
+        def on_step(self, trainer: Any, losses: Any) -> None:
             heard.append(f"step {trainer.global_step}")
 
-        def on_epoch(self, trainer, metrics):
+        def on_epoch(self, trainer: Any, metrics: Any) -> None:
             heard.append(f"epoch {metrics['epoch']}")
 
-        def on_end(self, trainer):
+        def on_end(self, trainer: Any) -> None:
             heard.append("end")
 
     tiny_trainer(callbacks=[Listen()], accumulate=2).fit(squares(), epochs=2)
@@ -41,7 +42,7 @@ def test_callbacks_hear_of_every_moment_in_order():
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_callback_can_stop_the_fit(step):
+def test_a_callback_can_stop_the_fit(step: int) -> None:
     trainer = tiny_trainer(callbacks=[At(step, lambda trainer: trainer.stop())])
     trainer.fit(squares(), epochs=5)
     assert trainer.global_step == step
@@ -50,12 +51,12 @@ def test_a_callback_can_stop_the_fit(step):
     assert trainer.global_step == 6
 
 
-def read_rows(path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_csv_log_holds_the_history(tmp_path):
+def test_the_csv_log_holds_the_history(tmp_path: Path) -> None:
     trainer = tiny_trainer(callbacks=[CSVLog(tmp_path / "logs" / "log.csv")])
     trainer.fit(squares(), epochs=1)
     trainer.fit(squares(), squares(), epochs=3)  # columns that come later are filled from then on
@@ -65,7 +66,7 @@ def test_the_csv_log_holds_the_history(tmp_path):
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in trainer.history]
 
 
-def test_tensorboard_gets_every_metric(tmp_path):
+def test_tensorboard_gets_every_metric(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -78,13 +79,15 @@ def test_tensorboard_gets_every_metric(tmp_path):
     assert [point.value for point in points] == pytest.approx([row["val_refined_iou"] for row in trainer.history])
 
 
-def test_tensorboard_missing_is_said(tmp_path, monkeypatch):
+def test_tensorboard_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ModuleNotFoundError, match="TensorBoardLog needs the package tensorboard"):
         tiny_trainer(callbacks=[TensorBoardLog(tmp_path)]).fit(squares(), epochs=1)
 
 
-def test_without_callbacks_given_there_is_progress_and_with_a_folder_logs(tmp_path, monkeypatch):
+def test_without_callbacks_given_there_is_progress_and_with_a_folder_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kinds(folder: Any) -> list[str]:
         return [type(callback).__name__ for callback in default_callbacks(folder)]
 
@@ -96,7 +99,7 @@ def test_without_callbacks_given_there_is_progress_and_with_a_folder_logs(tmp_pa
     assert kinds(tmp_path) == ["Progress", "CSVLog", "TensorBoardLog"]
 
 
-def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
+def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_trainer(callbacks=[Progress()])
     trainer.fit(squares(), squares(), epochs=2)
     lines = capsys.readouterr().err.splitlines()
@@ -107,14 +110,16 @@ def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
     assert "left" not in capsys.readouterr().err  # a stream of unknown length
 
 
-def test_progress_tells_the_time_left(capsys, monkeypatch):
+def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count(0, 100)
     monkeypatch.setattr("latentaug.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
     tiny_trainer(callbacks=[Progress()]).fit(squares(), epochs=2)
     assert [line.split(", ")[-1] for line in capsys.readouterr().err.splitlines()] == ["0:01:40 left", "0:00:00 left"]
 
 
-def test_progress_lines_keep_their_distance_but_for_the_first_and_the_last(capsys, monkeypatch):
+def test_progress_lines_keep_their_distance_but_for_the_first_and_the_last(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = count(0, 10)
     monkeypatch.setattr("latentaug.training.callbacks.time", SimpleNamespace(monotonic=lambda: next(clock)))
     tiny_trainer(callbacks=[Progress(every=30)]).fit(squares(), epochs=9)
@@ -126,7 +131,7 @@ def test_progress_lines_keep_their_distance_but_for_the_first_and_the_last(capsy
     assert capsys.readouterr().err.splitlines()[-1].startswith("epoch 3, step 7")
 
 
-def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
+def test_progress_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tqdm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     tiny_trainer(callbacks=[Progress()]).fit(squares(), squares(), epochs=2)
@@ -136,8 +141,8 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "epoch 1," not in shown
 
 
-def test_a_ramp_follows_from_the_step_number_and_ends_whole(tmp_path):
-    def ramped(seen):
+def test_a_ramp_follows_from_the_step_number_and_ends_whole(tmp_path: Path) -> None:
+    def ramped(seen: list[dict[str, float]]) -> tuple[CooperativeTrainer, dict[str, float]]:
         model = tiny_coop(weights={"hard_image_reconstruction": 2.0, "segmentation": 3.0})
         steps = [At(step, lambda _: seen.append(dict(model.weights))) for step in range(1, 7)]
         trainer = tiny_trainer(model)
@@ -160,6 +165,6 @@ def test_a_ramp_follows_from_the_step_number_and_ends_whole(tmp_path):
     assert resumed.model.weights == whole
 
 
-def test_a_ramp_of_no_length_is_refused():
+def test_a_ramp_of_no_length_is_refused() -> None:
     with pytest.raises(ValueError, match="Ramp needs a positive number of steps; got 0"):
         Ramp(tiny_coop(), 0)

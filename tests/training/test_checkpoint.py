@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from tests.support.tiny_training import (
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(TypeError, match="bytes-like"), atomic_write(path) as file:
@@ -47,7 +48,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path):
+def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     script = (
@@ -65,7 +66,7 @@ def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_checkpoint_holds_nothing_but_data(tmp_path):
+def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path) -> None:
     trainer = tiny_trainer(scheduler=lambda optimizer: MultiStepLR(optimizer, [1, 2]))
     trainer.fit(squares(), squares(), epochs=1)
     trainer.save(tmp_path / "deep" / "a.pt")
@@ -73,7 +74,7 @@ def test_a_checkpoint_holds_nothing_but_data(tmp_path):
     assert set(state["model"]) == set(trainer.model.state_dict())
 
 
-def test_random_state_covers_every_stream():
+def test_random_state_covers_every_stream() -> None:
     loader = DataLoader(Squares(), generator=torch.Generator().manual_seed(0))
     device = torch.device("cpu")
 
@@ -98,7 +99,7 @@ trainer.fit(squares(), epochs=10_000)
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path):
+def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:
         deadline = time.monotonic() + 60
@@ -138,18 +139,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("saved_after", [2, 3, 4])
-def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path, saved_after):
+def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, saved_after: int) -> None:
     run_and_compare(tmp_path, {}, saved_after, squares)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_resuming_is_exact_whatever_the_settings(tmp_path, settings):
+def test_resuming_is_exact_whatever_the_settings(tmp_path: Path, settings: dict[str, Any]) -> None:
     run_and_compare(tmp_path, settings, 2 if "accumulate" not in settings else 3, squares)
 
 
 @pytest.mark.parametrize("make_loader", [squares, own_stream])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_is_exact_with_workers_and_with_a_stream_of_the_loaders_own(tmp_path, make_loader, num_workers):
+def test_resuming_is_exact_with_workers_and_with_a_stream_of_the_loaders_own(
+    tmp_path: Path, make_loader: Any, num_workers: int
+) -> None:
     run_and_compare(tmp_path, {}, saved_after=4, make_loader=partial(make_loader, num_workers=num_workers))
 
 
@@ -169,7 +172,7 @@ def run_and_compare(tmp_path: Path, settings: dict[str, Any], saved_after: int, 
         assert {**one, "seconds": 0} == pytest.approx({**other, "seconds": 0}, rel=0, abs=0, nan_ok=True)
 
 
-def test_another_seed_would_show(tmp_path):
+def test_another_seed_would_show(tmp_path: Path) -> None:
     straight = tiny_trainer(callbacks=[At(3, save_to(tmp_path / "a.pt"))])
     seed_all(5)
     straight.fit(squares(), epochs=2)
@@ -181,7 +184,7 @@ def test_another_seed_would_show(tmp_path):
     assert not same_weights(weights_of(straight), weights_of(resumed))
 
 
-def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_path):
+def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_path: Path) -> None:
     def trainer() -> CooperativeTrainer:
         return tiny_trainer(folder=tmp_path, callbacks=[CSVLog(tmp_path / "log.csv")])
 
@@ -199,7 +202,7 @@ def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["best.pt", "last.pt", "log.csv"]
 
 
-def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path):
+def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path: Path) -> None:
     first = tiny_trainer(optimizer=partial(torch.optim.Adam, lr=0.05))
     val_loader = list(squares())
     first.fit(squares(), val_loader, epochs=3)
@@ -210,7 +213,7 @@ def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path):
     assert second.evaluate(val_loader)["refined_iou"] == first.best.value
 
 
-def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path):
+def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
     tiny_trainer(callbacks=[At(2, save_to(tmp_path / "a.pt"))]).fit(squares(), epochs=1)
     resumed = tiny_trainer()
     resumed.resume(tmp_path / "a.pt")
@@ -250,7 +253,9 @@ SPOILERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILERS.values(), ids=SPOILERS)
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys, spoil, message):
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], message: str
+) -> None:
     path = tmp_path / "a.pt"
     tiny_trainer().save(path)
     spoil(path)
@@ -294,14 +299,14 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_checkpoint_of_another_trainer_is_refused(tmp_path, options, message):
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = tmp_path / "a.pt"
     tiny_trainer().save(path)
     options = dict(options)
     refused(tiny_trainer(options.pop("model", tiny_coop)(), **options), path, message)
 
 
-def test_other_names_of_the_same_number_are_refused_by_name(tmp_path):
+def test_other_names_of_the_same_number_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     trainer = tiny_trainer()
     trainer.save(path)
@@ -311,7 +316,7 @@ def test_other_names_of_the_same_number_are_refused_by_name(tmp_path):
     refused(trainer, path, r"'model.encoder.0.bias' is missing; 'other' is unknown to the model\.")
 
 
-def test_a_missing_file_is_no_surprise(tmp_path):
+def test_a_missing_file_is_no_surprise(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.pt"):
         tiny_trainer().resume(tmp_path / "a.pt")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ def press_ctrl_c(trainer: object) -> None:
 
 
 @pytest.mark.parametrize(("num_workers", "pressed_after"), [(0, 1), (0, 3), (2, 1)])
-def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, num_workers, pressed_after):
+def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path, num_workers: int, pressed_after: int) -> None:
     straight = tiny_trainer()
     seed_all(5)
     straight.fit(squares(num_workers=num_workers), squares(), epochs=2)
@@ -41,14 +43,14 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, num_workers, pres
     assert same_weights(weights_of(straight), weights_of(resumed))
 
 
-def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path):
-    def validation():
+def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path: Path) -> None:
+    def validation() -> Iterator[Any]:
         yield from squares()
         press_ctrl_c(None)
         yield from squares()
 
     class Loader:
-        def __iter__(self):
+        def __iter__(self) -> Iterator[Any]:
             return validation()
 
     interrupted = tiny_trainer(folder=tmp_path)
@@ -66,7 +68,7 @@ def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "epoch"), [(3, 1), (5, 1)])
-def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path, steps, epoch):
+def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path: Path, steps: int, epoch: int) -> None:
     straight = tiny_trainer()
     seed_all(5)
     straight.fit(squares(), squares(), max_steps=steps)
@@ -85,7 +87,7 @@ def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path, steps
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def twice(trainer: Any) -> None:
         press_ctrl_c(trainer)
         press_ctrl_c(trainer)
@@ -98,14 +100,14 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_without_a_folder_is_just_ctrl_c():
+def test_ctrl_c_without_a_folder_is_just_ctrl_c() -> None:
     trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(squares(), epochs=1)
     assert trainer.global_step == 2
 
 
-def test_a_handler_of_the_users_own_stays_in_charge():
+def test_a_handler_of_the_users_own_stays_in_charge() -> None:
     pressed = []
     previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
     try:

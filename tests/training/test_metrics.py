@@ -25,7 +25,7 @@ def overlap_by_counting(predicted: torch.Tensor, labels: torch.Tensor, index: in
 
 
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_evaluate_scores_both_outputs_as_counting_pixels_does(num_classes):
+def test_evaluate_scores_both_outputs_as_counting_pixels_does(num_classes: int) -> None:
     coop = tiny_coop(num_classes, ignore_index=255)
     batches = [(torch.rand(n, 1, 8, 8), torch.randint(min(num_classes, 2) + 1, (n, 1, 8, 8))) for n in (3, 2)]
     for _, labels in batches:
@@ -51,7 +51,7 @@ def test_evaluate_scores_both_outputs_as_counting_pixels_does(num_classes):
     assert scores["loss"] == pytest.approx(means)
 
 
-def test_evaluation_counts_without_a_wait_for_the_device():
+def test_evaluation_counts_without_a_wait_for_the_device() -> None:
     overlap = Overlap(num_classes=3, ignore_index=255)
     with NoSync():
         overlap.add(torch.rand(2, 3, 4, 4), torch.randint(3, (2, 4, 4)))

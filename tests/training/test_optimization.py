@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 import latentaug.training.optimization
+from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
-from latentaug.training.optimization import PerStep
+from latentaug.training.optimization import PerStep, Precision
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
@@ -23,7 +25,7 @@ from tests.support.tiny_training import (
 )
 
 
-def test_an_optimizer_that_lacks_parameters_is_refused_by_name():
+def test_an_optimizer_that_lacks_parameters_is_refused_by_name() -> None:
     net = TinyNet()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(
@@ -32,7 +34,7 @@ def test_an_optimizer_that_lacks_parameters_is_refused_by_name():
         CooperativeTrainer(net, optimizer, num_classes=3, example=torch.rand(2, 1, 8, 8))
 
 
-def test_an_optimizer_that_holds_all_trainable_parameters_is_taken():
+def test_an_optimizer_that_holds_all_trainable_parameters_is_taken() -> None:
     coop = tiny_coop()
     coop.model.encoder.requires_grad_(False)
     before = coop.model.encoder[0].weight.clone()
@@ -52,19 +54,19 @@ def test_an_optimizer_that_holds_all_trainable_parameters_is_taken():
         ({"scheduler": lambda optimizer: 3}, "scheduler must be an LRScheduler or a callable.*got int"),
     ],
 )
-def test_other_things_than_optimizers_and_schedulers_are_refused(options, message):
+def test_other_things_than_optimizers_and_schedulers_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         tiny_trainer(**options)
 
 
-def test_a_scheduler_on_another_optimizer_is_refused():
+def test_a_scheduler_on_another_optimizer_is_refused() -> None:
     other = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(ValueError, match="scheduler must drive the trainer's own optimizer"):
         tiny_trainer(scheduler=LambdaLR(other, lambda step: 1.0))
 
 
 @pytest.mark.parametrize(("per_step", "expected"), [(False, [1e-4, 0.5e-4]), (True, [0.125e-4, 0.015625e-4])])
-def test_schedulers_advance_per_epoch_or_per_step(per_step, expected):
+def test_schedulers_advance_per_epoch_or_per_step(per_step: bool, expected: list[float]) -> None:
     def halve(optimizer: torch.optim.Optimizer) -> LambdaLR:
         return LambdaLR(optimizer, lambda count: 0.5**count)
 
@@ -74,11 +76,11 @@ def test_schedulers_advance_per_epoch_or_per_step(per_step, expected):
     assert [row["lr"] for row in trainer.history] == pytest.approx(expected)
 
 
-def test_a_scheduler_that_watches_a_score_sees_the_monitored_one():
+def test_a_scheduler_that_watches_a_score_sees_the_monitored_one() -> None:
     seen = []
 
     class Watch(ReduceLROnPlateau):
-        def step(self, metrics, *args):
+        def step(self, metrics: Any, *args: Any) -> None:
             seen.append(float(metrics))
             super().step(metrics, *args)
 
@@ -90,10 +92,10 @@ def test_a_scheduler_that_watches_a_score_sees_the_monitored_one():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_autocast_trains_every_parameter(precision):
+def test_autocast_trains_every_parameter(precision: Precision) -> None:
     seen = []
 
-    def step(model, images, labels, **options):
+    def step(model: Any, images: Tensor, labels: Tensor, **options: Any) -> CooperativeOutput:
         output = cooperative_backward(model, images, labels, **options)
         seen.append(output.logits.dtype)
         return output
@@ -108,7 +110,7 @@ def test_autocast_trains_every_parameter(precision):
     assert trainer.predict(next(iter(squares()))[0]).shape == (2, 8, 8)
 
 
-def test_half_precision_agrees_with_full_precision():
+def test_half_precision_agrees_with_full_precision() -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         trainer = tiny_trainer(precision=precision, step=standard_backward)
@@ -119,7 +121,7 @@ def test_half_precision_agrees_with_full_precision():
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
-def test_clipping_bounds_the_step():
+def test_clipping_bounds_the_step() -> None:
     def longest_step(clip_norm: float | None) -> float:
         trainer = tiny_trainer(clip_norm=clip_norm, optimizer=partial(torch.optim.SGD, lr=1.0))
         before = dict(weights_of(trainer))
@@ -133,7 +135,9 @@ def test_clipping_bounds_the_step():
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_an_emulated_precision_is_told_of_once(monkeypatch, caplog, native):
+def test_an_emulated_precision_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, native: bool
+) -> None:
     latentaug.training.optimization._tell_of_emulation.cache_clear()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     for precision in ("float32", "bfloat16", "bfloat16"):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import latentaug.training.trainer
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.callbacks import Callback
+from latentaug.training.optimization import Precision
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.synchronisation import NoSync
@@ -33,7 +36,7 @@ from tests.support.tiny_training import (
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
-def test_fit_is_the_loop_by_hand():
+def test_fit_is_the_loop_by_hand() -> None:
     model = tiny_coop()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(1)
@@ -50,7 +53,7 @@ def test_fit_is_the_loop_by_hand():
     assert same_weights(weights_of(trainer), model.state_dict())
 
 
-def test_accumulation_follows_the_mean_gradient():
+def test_accumulation_follows_the_mean_gradient() -> None:
     batches = list(squares(length=10))  # five batches: the last group is short
     model = tiny_coop()
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +76,7 @@ def test_accumulation_follows_the_mean_gradient():
 
 
 @pytest.mark.parametrize(("num_classes", "spatial_dims"), [(1, 2), (3, 2), (3, 3)])
-def test_training_lowers_the_loss(num_classes, spatial_dims):
+def test_training_lowers_the_loss(num_classes: int, spatial_dims: int) -> None:
     trainer = tiny_trainer(tiny_coop(num_classes, spatial_dims), optimizer=partial(torch.optim.Adam, lr=0.03))
     loader = squares(batch_size=3, num_classes=num_classes, size=(8,) * spatial_dims)
     seed_all(5)
@@ -83,10 +86,10 @@ def test_training_lowers_the_loss(num_classes, spatial_dims):
     assert last["val_loss"] < first["val_loss"]
 
 
-def test_an_endless_stream_ends_at_max_steps():
+def test_an_endless_stream_ends_at_max_steps() -> None:
     batches = list(squares())
 
-    def stream():
+    def stream() -> Iterator[Any]:
         while True:
             yield from batches
 
@@ -95,7 +98,7 @@ def test_an_endless_stream_ends_at_max_steps():
     assert trainer.global_step == 4
 
 
-def test_max_steps_cuts_an_epoch_short_and_a_later_fit_continues_it():
+def test_max_steps_cuts_an_epoch_short_and_a_later_fit_continues_it() -> None:
     straight, pieces = tiny_trainer(), tiny_trainer()
     seed_all(5)
     straight.fit(squares(), epochs=2)
@@ -111,7 +114,7 @@ def test_max_steps_cuts_an_epoch_short_and_a_later_fit_continues_it():
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_fitting_to_where_training_already_is_does_nothing():
+def test_fitting_to_where_training_already_is_does_nothing() -> None:
     trainer = tiny_trainer()
     trainer.fit(squares(), epochs=1)
     before = weights_of(trainer)
@@ -120,11 +123,11 @@ def test_fitting_to_where_training_already_is_does_nothing():
     assert same_weights(before, weights_of(trainer))
 
 
-def test_losses_in_the_history_are_means_over_batches():
+def test_losses_in_the_history_are_means_over_batches() -> None:
     seen: list[float] = []
 
     class Record(Callback):
-        def on_step(self, trainer, losses):
+        def on_step(self, trainer: Any, losses: Any) -> None:
             seen.append(float(losses["loss"]))
 
     trainer = tiny_trainer(callbacks=[Record()])
@@ -134,7 +137,7 @@ def test_losses_in_the_history_are_means_over_batches():
     assert row["loss"] == pytest.approx(sum(value for name, value in row.items() if name in trainer.model.weights))
 
 
-def test_the_seed_decides_where_nothing_else_draws():
+def test_the_seed_decides_where_nothing_else_draws() -> None:
     batches = list(squares())
 
     def run(seed: int, global_seed: int) -> dict[str, torch.Tensor]:
@@ -148,7 +151,7 @@ def test_the_seed_decides_where_nothing_else_draws():
     assert not same_weights(run(1, 1), run(2, 1))
 
 
-def test_a_frozen_submodule_stays_in_eval_mode_and_all_modes_come_back():
+def test_a_frozen_submodule_stays_in_eval_mode_and_all_modes_come_back() -> None:
     trainer = tiny_trainer()
     norm = trainer.model.model.encoder[1].eval()
     modes = []
@@ -161,7 +164,7 @@ def test_a_frozen_submodule_stays_in_eval_mode_and_all_modes_come_back():
     assert not norm.training
 
 
-def test_a_model_in_eval_mode_is_trained_and_given_back_in_eval_mode():
+def test_a_model_in_eval_mode_is_trained_and_given_back_in_eval_mode() -> None:
     trainer = tiny_trainer()
     trainer.model.eval()
     trainer.fit(squares(), epochs=1)
@@ -169,7 +172,7 @@ def test_a_model_in_eval_mode_is_trained_and_given_back_in_eval_mode():
     assert trainer.model.model.encoder[1].num_batches_tracked == 3
 
 
-def test_validation_does_not_disturb_training():
+def test_validation_does_not_disturb_training() -> None:
     alone, validated = tiny_trainer(), tiny_trainer()
     own = torch.Generator().manual_seed(3)
     seed_all(5)
@@ -182,7 +185,7 @@ def test_validation_does_not_disturb_training():
     assert torch.equal(own.get_state(), state)
 
 
-def test_the_standard_step_computes_only_standard_losses_and_their_gradient():
+def test_the_standard_step_computes_only_standard_losses_and_their_gradient() -> None:
     trainer = tiny_trainer(step=standard_backward, optimizer=partial(torch.optim.SGD, lr=0.1))
     batches = list(squares())
     twin = tiny_coop()
@@ -197,8 +200,8 @@ def test_the_standard_step_computes_only_standard_losses_and_their_gradient():
     assert "shape_from_labels" in trainer.history[0]
 
 
-def test_updates_add_no_wait_for_the_device(monkeypatch):
-    def quiet_step(model, images, labels, *, scaler, generator):
+def test_updates_add_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quiet_step(model: Any, images: Tensor, labels: Tensor, *, scaler: Any, generator: Any) -> CooperativeOutput:
         loss = nn.functional.cross_entropy(model.model(images), labels)
         loss.backward()
         return CooperativeOutput(loss, {"segmentation": loss}, images, images, None, None)
@@ -217,7 +220,7 @@ def test_updates_add_no_wait_for_the_device(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_updates_on_cuda_never_synchronise(precision):
+def test_updates_on_cuda_never_synchronise(precision: Precision) -> None:
     trainer = tiny_trainer(precision=precision, device="cuda", clip_norm=1.0, accumulate=2)
     batches = [(images.cuda(), labels.cuda()) for images, labels in squares(length=12)]
     trainer.fit(batches, max_steps=1)
@@ -235,7 +238,7 @@ def test_updates_on_cuda_never_synchronise(precision):
 
 
 @pytest.mark.parametrize("from_example", [True, False])
-def test_a_plain_model_is_wrapped_from_an_example_or_the_first_batch(from_example):
+def test_a_plain_model_is_wrapped_from_an_example_or_the_first_batch(from_example: bool) -> None:
     net = TinyNet()
     example = torch.rand(2, 1, 8, 8) if from_example else None
     trainer = CooperativeTrainer(net, num_classes=3, example=example, callbacks=[])
@@ -249,7 +252,7 @@ def test_a_plain_model_is_wrapped_from_an_example_or_the_first_batch(from_exampl
     assert trainer.optimizer.defaults["lr"] == 1e-4
 
 
-def test_looking_at_the_first_batch_leaves_the_loader_as_it_was():
+def test_looking_at_the_first_batch_leaves_the_loader_as_it_was() -> None:
     def loader() -> torch.utils.data.DataLoader:
         generator = torch.Generator().manual_seed(3)
         return torch.utils.data.DataLoader(squares().dataset, batch_size=2, shuffle=True, generator=generator)
@@ -267,24 +270,24 @@ def test_looking_at_the_first_batch_leaves_the_loader_as_it_was():
     assert all(torch.equal(one, other) for one, other in zip(trained_on, expected, strict=True))
 
 
-def test_a_wrapped_model_needs_its_number_of_classes():
+def test_a_wrapped_model_needs_its_number_of_classes() -> None:
     with pytest.raises(ValueError, match="needs num_classes to wrap a TinyNet; got None"):
         CooperativeTrainer(TinyNet())
 
 
-def test_another_number_of_classes_than_the_model_has_is_refused():
+def test_another_number_of_classes_than_the_model_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs num_classes=3, as the CooperativeModel has, or None; got 7"):
         CooperativeTrainer(tiny_trainer().model, num_classes=7)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "save", "resume", "load_best"])
-def test_what_needs_a_built_model_says_so(verb):
+def test_what_needs_a_built_model_says_so(verb: str) -> None:
     trainer = CooperativeTrainer(TinyNet(), num_classes=3, callbacks=[])
     with pytest.raises(RuntimeError, match=rf"CooperativeTrainer.{verb} needs the wrapped model.*Pass example="):
         getattr(trainer, verb)(*([] if verb == "load_best" else [[]]))
 
 
-def test_a_generator_cannot_size_the_heads():
+def test_a_generator_cannot_size_the_heads() -> None:
     with pytest.raises(ValueError, match=r"without losing its first batch\. Pass example="):
         CooperativeTrainer(TinyNet(), num_classes=3, callbacks=[]).fit(iter(squares()), epochs=1)
 
@@ -301,19 +304,19 @@ def test_a_generator_cannot_size_the_heads():
         ({}, "fit needs epochs or max_steps; got neither"),
     ],
 )
-def test_a_fit_that_would_do_nothing_is_refused(options, message):
+def test_a_fit_that_would_do_nothing_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_trainer().fit(squares(), **options)
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_an_empty_loader_is_refused(wrapped):
+def test_an_empty_loader_is_refused(wrapped: bool) -> None:
     trainer = tiny_trainer() if wrapped else CooperativeTrainer(TinyNet(), num_classes=3, callbacks=[])
     with pytest.raises(ValueError, match="fit needs a loader that yields at least one batch"):
         trainer.fit([], epochs=1)
 
 
-def test_an_empty_validation_loader_is_refused():
+def test_an_empty_validation_loader_is_refused() -> None:
     with pytest.raises(ValueError, match="evaluate needs a loader that yields at least one batch"):
         tiny_trainer().fit(squares(), [], epochs=1)
 
@@ -326,7 +329,7 @@ def test_an_empty_validation_loader_is_refused():
         ({"clip_norm": 0.0}, r"clip_norm must be positive; got 0\.0\. Pass None"),
     ],
 )
-def test_options_out_of_range_are_refused(options, message):
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_trainer(**options)
 
@@ -334,7 +337,7 @@ def test_options_out_of_range_are_refused(options, message):
 # Scores, and the best epoch -------------------------------------------------------------------------------------------
 
 
-def test_evaluate_leaves_modes_streams_and_gradients_alone():
+def test_evaluate_leaves_modes_streams_and_gradients_alone() -> None:
     trainer = tiny_trainer()
     trainer.model.model.encoder.eval()
     modes = [module.training for module in trainer.model.modules()]
@@ -352,7 +355,7 @@ def test_evaluate_leaves_modes_streams_and_gradients_alone():
 
 
 @pytest.mark.parametrize("refine", [0, 1, 2])
-def test_predict_refines_as_often_as_asked(refine):
+def test_predict_refines_as_often_as_asked(refine: int) -> None:
     trainer = tiny_trainer()
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(trainer.predict(images, refine=refine), trainer.model.predict(images, refine=refine))
@@ -362,7 +365,7 @@ def test_predict_refines_as_often_as_asked(refine):
 
 
 @pytest.mark.parametrize(("on_disk", "monitor"), [(True, "refined_iou"), (False, "dice_1")])
-def test_the_best_epoch_is_kept_and_loadable(tmp_path, on_disk, monitor):
+def test_the_best_epoch_is_kept_and_loadable(tmp_path: Path, on_disk: bool, monitor: str) -> None:
     trainer = tiny_trainer(folder=tmp_path if on_disk else None, optimizer=partial(torch.optim.Adam, lr=0.05))
     val_loader = list(squares())
     trainer.fit(squares(), val_loader, epochs=6, monitor=monitor)
@@ -378,7 +381,7 @@ def test_the_best_epoch_is_kept_and_loadable(tmp_path, on_disk, monitor):
         assert tiny_trainer(fresh).evaluate(val_loader)[monitor] == max(values)
 
 
-def test_a_score_that_is_nan_is_never_the_best():
+def test_a_score_that_is_nan_is_never_the_best() -> None:
     trainer = tiny_trainer()
     nothing = [(images, torch.full_like(labels, -100)) for images, labels in squares()]
     trainer.fit(squares(), nothing, epochs=1)
@@ -387,7 +390,7 @@ def test_a_score_that_is_nan_is_never_the_best():
         trainer.load_best()
 
 
-def test_an_unknown_monitor_is_refused_before_training():
+def test_an_unknown_monitor_is_refused_before_training() -> None:
     trainer = tiny_trainer()
     with pytest.raises(ValueError, match=r"monitor must be a score of evaluate, one of iou, dice,.*got 'miou'"):
         trainer.fit(squares(), squares(), epochs=1, monitor="miou")
@@ -398,14 +401,16 @@ def test_an_unknown_monitor_is_refused_before_training():
 
 
 @pytest.mark.parametrize(("allocator", "calls"), [(True, 1), (False, 0)])
-def test_the_allocator_is_tuned_unless_told_not_to(monkeypatch, allocator, calls):
+def test_the_allocator_is_tuned_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, allocator: bool, calls: int
+) -> None:
     called = []
     monkeypatch.setattr(latentaug.training.trainer, "tune_allocator", lambda: called.append(1))
     tiny_trainer(allocator=allocator).fit(squares(), epochs=1)
     assert len(called) == calls
 
 
-def test_a_tuned_allocator_is_told_of_once(monkeypatch, caplog):
+def test_a_tuned_allocator_is_told_of_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     latentaug.training.trainer._tell_of_allocator.cache_clear()
     monkeypatch.setattr(latentaug.training.trainer, "tune_allocator", lambda: True)
     for _ in range(2):
@@ -415,7 +420,7 @@ def test_a_tuned_allocator_is_told_of_once(monkeypatch, caplog):
     assert "allocator=False" in record.message
 
 
-def test_training_that_diverges_is_told_of_once(caplog):
+def test_training_that_diverges_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     trainer = tiny_trainer(step=standard_backward, optimizer=partial(torch.optim.SGD, lr=1e20), allocator=False)
     trainer.fit(squares(), epochs=4)
     (record,) = (record for record in caplog.records if "not a number" in record.message)
@@ -425,7 +430,7 @@ def test_training_that_diverges_is_told_of_once(caplog):
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_model_inside_ddp_trains_alike(tmp_path):
+def test_a_model_inside_ddp_trains_alike(tmp_path: Path) -> None:
     # Gradients are summed in the order that DDP needs, not branch by branch.
     plain = tiny_trainer(step=lambda model, *batch, **options: cooperative_backward(Wrapper(model), *batch, **options))
     wrapped = tiny_trainer(nn.parallel.DistributedDataParallel(tiny_coop()), folder=tmp_path / "run")
@@ -440,7 +445,7 @@ def test_a_model_inside_ddp_trains_alike(tmp_path):
     assert same_weights(weights_of(plain), weights_of(again))
 
 
-def test_epochs_of_a_distributed_sampler_are_set():
+def test_epochs_of_a_distributed_sampler_are_set() -> None:
     epochs: list[int] = []
 
     class Sampler:
