@@ -33,7 +33,7 @@ class FailingLoader:
         self.epoch += 1
         for number, batch in enumerate(squares()):
             if (self.epoch, number) == (2, 2):
-                raise Trouble
+                raise Trouble("in the loader")
             yield batch
 
 
@@ -59,7 +59,7 @@ class FailsAt(Callback):
 
     def fail(self, moment: str) -> None:
         if moment == self.moment:
-            raise Trouble
+            raise Trouble(f"in the {moment}")
 
 
 class Calls(Callback):
@@ -82,7 +82,7 @@ def failing_step() -> Any:
     def step(model: Any, images: Any, labels: Any, **options: Any) -> Any:
         if next(calls) == 5:
             standard_backward(model, images, labels, **options)
-            raise Trouble
+            raise Trouble("in the model")
         return cooperative_backward(model, images, labels, **options)
 
     return step
@@ -90,7 +90,7 @@ def failing_step() -> Any:
 
 def failing_validation() -> Any:
     yield next(iter(squares()))
-    raise Trouble
+    raise Trouble("in the validation")
 
 
 class Validation:
@@ -118,7 +118,7 @@ def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path: Path
     trainer.model.train(training)
     trainer.model.model.encoder[1].train(not training)
     modes = [module.training for module in trainer.model.modules()]
-    with pytest.raises(Trouble):
+    with pytest.raises(Trouble, match=f"in the {place}"):
         fit_with(place, trainer)
     assert [module.training for module in trainer.model.modules()] == modes
     assert calls.heard in (["start", "end"], ["start", "end"] * 2)
@@ -134,14 +134,14 @@ def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path: Path
 def test_a_callback_that_fails_at_the_start_ends_those_that_had_started() -> None:
     first, failing, never = Calls(), FailsAt("start"), Calls()
     trainer = tiny_trainer(callbacks=[first, failing, never])
-    with pytest.raises(Trouble):
+    with pytest.raises(Trouble, match="in the start"):
         trainer.fit(squares(), epochs=1)
     assert (first.heard, failing.ended, never.heard) == (["start", "end"], False, [])
 
 
 def test_the_trainer_can_go_on_after_trouble() -> None:
     trainer = tiny_trainer(callbacks=[FailsAt("step")])
-    with pytest.raises(Trouble):
+    with pytest.raises(Trouble, match="in the step"):
         trainer.fit(squares(), epochs=2)
     trainer.callbacks.clear()
     trainer.fit(squares(), epochs=3)

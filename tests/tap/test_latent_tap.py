@@ -232,7 +232,7 @@ def test_the_last_call_of_the_model_counts(model: UNet, images: Tensor) -> None:
 def test_a_failed_pass_leaves_no_code_of_an_earlier_one(model: UNet, images: Tensor) -> None:
     with LatentTap(model, "encoder[1]") as tap:
         model(images)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
             model(images[:, :1])
         with pytest.raises(RuntimeError, match="needs a forward pass"):
             _ = tap.code

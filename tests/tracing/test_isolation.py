@@ -55,9 +55,9 @@ def test_frozen_statistics_cover_every_root_and_nest() -> None:
     def block() -> None:
         with frozen_norm_statistics(first, second), frozen_norm_statistics(first):
             second(first(x))
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert first[0].track_running_stats
     assert second.momentum == 0.3
@@ -82,9 +82,9 @@ def test_borrowed_buffers_go_back_whatever_happened_to_them() -> None:
         with borrowed_buffers(model, {"1.running_mean": lent}):
             assert model[1].running_mean is lent
             model[1].running_mean = torch.full((2,), 3.0)  # reassigned, as some layers do
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert model[1].running_mean is own
     assert torch.equal(own, torch.zeros(2))
@@ -97,9 +97,9 @@ def test_constant_weights_are_weights_again_afterwards() -> None:
     def block() -> None:
         with constant_weights(model):
             assert not model(torch.ones(1, 2)).requires_grad
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert [weight.requires_grad for weight in model.parameters()] == [True, True, True, False]
 
@@ -141,9 +141,9 @@ def test_gathered_weights_are_kept_for_as_long_as_the_context() -> None:
     def block() -> None:
         with gathered_weights(model):
             assert model.told == [(False, False)]
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert model.told == [(False, False), (True, False)]
     with gathered_weights(nn.Linear(1, 1)):
@@ -158,8 +158,8 @@ def test_modes_are_given_back_to_every_submodule() -> None:
         with preserved_modes(model):
             model.eval()
             model[0][1].train()
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert [module.training for module in model.modules()] == [True, True, True, False, True]

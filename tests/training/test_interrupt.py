@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from latentaug.training.interrupt import Interrupted
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
@@ -18,6 +19,8 @@ from tests.support.tiny_training import (
     tiny_trainer,
     weights_of,
 )
+
+NOTHING = "^$"  # that Ctrl-C says
 
 
 def press_ctrl_c(trainer: object) -> None:
@@ -32,7 +35,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path, num_workers
 
     interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(pressed_after, press_ctrl_c)])
     seed_all(5)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=NOTHING):
         interrupted.fit(squares(num_workers=num_workers), squares(), epochs=2)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert interrupted.global_step == pressed_after
@@ -55,7 +58,7 @@ def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path: Path) -> None:
 
     interrupted = tiny_trainer(folder=tmp_path)
     seed_all(5)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=NOTHING):
         interrupted.fit(squares(), Loader(), epochs=2)
     resumed, straight = tiny_trainer(), tiny_trainer()
     resumed.resume(tmp_path / "last.pt")
@@ -75,7 +78,7 @@ def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path: Path,
 
     interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(steps, press_ctrl_c)])
     seed_all(5)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=NOTHING):
         interrupted.fit(squares(), squares(), max_steps=steps)
 
     resumed = tiny_trainer()
@@ -94,15 +97,16 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         pytest.fail("should have stopped")
 
     trainer = tiny_trainer(folder=tmp_path, callbacks=[At(2, twice)])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=NOTHING) as stopped:
         trainer.fit(squares(), epochs=1)
+    assert stopped.type is KeyboardInterrupt  # and not ours, which waits for a moment to continue from
     assert os.listdir(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_without_a_folder_is_just_ctrl_c() -> None:
     trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=NOTHING):
         trainer.fit(squares(), epochs=1)
     assert trainer.global_step == 2
 
