@@ -21,7 +21,7 @@ from latentaug.layout import Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.functional import one_hot
 from latentaug.nets.heads import ReconstructionHead, ShapePrior
-from tests.cooperative.test_checkpointing import bytes_kept
+from tests.support.counting import bytes_kept
 from tests.support.tiny_training import Wrapper
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]

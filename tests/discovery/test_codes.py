@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from latentaug import CooperativeModel, cooperative_backward, find_bottleneck, find_codes
-from tests.models.hostile import conv, random_state, same, traces
+from tests.models.parts import conv
+from tests.support.compare import same
+from tests.support.random_streams import random_state
+from tests.support.traces import traces
 
 
 class UNet(nn.Module):

@@ -1,23 +1,19 @@
-"""What follows the code without depending on it is skipped too, and nothing else is."""
+"""Branches that are computed after the code, and depend on it in ways that are hard to see, or not at all."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentaug.tap.latent_tap import LatentTap
-from tests.models.hostile import Base as Parts
-from tests.models.hostile import Case, CountOperations, close, conv, gradients, halved, oracle, same, seed_all
+from tests.models.parts import Base, conv
 
 
-class Base(Parts):
+class Branched(Base):
     """An encoder of two convolutions, a branch that takes the skip connection once the code is there, and a head."""
 
     def __init__(self) -> None:
@@ -25,14 +21,16 @@ class Base(Parts):
         self.branch = conv(4, 4)
 
 
-class LateBranch(Base):
+class LateBranch(Branched):
+    """The branch takes the skip connection alone, and may be skipped though it comes late."""
+
     def forward(self, x: Tensor) -> Tensor:
         a = self.stem(x)
         up = self.up(self.code(a))
         return self.head(up * self.branch(F.dropout(a, 0.3, self.training)))
 
 
-class BranchOfTheCodeWithoutGraph(Base):
+class BranchOfTheCodeWithoutGraph(Branched):
     """The branch takes the code, but no gradient flows back through it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +39,7 @@ class BranchOfTheCodeWithoutGraph(Base):
         return self.head(up * self.branch(up.detach()))
 
 
-class BranchOfAnIndex(Base):
+class BranchOfAnIndex(Branched):
     """The branch takes where the code is largest, which has no derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class BranchOfAnIndex(Base):
         return self.head(self.up(z) * self.branch(a[:, order]))
 
 
-class BranchOfAChangedMemory(Base):
+class BranchOfAChangedMemory(Branched):
     """The branch takes a tensor that existed before, and that the code was written into."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class BranchOfAChangedMemory(Base):
         return self.head(up * self.branch(kept))
 
 
-class BranchByAChoice(Base):
+class BranchByAChoice(Branched):
     """Whether the branch takes the skip connection or its negative is for the code to say."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ class BranchByAChoice(Base):
         return self.head(self.up(z) * self.branch(sign * a))
 
 
-class BranchByACount(Base):
+class BranchByACount(Branched):
     """The branch sees as many columns as the code has positive sites."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ class Foreign(nn.Module):
         return result * 2
 
 
-class BranchOfForeignCode(Base):
+class BranchOfForeignCode(Branched):
     def __init__(self) -> None:
         super().__init__()
         self.foreign = Foreign()
@@ -104,7 +102,7 @@ class BranchOfForeignCode(Base):
         return self.head(up * self.branch(self.foreign(up)))
 
 
-class BranchOfHiddenState(Base):
+class BranchOfHiddenState(Branched):
     """The branch is given the skip connection, and finds the code on the module."""
 
     class Branch(nn.Conv2d):
@@ -122,7 +120,7 @@ class BranchOfHiddenState(Base):
         return self.head(up * self.branch(a))
 
 
-class CheckpointedBranch(Base):
+class CheckpointedBranch(Branched):
     """The branch is computed again in the backward pass, together with what depends on the code."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,67 +140,3 @@ DEPENDENT = [
     BranchOfHiddenState,
     CheckpointedBranch,
 ]
-
-
-def mirrored(code: Tensor) -> Tensor:
-    return code.flip(-1)
-
-
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("change", [halved, mirrored])
-@pytest.mark.parametrize("build", SKIPPED + DEPENDENT)
-def test_replays_equal_the_oracle(build: type[Base], change: Callable[[Tensor], Tensor], train: bool) -> None:
-    case = Case(build, "code")
-    reference, expected, _ = oracle(case, train, change)
-    model = case.model(train)
-    with LatentTap(model, "code") as tap:
-        model(case.images(1))
-        seed_all(0)
-        model(case.images())
-        for _ in range(2):
-            replayed = tap.replay(change)
-            assert same(replayed, expected)
-        assert close(gradients(model, replayed), gradients(reference, expected))
-
-
-@pytest.mark.parametrize(("build", "computed"), [(LateBranch, 2), *((build, 3) for build in DEPENDENT)])
-def test_only_what_depends_on_the_code_is_computed(build: type[Base], computed: int) -> None:
-    model, images = build(), torch.randn(2, 3, 16, 16)
-    with LatentTap(model, "code") as tap:
-        model(images)
-        with CountOperations() as operations:
-            tap.replay(tap.code)
-    assert operations.count == computed
-
-
-def test_a_detached_replay_gives_gradients_to_all_that_follows_the_code() -> None:
-    model, images = LateBranch(), torch.randn(2, 3, 16, 16)
-    with LatentTap(model, "code") as tap:
-        model(images)
-        tap.replay(tap.code.detach(), detach=True).square().mean().backward()
-    with_gradient = {name for name, weight in model.named_parameters() if weight.grad is not None}
-    assert with_gradient == {f"{name}.{kind}" for name in ("up", "branch", "head") for kind in ("weight", "bias")}
-
-
-def test_with_two_codes_what_depends_on_either_is_computed() -> None:
-    class TwoStreams(Base):
-        def __init__(self) -> None:
-            super().__init__()
-            self.second = conv(4, 6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            a = self.stem(x)
-            up = self.up(self.code(a))
-            return self.head(up + self.branch(a) + F.interpolate(self.second(a), scale_factor=2)[:, :4])
-
-    torch.manual_seed(0)
-    model, images = TwoStreams(), torch.randn(2, 3, 16, 16)
-    with LatentTap(model, ["code", "second"]) as tap:
-        model(images)
-        new = [code * 0.5 for code in tap.codes]
-        with CountOperations() as operations:
-            replayed = tap.replay(new)
-        a = model.stem(images)
-        expected = model.head(model.up(new[0]) + model.branch(a) + F.interpolate(new[1], scale_factor=2)[:, :4])
-    assert torch.equal(replayed, expected)
-    assert operations.count == 2
