@@ -20,21 +20,21 @@ from dataclasses import asdict, fields
 from statistics import fmean
 
 import torch
-from cardiac.arguments import as_flags, choose_network, describe, find, parse
-from cardiac.cache import Cache, user_cache
-from cardiac.configuration import to_toml
-from cardiac.data import DataError
-from cardiac.memory import memory_advice
-from cardiac.methods import METHODS
-from cardiac.metrics import Score
-from cardiac.models import Network
-from cardiac.outputs import Outputs
-from cardiac.page import PAGE, write_page
-from cardiac.protocol import Preset
-from cardiac.published import read_published
-from cardiac.report import Row, curves_figure, save_figure, write_report
-from cardiac.study import Study
-from cardiac.training import train_and_test
+from cardiac.data.cache import Cache, user_cache
+from cardiac.data.readers import DataError
+from cardiac.methods.methods import METHODS
+from cardiac.methods.models import Network
+from cardiac.report.page import PAGE, write_page
+from cardiac.report.published import read_published
+from cardiac.report.report import Row, curves_figure, save_figure, write_report
+from cardiac.run.arguments import as_flags, choose_network, describe, find, parse
+from cardiac.run.configuration import to_toml
+from cardiac.run.memory import memory_advice
+from cardiac.run.metrics import Score
+from cardiac.run.outputs import Outputs
+from cardiac.run.protocol import Preset
+from cardiac.run.study import Study
+from cardiac.run.training import train_and_test
 
 from latentaug import tune_allocator
 

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cardiac.comparison import REFERENCE, compare, comparison_grid
-from cardiac.data import DataError
-from cardiac.metrics import Score
-from cardiac.report import columns_of, grid, markdown, read_scores, same_draws, tabulate
+from cardiac.data.readers import DataError
+from cardiac.report.comparison import REFERENCE, compare, comparison_grid
+from cardiac.report.report import columns_of, grid, markdown, read_scores, same_draws, tabulate
+from cardiac.run.metrics import Score
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

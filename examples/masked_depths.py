@@ -20,12 +20,12 @@ from typing import get_args
 
 import segmentation_models_pytorch as smp
 import torch
-from cardiac.batches import Batch, TrainingBatches, validation_batches
-from cardiac.data import STRUCTURES, DataError
-from cardiac.hardness import dice_of_masked, mean_dice
-from cardiac.phantom import cached_phantom
-from cardiac.protocol import PRESETS
-from cardiac.study import Sources, Study
+from cardiac.data.batches import Batch, TrainingBatches, validation_batches
+from cardiac.data.phantom import cached_phantom
+from cardiac.data.readers import STRUCTURES, DataError
+from cardiac.run.hardness import dice_of_masked, mean_dice
+from cardiac.run.protocol import PRESETS
+from cardiac.run.study import Sources, Study
 from torch import nn
 
 from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator

@@ -4,8 +4,8 @@ import re
 
 import compare_runs
 import pytest
-from cardiac.metrics import Score
-from cardiac.report import write_scores
+from cardiac.report.report import write_scores
+from cardiac.run.metrics import Score
 
 
 def write(folder, method, dice, draws=(0,)):

@@ -3,7 +3,7 @@
 import masked_depths
 import pytest
 
-from tests.examples.test_cardiac_script import write_patient
+from tests.examples.test_acdc_cooperative import write_patient
 
 pytest.importorskip("segmentation_models_pytorch")
 

@@ -1,0 +1,1 @@
+"""What is trained: methods, the images that they see, and networks."""
