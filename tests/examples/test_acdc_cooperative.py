@@ -9,17 +9,18 @@ import sys
 from pathlib import Path
 
 import acdc_cooperative
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from cardiac.data.batches import TrainingBatches
 from cardiac.data.corruptions import VALIDATION_PARAMETERS
-from cardiac.report.report import read_scores
-from cardiac.run import callbacks, training
-from cardiac.run.metrics import METRICS
+from cardiac.report.conclusion import conclude
+from cardiac.run import callbacks, experiment, training
+from cardiac.run.arguments import parse
 from cardiac.run.outputs import Outputs
-from cardiac.run.protocol import Preset
+from cardiac.run.presets import Preset
+from cardiac.run.scores import METRICS, read_scores
+
+from tests.support.patients import write_patient
 
 pytest.importorskip("torchio")
 
@@ -31,22 +32,6 @@ FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
     *("scores.csv", "table.json", "table.md", "table.png"),
 ]
-
-
-def write_patient(folder, seed, structures=(1, 2, 3)):
-    """A patient in the preprocessed layout: bright discs in each other on noise."""
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    y, x = np.mgrid[:40, :40] - 19.5
-    for phase, radius in (("ED", 11), ("ES", 8)):
-        distance = np.hypot(y, x + random.uniform(-3, 3)) / radius
-        plane = np.select([distance < 0.4, distance < 0.7, distance < 1], [1, 2, 3], 0)
-        plane[~np.isin(plane, structures)] = 0
-        labels = np.repeat(plane[None], 3, 0).astype(np.uint8)
-        image = (labels / 3 + random.uniform(0, 0.3, labels.shape)).astype(np.float32)
-        affine = np.diag([1.36719, 1.36719, 10, 1])
-        nib.save(nib.Nifti1Image(image.T, affine), folder / f"{phase}_img.nii.gz")
-        nib.save(nib.Nifti1Image(labels.T, affine), folder / f"{phase}_seg.nii.gz")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +98,7 @@ def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "report.html").unlink()
     configuration = json.loads((whole / "configuration.json").read_text())
-    acdc_cooperative.conclude(Outputs(tmp_path / "elsewhere", configuration))
+    conclude(Outputs(tmp_path / "elsewhere", configuration))
     assert (tmp_path / "elsewhere" / "report.html").read_bytes() == page
 
 
@@ -138,7 +123,7 @@ def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
 
 def test_what_is_finished_is_not_run_again(whole, flags, monkeypatch):
     before = (whole / "scores.csv").read_bytes()
-    monkeypatch.setattr(acdc_cooperative, "train_and_test", None)
+    monkeypatch.setattr(experiment, "train_and_test", None)
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
     assert (whole / "scores.csv").read_bytes() == before
 
@@ -269,7 +254,7 @@ def test_a_model_of_a_library_fills_the_same_table(flags, tmp_path, capsys):
 
 def test_the_settings_that_a_run_leaves_behind_repeat_it(whole, flags, tmp_path, capsys):
     settings = str(whole / "run.toml")
-    given, again = (vars(acdc_cooperative.parse(each)) for each in (flags, ["--config", settings]))
+    given, again = (vars(parse(each)) for each in (flags, ["--config", settings]))
     assert {name for name in again if again[name] != given.get(name)} == {"config", "output"}
     assert acdc_cooperative.main(["--config", settings]) == 0
     assert (whole / "run.toml").read_text() in capsys.readouterr().out

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,6 +189,14 @@ def halve(frame: Frame) -> Frame:
         raise ValueError(f"halve() needs even planes; got {frame.image.shape[1:]}. Read with an even `size`.")
     z, y, x = frame.spacing
     return replace(frame, image=halve_image(frame.image), labels=halve_labels(frame.labels), spacing=(z, 2 * y, 2 * x))
+
+
+def count_cropped(frames: Iterable[Frame]) -> dict[str, dict[str, int]]:
+    """Count, per patient and structure, the labelled voxels that cropping cut off; untouched patients are left out."""
+    cropped: dict[str, Counter[str]] = defaultdict(Counter)
+    for frame in frames:
+        cropped[frame.patient].update({name: count for name, count in frame.cropped.items() if count})
+    return {patient: dict(counts) for patient, counts in cropped.items() if counts}
 
 
 def _frame(

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from cardiac.data.corruptions import PARAMETERS
-from cardiac.run.metrics import AVERAGE, DISTANCES, METRICS, PART, Score
+from cardiac.run.scores import AVERAGE, DISTANCES, METRICS, PART, Score
 
 CLEAN = "ACDC"
 """The column of the test set that comes from where the training set does; all others are shifted."""

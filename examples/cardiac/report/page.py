@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
-import latentaug
 from cardiac.data.readers import STRUCTURES
 from cardiac.report.comparison import ABOUT, REFERENCE, compare
 from cardiac.report.figures import (
@@ -30,28 +25,16 @@ from cardiac.report.figures import (
     panel,
     slices_picture,
 )
-from cardiac.report.report import replacing, same_draws, tabulate
 from cardiac.report.result import dice_table, difference_table, forests, headline
+from cardiac.report.tables import same_draws, tabulate
 from cardiac.run import cases, moments
-from cardiac.run.metrics import PART, Score, mean_of_known
+from cardiac.run.files import replacing
 from cardiac.run.outputs import Finished, Outputs
+from cardiac.run.scores import PART, Score, mean_of_known
 
 PAGE = "report.html"
 
 Kept = TypeVar("Kept")
-
-
-def environment(command: str) -> dict[str, str]:
-    """Return when, by which command and with which versions this runs; for `done.json`."""
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "latentaug": latentaug.__version__,
-        "numpy": np.__version__,
-        "torchio": version("torchio"),
-    }
 
 
 def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str]) -> None:
@@ -81,8 +64,8 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         label=LABEL,
         prediction=PREDICTION,
         reference=REFERENCE,
-        tables=[(title, dice_table(*of_these)) for title, *of_these in tables],
-        tables_of_parts=[(title, dice_table(*of_these, parts=True)) for title, *of_these in tables],
+        tables=[(title, dice_table(rows, gains)) for title, rows, gains in tables],
+        tables_of_parts=[(title, dice_table(rows, gains, parts=True)) for title, rows, gains in tables],
         differences=difference_table(differences),
         differences_of_parts=difference_table(differences, parts=True),
         forests=forests(differences, colours),

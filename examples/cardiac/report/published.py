@@ -9,8 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from cardiac.data.readers import DataError
-from cardiac.report.report import Row
-from cardiac.run.metrics import Cell
+from cardiac.report.tables import Cell, Row
 
 FIELDS = ("method", "stage", "column", "value")
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from cardiac.report.comparison import CLEAN, REFERENCE, SHIFTED, Difference
 from cardiac.report.figures import Span, forest
-from cardiac.report.report import Row, columns_of
-from cardiac.run.metrics import AVERAGE, PART
+from cardiac.report.tables import Row, columns_of
+from cardiac.run.scores import AVERAGE, PART
 
 HEADLINES = {SHIFTED: f"the shifted columns (all but {CLEAN})", CLEAN: CLEAN}
 """What the headline compares, and in which words."""

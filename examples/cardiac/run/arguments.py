@@ -14,11 +14,11 @@ import torch
 from cardiac.data.corruptions import PARAMETERS
 from cardiac.data.phantom import cached_phantom
 from cardiac.data.readers import DataError
-from cardiac.methods.methods import GROUPS, METHODS, chosen
-from cardiac.methods.models import PAPERS, Network
+from cardiac.methods import GROUPS, METHODS, chosen
+from cardiac.methods.network import PAPERS, Network
 from cardiac.run.configuration import read_arguments
-from cardiac.run.metrics import AVERAGE
-from cardiac.run.protocol import PRESETS, Preset
+from cardiac.run.presets import PRESETS, Preset
+from cardiac.run.scores import AVERAGE
 from cardiac.run.study import Sources
 
 DEFAULTS: dict[str, Any] = {

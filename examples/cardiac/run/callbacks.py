@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from latentaug import Callback
-from latentaug.training.callbacks import Trainer
 
 SECONDS = 120.0
 """What a killed run loses at most."""
@@ -24,16 +23,16 @@ class SaveOften(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Any) -> None:
         """Start the clock."""
         self._saved = time.monotonic()
 
-    def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:
+    def on_step(self, trainer: Any, losses: Mapping[str, Any]) -> None:
         """Save, if it is time."""
         if time.monotonic() - self._saved >= SECONDS:
             trainer.save(self.path)
             self._saved = time.monotonic()
 
-    def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    def on_epoch(self, trainer: Any, metrics: Mapping[str, float]) -> None:
         """Start the clock anew: the trainer has saved."""
         self._saved = time.monotonic()

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import STRUCTURES, Frame
-from cardiac.report.report import replacing
-from cardiac.run.metrics import PART, FrameScores, mean_of_known
+from cardiac.run.files import replacing
+from cardiac.run.metrics import FrameScores
+from cardiac.run.scores import PART, mean_of_known
 
 SLICES, CASES = "slices.csv", "cases.npz"
 KEPT = 3

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cardiac.data.batches import Batch
 from cardiac.data.readers import STRUCTURES
-from cardiac.run.metrics import dice, mean_of_known
+from cardiac.run.metrics import dice
+from cardiac.run.scores import mean_of_known
 from latentaug import CooperativeModel
 
 

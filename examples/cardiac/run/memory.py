@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from cardiac.data.readers import DataError
-from cardiac.methods.models import PAPERS, Network
-from cardiac.run.protocol import Preset
+from cardiac.methods.network import PAPERS, Network
+from cardiac.run.presets import Preset
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # of torch, CUDA and MPS; the CPU; cuBLAS and cuDNN
 

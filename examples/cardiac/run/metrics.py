@@ -1,13 +1,13 @@
-"""How well a segmentation fits: overlap and surface distances per frame and structure, and the means of the tables."""
+"""How well a segmentation fits: overlap and surface distances for each frame and structure."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from statistics import fmean
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,60 +19,16 @@ from torch import Tensor
 
 from cardiac.data.augment import crop, rescale
 from cardiac.data.readers import STRUCTURES, Frame
+from cardiac.run.scores import PART, Score
 
 if TYPE_CHECKING:
     from latentaug import CooperativeModel
 
-AVERAGE = "average"
-PART = "/"
-"""In a column's name, sets a part of a test set apart ("M&Ms/A", a vendor): shown on its own, not in the average."""
 PARTS = {"vendor": "", "centre": "centre "}
 """What parts a test set falls into, by the names in `Frame.group`, and how a part's name begins after the `PART`."""
 
 FrameScores: TypeAlias = dict[tuple[str, str], float]
 """What one segmentation of a frame scores, by structure and metric."""
-
-
-class Metric(NamedTuple):
-    """What a metric is called, how many decimals mean something, and which way is better."""
-
-    title: str
-    digits: int
-    higher_is_better: bool
-
-
-METRICS = {
-    "dice": Metric("3-D Dice", 3, True),
-    "hd95": Metric("HD95 in mm", 2, False),
-    "assd": Metric("ASSD in mm", 2, False),
-    "missed": Metric("Missed structures", 3, False),
-}
-"""By their names in `scores.csv`. "missed" is the share of volumes in which either the label or the prediction lacks
-the structure: there the two distances are undefined, and they are means over the other volumes."""
-
-DISTANCES = ("hd95", "assd")
-"""The metrics that are undefined where a structure is missed."""
-
-
-class Score(NamedTuple):
-    """One line of `scores.csv`: one number, and everything that tells it from the others."""
-
-    method: str
-    draw: int
-    stage: str
-    column: str
-    patient: str
-    phase: str
-    structure: str
-    metric: str
-    value: float
-
-
-class Cell(NamedTuple):
-    """One cell of the table: mean over draws, and their standard deviation where there are at least two."""
-
-    mean: float
-    spread: float | None
 
 
 def dice(predicted: Tensor, labels: Tensor, value: int) -> float:
@@ -192,33 +148,3 @@ def evaluate(
                 for ((structure, metric), value), name in product(found.items(), columns):
                     values[stage, name, frame.patient, frame.phase, structure, metric].append(value)
     return [Score(method, draw, *key, fmean(repeats)) for key, repeats in values.items()]
-
-
-def column_mean(scores: Iterable[Score]) -> dict[str, float]:
-    """Average the scores of one method, draw, stage and column per structure: over ED and ES, then over patients."""
-    per_patient = defaultdict(list)
-    for score in scores:
-        per_patient[score.structure, score.patient].append(score.value)
-    per_structure = defaultdict(list)
-    for (structure, _), values in per_patient.items():
-        per_structure[structure].append(fmean(values))
-    return {structure: fmean(values) for structure, values in per_structure.items()}
-
-
-def mean_of_known(values: Iterable[float]) -> float:
-    """Average what is not NaN; NaN if there is nothing else."""
-    return fmean([value for value in values if not math.isnan(value)] or [math.nan])
-
-
-def summarise(values: Iterable[float]) -> Cell:
-    """Return mean and spread (sample standard deviation) over draws."""
-    values = list(values)
-    return Cell(fmean(values), stdev(values) if len(values) > 1 else None)
-
-
-def count_cropped(frames: Iterable[Frame]) -> dict[str, dict[str, int]]:
-    """Count, per patient and structure, the labelled voxels that cropping cut off; untouched patients are left out."""
-    cropped: dict[str, Counter[str]] = defaultdict(Counter)
-    for frame in frames:
-        cropped[frame.patient].update({name: count for name, count in frame.cropped.items() if count})
-    return {patient: dict(counts) for patient, counts in cropped.items() if counts}

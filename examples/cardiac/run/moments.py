@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cardiac.data.batches import Batch, middle_slices
-from cardiac.report.report import replacing
-from latentaug import Callback, CooperativeModel
-from latentaug.training.callbacks import Trainer
+from cardiac.run.files import replacing
+from latentaug import Callback
 
 FOLDER = "hard_examples"
 SHARES = (0, 0.1, 0.3, 1)
@@ -60,20 +59,20 @@ class Moments(Callback):
         apart = volumes[:: max(1, len(volumes) // SLICES)]  # neighbours are often two phases of one patient
         self.images, self.labels = middle_slices(apart[:SLICES])
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: Any) -> None:
         """Keep what the initial weights make."""
         if trainer.global_step == 0:
             self._keep(trainer)
 
-    def on_step(self, trainer: Trainer, losses: object) -> None:
+    def on_step(self, trainer: Any, losses: object) -> None:
         """Keep what the weights make now, if this is one of the moments."""
         planned = trainer.planned_steps
         if planned is not None and trainer.global_step in {math.ceil(share * planned) for share in SHARES}:
             self._keep(trainer)
 
-    def _keep(self, trainer: Trainer) -> None:
+    def _keep(self, trainer: Any) -> None:
         generator = torch.Generator(self.images.device).manual_seed(0)
-        steps = cast(CooperativeModel, trainer.model).explain(self.images, self.labels, generator=generator)
+        steps = trainer.model.explain(self.images, self.labels, generator=generator)
         moment = Moment(
             trainer.global_step,
             _grey(self.images),

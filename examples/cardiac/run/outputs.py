@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cardiac.data.readers import DataError
-from cardiac.report.report import read_scores, write_scores, write_text
-from cardiac.run.metrics import Score
+from cardiac.run.files import write_text
+from cardiac.run.scores import Score, read_scores, write_scores
 
 
 class Finished(NamedTuple):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from cardiac.data.cache import Cache
 from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
-from cardiac.data.readers import DataError, Frame, halve, read_acdc, read_mnms, read_preprocessed
-from cardiac.run.metrics import count_cropped
+from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
+from cardiac.data.split import Split, choose_split, read_split
+from cardiac.run.presets import Preset
 from cardiac.run.progress import Progress
-from cardiac.run.protocol import Preset, Split, choose_split, read_split
 
 
 class DataSet(NamedTuple):

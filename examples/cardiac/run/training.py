@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -16,23 +16,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cardiac.data.batches import Batch, Timed, TrainingBatches, iterations_per_pass, middle_slices, validation_batches
 from cardiac.data.readers import DataError, Frame
-from cardiac.methods.methods import METHODS
-from cardiac.methods.models import Network, all_but_image_decoder
-from cardiac.report.page import environment
-from cardiac.report.report import save_figure
+from cardiac.methods import METHODS
+from cardiac.methods.network import Network
 from cardiac.run.callbacks import SaveOften
 from cardiac.run.cases import Cases
+from cardiac.run.environment import environment
+from cardiac.run.files import save_figure
 from cardiac.run.hardness import dice_of_masked
-from cardiac.run.metrics import column_mean, evaluate, mean_of_known
+from cardiac.run.metrics import evaluate
 from cardiac.run.moments import FOLDER, Moments
 from cardiac.run.outputs import Outputs
+from cardiac.run.presets import Preset
 from cardiac.run.progress import Progress
-from cardiac.run.protocol import Preset
+from cardiac.run.scores import column_mean, mean_of_known
 from cardiac.run.study import Study
-from latentaug import Callback, CooperativeModel, CooperativeTrainer, PerStep, Ramp
+from latentaug import CooperativeModel, CooperativeTrainer, PerStep, Ramp
 from latentaug.plot import draw_hard_examples
-from latentaug.training.callbacks import default_callbacks
-from latentaug.training.optimization import Precision
 
 ROUNDS = 5
 """A run is validated after every pass over its slices, and at least this often."""
@@ -128,24 +127,23 @@ def build_trainer(
     """Make a network and a trainer for it, alike for every method, where it was left if it was begun."""
     chosen_method = METHODS[method]
     torch.manual_seed(seed)
-    model = network.build(preset, chosen_method.options).to(device, memory_format=torch.channels_last)
-    if chosen_method.norm_frozen:
-        model.hard_norm_frozen = all_but_image_decoder(model)
+    model = network.build(preset, chosen_method.options).to(device).to(memory_format=torch.channels_last)
+    if chosen_method.prepare is not None:
+        chosen_method.prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
-    callbacks: list[Callback] = [*default_callbacks(folder), SaveOften(folder / "last.pt")]
-    if chosen_method.ramp:
-        callbacks.append(Ramp(model, chosen_method.ramp * iterations))
     trainer = CooperativeTrainer(
         model,
         optimizer,
         scheduler=PerStep(learning_rate_schedule(optimizer, preset, iterations)),
-        precision=cast(Precision, preset.precision),
+        precision=cast(Any, preset.precision),
         step=chosen_method.backward,
         seed=seed,
         folder=folder,
-        callbacks=callbacks,
         allocator=False,  # tuned for the whole run already, and said so
     )
+    trainer.callbacks.append(SaveOften(folder / "last.pt"))
+    if chosen_method.ramp:
+        trainer.callbacks.append(Ramp(model, chosen_method.ramp * iterations))
     if (folder / "last.pt").exists():
         try:
             trainer.resume(folder / "last.pt")

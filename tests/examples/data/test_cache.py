@@ -14,7 +14,7 @@ from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt,
 from cardiac.data.phantom import make_phantom
 from cardiac.data.readers import DataError, Frame, read_acdc, read_mnms
 from cardiac.run import study as study_module
-from cardiac.run.protocol import PRESETS
+from cardiac.run.presets import PRESETS
 from cardiac.run.study import Sources, Study
 
 TINY = replace(PRESETS["quick"], image_size=32, corruption_draws=2)

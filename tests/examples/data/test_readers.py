@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cardiac.data.preprocess import SPACING, pad_and_crop, resample_image, resample_labels
-from cardiac.data.readers import DataError, Frame, halve, read_acdc, read_mnms, read_preprocessed
+from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
 
 SHAPE = (20, 24, 3)  # x, y, z
 MNMS_CSV = "201014_M&Ms_Dataset_Information_-_opendataset.csv"
@@ -402,6 +402,16 @@ def test_none_of_the_patients_there(acdc, mnms, preprocessed):
         read_mnms(mnms, patients=["X"])
     with pytest.raises(DataError, match="none of the patients 008; it has 007, SC-HF-I-1"):
         read_preprocessed(preprocessed, patients=["008"])
+
+
+def test_labels_cut_off_by_the_crop_are_added_up_per_patient():
+    empty = np.zeros((1, 4, 4), np.uint8)
+
+    def frame(patient, phase, cropped):
+        return Frame(patient, phase, empty.astype(np.float32), empty, (10.0, 1.4, 1.4), cropped=cropped)
+
+    frames = [frame("046", "ED", {"LV": 0, "RV": 5}), frame("046", "ES", {"RV": 2}), frame("007", "ED", {"LV": 0})]
+    assert count_cropped(frames) == {"046": {"RV": 7}}
 
 
 # Real data, where there are any

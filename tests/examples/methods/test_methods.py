@@ -7,9 +7,10 @@ import pytest
 import torch
 from cardiac.data.batches import TrainingBatches, validation_batches
 from cardiac.data.readers import Frame
-from cardiac.methods.methods import GROUPS, METHODS, chosen, mixup_backward
-from cardiac.methods.models import Network
-from cardiac.run.protocol import Preset
+from cardiac.methods import GROUPS, METHODS, chosen
+from cardiac.methods.network import Network
+from cardiac.methods.steps import mixup_backward
+from cardiac.run.presets import Preset
 from cardiac.run.training import build_trainer
 from torch.nn import functional as F
 

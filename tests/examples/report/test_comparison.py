@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from cardiac.report.comparison import SHIFTED, compare, comparison_grid
-from cardiac.run.metrics import AVERAGE, Score
+from cardiac.run.scores import AVERAGE, Score
 from scipy.stats import bootstrap, wilcoxon
 
 

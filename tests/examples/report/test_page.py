@@ -10,9 +10,10 @@ import pytest
 import torch
 from cardiac.data.readers import Frame
 from cardiac.report.comparison import SHIFTED, compare
-from cardiac.report.page import PAGE, environment, write_page
+from cardiac.report.page import PAGE, write_page
 from cardiac.report.result import gain
 from cardiac.run.cases import Cases
+from cardiac.run.environment import environment
 from cardiac.run.metrics import evaluate
 from cardiac.run.moments import Moments
 from cardiac.run.outputs import Outputs

@@ -1,7 +1,7 @@
 import pytest
 from cardiac.data.readers import DataError
 from cardiac.report.published import read_published
-from cardiac.run.metrics import Cell
+from cardiac.report.tables import Cell
 
 
 @pytest.fixture

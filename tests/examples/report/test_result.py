@@ -4,9 +4,9 @@ import re
 
 import pytest
 from cardiac.report.comparison import Difference, compare
-from cardiac.report.report import tabulate
 from cardiac.report.result import dice_table, difference_table, forests, gain, headline
-from cardiac.run.metrics import Score
+from cardiac.report.tables import tabulate
+from cardiac.run.scores import Score
 
 
 def scores_of(means, *, stage="FTN"):

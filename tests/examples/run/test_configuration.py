@@ -3,6 +3,7 @@
 import acdc_cooperative
 import pytest
 from cardiac.data.readers import DataError
+from cardiac.run.arguments import parse
 from cardiac.run.configuration import read_arguments, to_toml, tomllib
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +28,8 @@ def written(folder, text):
     return str(path)
 
 
-def parse(*arguments):
-    return vars(acdc_cooperative.parse(arguments))
+def settings_of(*arguments):
+    return vars(parse(arguments))
 
 
 def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path):
@@ -46,8 +47,8 @@ def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path):
         seed = 5
         """,
     )
-    by_file = parse("--config", file)
-    by_flags = parse(
+    by_file = settings_of("--config", file)
+    by_flags = settings_of(
         *("--acdc", "some where", "--external", "A=one", "--external", "B=two", "--preset", "paper"),
         *("--methods", "noise", "table2", "--layers", "encoder[5]", "encoder[4]"),
         *("--learning-rate", "3e-3", "--batch-size", "6", "--halve", "--seed", "5"),
@@ -58,18 +59,18 @@ def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path):
 
 def test_flags_take_precedence_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = written(tmp_path, 'preset = "quick"\niterations = 7\nseed = 3\nhalve = false\nexternal = ["A=one"]\n')
-    settings = parse("--config", file, "--iterations", "9", "--external", "B=two")
+    settings = settings_of("--config", file, "--iterations", "9", "--external", "B=two")
     assert settings["iterations"] == 9
     assert settings["external"] == ["B=two"]
     assert (settings["seed"], settings["halve"], settings["batch_size"]) == (3, False, 8)
-    assert parse("--config", file, "--preset", "paper")["batch_size"] == 20
-    assert parse("--config", file, "--halve")["halve"] is True
+    assert settings_of("--config", file, "--preset", "paper")["batch_size"] == 20
+    assert settings_of("--config", file, "--halve")["halve"] is True
 
 
 def test_layers_on_the_command_line_replace_depths_in_the_file(tmp_path):
     file = written(tmp_path, "depths = [5, 4]\n")
-    assert parse("--config", file)["depths"] == [5, 4]
-    settings = parse("--config", file, "--layers", "encoder")
+    assert settings_of("--config", file)["depths"] == [5, 4]
+    settings = settings_of("--config", file, "--layers", "encoder")
     assert (settings["depths"], settings["layers"]) == ([], ["encoder"])
 
 

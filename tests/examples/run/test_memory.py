@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from cardiac.data.readers import DataError
-from cardiac.methods.models import Network
+from cardiac.methods.network import Network
 from cardiac.run.memory import memory_advice, ran_out_of_memory
-from cardiac.run.protocol import PRESETS
+from cardiac.run.presets import PRESETS
 
 FAILURES = {
     "CUDA": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

@@ -1,20 +1,14 @@
+"""Overlap and surface distances, against counts and slow loops."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np
 import pytest
 import torch
 from cardiac.data.readers import Frame
-from cardiac.run.metrics import (
-    Score,
-    column_mean,
-    count_cropped,
-    dice,
-    evaluate,
-    frame_scores,
-    segment,
-    summarise,
-    surface_distances,
-)
+from cardiac.run.metrics import dice, evaluate, frame_scores, segment, surface_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,10 +24,6 @@ def frame_of(labels, *, structures=("LV", "MYO", "RV"), patient="007", phase="ED
         group=group or {},
         cropped=cropped or {},
     )
-
-
-def score(structure, value, *, patient="007", phase="ED"):
-    return Score("standard", 0, "FTN", "ACDC", patient, phase, structure, "dice", value)
 
 
 def test_dice_equals_a_count_voxel_by_voxel():
@@ -219,32 +209,6 @@ def test_a_vendor_or_centre_that_is_not_known_gets_no_column():
     half = np.array([[1, 1, 0, 0]] * 4, np.float32)
     found = evaluated([echoed(half, group={"vendor": "B", "centre": "", "sex": "F"})])
     assert {column for column, _ in found} == {"M&Ms", "M&Ms/B"}
-
-
-def test_the_mean_weighs_patients_alike_however_many_frames_they_have():
-    scores = [score("LV", 0.2), score("LV", 0.4, phase="ES"), score("LV", 0.9, patient="008")]
-    assert column_mean(scores) == {"LV": pytest.approx((0.3 + 0.9) / 2)}
-
-
-def test_the_mean_keeps_structures_apart():
-    assert column_mean([score("LV", 0.5), score("RV", 0.1)]) == {"LV": 0.5, "RV": 0.1}
-
-
-def test_the_spread_over_draws_is_the_sample_deviation_and_absent_for_one_draw():
-    assert summarise([0.5]) == (0.5, None)
-    mean, spread = summarise([0.2, 0.4, 0.9])
-    assert mean == pytest.approx(0.5)
-    assert spread == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
-
-
-def test_labels_cut_off_by_the_crop_are_added_up_per_patient():
-    labels = np.zeros((1, 4, 4), np.uint8)
-    frames = [
-        frame_of(labels, patient="046", cropped={"LV": 0, "RV": 5}),
-        frame_of(labels, patient="046", phase="ES", cropped={"RV": 2}),
-        frame_of(labels, patient="007", cropped={"LV": 0}),
-    ]
-    assert count_cropped(frames) == {"046": {"RV": 7}}
 
 
 class Bright(torch.nn.Module):

@@ -1,11 +1,12 @@
 """Networks of a library in place of the paper's."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from cardiac.data.readers import DataError
-from cardiac.methods.models import Network, all_but_image_decoder
-from cardiac.run.hardness import dice_of_masked, mean_dice
-from cardiac.run.protocol import Preset
+from cardiac.methods.network import Network
+from cardiac.run.presets import Preset
 
 from latentaug import FTN, cooperative_backward
 
@@ -89,31 +90,3 @@ def test_what_cannot_be_built_is_one_line_with_the_reason(network, size, named):
     with pytest.raises(DataError, match=named) as caught:
         network.build(Preset(image_size=size, depth=2, width=2), {})
     assert "\n" not in str(caught.value)
-
-
-def test_dice_leaves_out_structures_that_nobody_has():
-    labels = torch.zeros(2, 8, 8, dtype=torch.long)
-    labels[:, 2:6, 2:6] = 1
-    predicted = labels.clone()
-    predicted[0, 2:6, 2:6] = 0
-    assert mean_dice([predicted], [(torch.zeros(2, 1, 8, 8), labels)]) == pytest.approx(2 * 16 / 48)
-
-
-def test_masked_codes_are_segmented_reproducibly():
-    torch.manual_seed(0)
-    model = Network().build(SMALL, {})
-    images, labels = torch.rand(3, 1, 64, 64), torch.randint(4, (3, 64, 64))
-    own, hard = dice_of_masked(model, [(images, labels)])
-    assert (own, hard) == dice_of_masked(model, [(images, labels)])
-    assert own == pytest.approx(mean_dice([model.eval()(images).argmax(1)], [(images, labels)]))
-    assert own != hard
-    assert hard != dice_of_masked(model, [(images, labels)], seed=1)[1]
-
-
-@pytest.mark.parametrize("name", ["FTN", "smp:Unet:resnet18"])
-def test_norm_frozen_covers_all_but_what_decodes_images(name):
-    model = Network(name).build(SMALL, {})
-    names = all_but_image_decoder(model)
-    covered = {id(p) for part in names for p in model.get_submodule(part).parameters()}
-    images = {id(p) for p in model.reconstruction.parameters()}
-    assert covered == {id(p) for p in model.parameters()} - images

@@ -1,9 +1,9 @@
 """The experiment on masked depths, from end to end on volumes so small that it takes seconds."""
 
-import masked_depths
 import pytest
+from cardiac.run import masked_depths
 
-from tests.examples.test_acdc_cooperative import write_patient
+from tests.support.patients import write_patient
 
 pytest.importorskip("segmentation_models_pytorch")
 

@@ -2,10 +2,9 @@
 
 import re
 
-import compare_runs
 import pytest
-from cardiac.report.report import write_scores
-from cardiac.run.metrics import Score
+from cardiac.report import compare_runs
+from cardiac.run.scores import Score, write_scores
 
 
 def write(folder, method, dice, draws=(0,)):

@@ -1,8 +1,12 @@
+"""Who trains, validates and is tested."""
+
+from __future__ import annotations
+
 import json
 
 import pytest
 from cardiac.data.readers import DataError
-from cardiac.run.protocol import DRAWS, POOL, PRESETS, TEST, VALIDATION, Split, choose_split, paper_split, read_split
+from cardiac.data.split import DRAWS, POOL, TEST, VALIDATION, Split, choose_split, paper_split, read_split
 
 SPLITS = [(draw, setting) for setting in (10, 70) for draw in range(3)]
 
@@ -143,11 +147,6 @@ def test_a_bad_split_file_is_refused_by_name(tmp_path, text, reason):
 def test_a_missing_split_file_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"absent\.json: not a split"):
         read_split(tmp_path / "absent.json", ["003"])
-
-
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_presets_keep_the_papers_grid_of_12_by_12_on_a_whole_image_and_so_10_by_10_on_a_crop_of_160(preset):
-    assert preset.side == {None: 12, 160: 10}[preset.crop] * 2**preset.depth
 
 
 def test_nobody_tested_validates():

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from cardiac.data.readers import STRUCTURES, DataError
-from cardiac.run.protocol import Preset
 from latentaug import FTN, CooperativeModel
 
 CLASSES = 1 + len(STRUCTURES)
 PAPERS = "FTN"
+
+
+class Sizes(Protocol):
+    """What a network is sized by; a preset says it."""
+
+    @property
+    def side(self) -> int:
+        """Side of the images."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the first level of the paper's network."""
+
+    @property
+    def depth(self) -> int:
+        """Levels of the paper's network."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +78,18 @@ class Network:
             "encoder_weights": self.encoder_weights,
         }
 
-    def build(self, preset: Preset, options: Mapping[str, Any]) -> CooperativeModel:
+    def build(self, sizes: Sizes, options: Mapping[str, Any]) -> CooperativeModel:
         """Make the network with its heads, from PyTorch's global random stream.
 
         Args:
-            preset: Sizes.
+            sizes: Sizes of the images and of the paper's network.
             options: Further arguments of `CooperativeModel`.
 
         Raises:
-            DataError: there is no such network or layer, or images of the preset's size don't suit it.
+            DataError: there is no such network or layer, or images of this size don't suit it.
         """
-        network = self._network(preset)
-        example = torch.zeros(2, 1, preset.side, preset.side)
+        network = self._network(sizes)
+        example = torch.zeros(2, 1, sizes.side, sizes.side)
         codes: dict[str, Any] = {"shape_code": [*self.layers]} if self.layers else {}
         if self.image_code is not None:
             codes["image_code"] = self.image_code
@@ -84,13 +99,13 @@ class Network:
             where = f" with --layers {' '.join(self.layers)}" if self.layers else ""
             where += f" with --image-code {self.image_code}" if self.image_code else ""
             raise DataError(
-                f"--model {self.name}{where} cannot be trained on images of {preset.side} x {preset.side}: "
+                f"--model {self.name}{where} cannot be trained on images of {sizes.side} x {sizes.side}: "
                 f"{_one_line(error)} Change it, or the images' size by --image-size, --crop and --halve."
             ) from None
 
-    def _network(self, preset: Preset) -> nn.Module:
+    def _network(self, sizes: Sizes) -> nn.Module:
         if self.name == PAPERS:
-            return FTN(num_classes=CLASSES, width=preset.width, depth=preset.depth)
+            return FTN(num_classes=CLASSES, width=sizes.width, depth=sizes.depth)
         try:
             import segmentation_models_pytorch as smp
         except ImportError:
@@ -103,12 +118,6 @@ class Network:
             return smp.create_model(**names, encoder_weights=self.encoder_weights, in_channels=1, classes=CLASSES)
         except Exception as error:  # whatever the library, or those that it asks for weights, may raise
             raise DataError(f"--model {self.name} cannot be made: {_one_line(error)} Correct it.") from None
-
-
-def all_but_image_decoder(model: CooperativeModel) -> tuple[str, ...]:
-    """Name the parts of the network and the shape prior, without what decodes images."""
-    parts = [f"model.{name}" for name, part in model.model.named_children() if part is not model.reconstruction]
-    return (*parts, "shape_prior")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,25 +1,14 @@
+"""What the tables of a run are written to."""
+
+from __future__ import annotations
+
 import csv
 import json
 
 import pytest
-from cardiac.report.report import (
-    AVERAGE,
-    Row,
-    columns_of,
-    curves_figure,
-    grid,
-    markdown,
-    read_scores,
-    replacing,
-    same_draws,
-    save_figure,
-    structure_grid,
-    tabulate,
-    write_report,
-    write_scores,
-)
-from cardiac.run.metrics import Cell, Score
-from matplotlib.figure import Figure
+from cardiac.report.tables import Cell, Row
+from cardiac.report.written import curves_figure, write_report
+from cardiac.run.scores import Score, read_scores
 
 CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"}}
 
@@ -48,86 +37,6 @@ def scores():
         for stage in ("FTN", "FTN+STN")
         for column in ("ACDC", "M&Ms", "M&Ms/A")
     ]
-
-
-def test_scores_come_back_from_a_file_whose_header_is_fixed(tmp_path):
-    file = tmp_path / "scores.csv"
-    line = Score("cooperative", 0, "FTN+STN", "RandSpike", "007", "ED", "LV", "dice", 0.83)
-    write_scores(file, [line])
-    assert file.read_text().splitlines() == [
-        "method,draw,stage,column,patient,phase,structure,metric,value",
-        "cooperative,0,FTN+STN,RandSpike,007,ED,LV,dice,0.83",
-    ]
-    assert read_scores(file) == [line]
-
-
-def test_a_cell_is_the_mean_over_structures_then_mean_and_spread_over_draws():
-    lines = [
-        score(0.2, draw=0, structure="LV"),
-        score(0.4, draw=0, structure="RV"),
-        score(0.5, draw=1, structure="LV"),
-        score(0.5, draw=1, structure="RV"),
-    ]
-    (row,) = tabulate(lines)
-    assert row.draws == (0, 1)
-    assert row.cells["ACDC"].mean == pytest.approx(0.4)
-    assert row.cells["ACDC"].spread == pytest.approx(0.2 / 2**0.5)
-    assert row.structures["ACDC"]["LV"].mean == pytest.approx(0.35)
-
-
-def test_the_average_is_over_columns_without_their_parts(scores):
-    row = tabulate(scores)[0]
-    # 0.2 and 0.3 in draw 0, 0.4 and 0.5 in draw 1; the vendor's column would lower it.
-    assert row.cells[AVERAGE].mean == pytest.approx(0.35)
-    assert row.cells[AVERAGE].spread == pytest.approx(0.2 / 2**0.5)
-
-
-def test_every_metric_has_a_table_of_its_own():
-    lines = [score(0.5), score(12.0, metric="hd95"), score(8.0, metric="hd95", patient="008")]
-    assert tabulate(lines)[0].cells["ACDC"].mean == 0.5
-    assert tabulate(lines, "hd95")[0].cells["ACDC"].mean == 10
-    assert tabulate(lines, "assd") == []
-
-
-def test_a_distance_is_averaged_over_the_volumes_that_have_one():
-    lines = [score(1.0, metric="missed"), score(0.0, metric="missed", patient="008")]
-    lines += [score(8.0, metric="hd95", patient="008")]
-    assert tabulate(lines, "hd95")[0].cells["ACDC"] == Cell(8, None)
-    assert tabulate(lines, "missed")[0].cells["ACDC"] == Cell(0.5, None)
-
-
-@pytest.mark.parametrize("where", [{"structure": "RV"}, {"draw": 1}])
-def test_a_cell_without_any_distance_of_a_structure_or_draw_stays_empty(where):
-    lines = [score(8.0, metric="hd95"), score(0.0, metric="missed"), score(1.0, metric="missed", **where)]
-    lines += [score(2.0, metric="hd95", column="SCD", draw=draw) for draw in {0, where.get("draw", 0)}]
-    (row,) = tabulate(lines, "hd95")
-    assert set(row.cells) == {"SCD"}
-    assert row.cells["SCD"].mean == 2
-
-
-def test_structures_have_rows_of_their_own_with_an_average():
-    lines = [score(0.8), score(0.4, structure="RV"), score(0.6, column="SCD")]
-    rows = tabulate(lines)
-    assert structure_grid(rows, columns_of(rows)) == [
-        ["method", "stage", "draws", "structure", "ACDC", "SCD", "average"],
-        ["standard", "FTN", "1", "LV", "0.800", "0.600", "0.700"],
-        ["standard", "FTN", "1", "RV", "0.400", "", "0.400"],
-    ]
-
-
-def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores):
-    rows = tabulate(scores)
-    assert [(row.method, row.stage) for row in rows] == [
-        (method, stage) for method in ("standard", "cooperative") for stage in ("FTN", "FTN+STN")
-    ]
-    assert columns_of(rows) == ["ACDC", "M&Ms", "average"]
-    assert columns_of(rows, parts=True) == ["M&Ms/A"]
-
-
-def test_markdown_lines_up():
-    lines = markdown(grid(tabulate([score(0.5), score(0.75, stage="FTN+STN")]), ["ACDC", "M&Ms"])).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[3].split() == ["|", "standard", "|", "FTN+STN", "|", "1", "|", "0.750", "|", "|"]
 
 
 def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
@@ -167,12 +76,6 @@ def test_methods_with_fewer_draws_have_a_table_of_those_that_all_have(tmp_path, 
         ("cooperative", [0]),
         ("ramp", [0]),
     ]
-
-
-def test_tables_with_something_to_compare_come_first(scores):
-    more = [s._replace(draw=2) for s in scores if s.method == "standard" and s.draw == 0]
-    assert [*same_draws([*scores, *more])] == ["draws 0, 1", "draws 0, 1, 2"]
-    assert same_draws([]) == {}
 
 
 def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path, scores):
@@ -236,21 +139,6 @@ def test_a_report_is_the_same_when_it_is_written_again(tmp_path, scores):
     assert [file.read_bytes() for file in files] == first
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    file = tmp_path / "table.md"
-    file.write_text("before")
-
-    def fail():
-        with replacing(file) as temporary:
-            temporary.write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert file.read_text() == "before"
-    assert [*tmp_path.iterdir()] == [file]
-
-
 def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
     curves = {
         "standard": [{"iteration": 1, "loss": 2.0}, {"iteration": 2, "loss": 1.0}],
@@ -263,11 +151,6 @@ def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
     assert {title: len(axes.lines) for title, axes in panels.items()} == {"loss": 2, "hard loss": 1}
     assert panels["loss"].lines[0].get_ydata().tolist() == [2.0, 1.0]
     assert panels["loss"].lines[1].get_color() == panels["hard loss"].lines[0].get_color()
-
-
-def test_a_figure_keeps_its_configuration_in_the_file(tmp_path):
-    save_figure(tmp_path / "figure.png", Figure(), CONFIGURATION)
-    assert b'"acdc": "phantom"' in (tmp_path / "figure.png").read_bytes()
 
 
 def test_twenty_curves_are_told_apart():

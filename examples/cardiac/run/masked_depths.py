@@ -4,8 +4,9 @@ Trains a U-Net on cardiac MR without hard examples, then masks its latent codes 
 a time, and the bottleneck together with more and more of the skips. Prints the Dice of what the masked codes decode to,
 with targeted masks that rank by each of their scores: mean and spread over masks.
 
-    python examples/masked_depths.py
-    python examples/masked_depths.py --acdc DIR --iterations 600
+    cd examples
+    python -m cardiac.run.masked_depths
+    python -m cardiac.run.masked_depths --acdc DIR --iterations 600
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 import segmentation_models_pytorch as smp
 import torch
+from torch import nn
+
 from cardiac.data.batches import Batch, TrainingBatches, validation_batches
 from cardiac.data.phantom import cached_phantom
 from cardiac.data.readers import STRUCTURES, DataError
 from cardiac.run.hardness import dice_of_masked, mean_dice
-from cardiac.run.protocol import PRESETS
+from cardiac.run.presets import PRESETS
 from cardiac.run.study import Sources, Study
-from torch import nn
-
 from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator
-from latentaug.augment.masks import Score
 
-SCORES = get_args(Score)
+Score: TypeAlias = Literal["signed", "magnitude", "harm"]
+SCORES: tuple[Score, ...] = get_args(Score)
 DEPTHS = range(5, 0, -1)
 """Outputs of the encoder that carry a code: the bottleneck, at stride 32, and the skips up to stride 2."""
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         preset = replace(PRESETS["quick"], image_size=options.image_size, iterations=options.iterations)
         study = Study(Sources(options.acdc or cached_phantom()[0], None, {}), preset)
         unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=1 + len(STRUCTURES))
-        train(unet, study)
+        train(unet, study, options.iterations)
         unet.eval()
         volumes = validation_batches(study.validation(0), preset.side)
     except DataError as error:
@@ -66,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(unet: nn.Module, study: Study) -> None:
+def train(unet: nn.Module, study: Study, iterations: int) -> None:
     """Train on a cross entropy alone, on the batches that the cardiac example has."""
     preset = study.preset
     batches = TrainingBatches(
-        study.training(0), side=preset.side, batch_size=preset.batch_size, length=preset.iterations, seed=0, epoch=int
+        study.training(0), side=preset.side, batch_size=preset.batch_size, length=iterations, seed=0, epoch=int
     )
     optimizer = torch.optim.Adam(unet.parameters(), lr=preset.learning_rate)
     for step, (images, labels) in enumerate(batches, 1):
