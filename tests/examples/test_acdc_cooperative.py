@@ -1,5 +1,6 @@
 """The example's script from end to end, on volumes so small that a run takes seconds."""
 
+import csv
 import json
 import os
 import shutil
@@ -13,10 +14,10 @@ import pytest
 import torch
 from cardiac.data.batches import TrainingBatches
 from cardiac.data.corruptions import VALIDATION_PARAMETERS
-from cardiac.report.conclusion import conclude
+from cardiac.report.conclusion import conclude, trained_alone
 from cardiac.run import callbacks, experiment, training
 from cardiac.run.arguments import parse
-from cardiac.run.outputs import Outputs
+from cardiac.run.outputs import Finished, Outputs
 from cardiac.run.presets import Preset
 from cardiac.run.scores import METRICS, read_scores
 
@@ -226,6 +227,48 @@ def test_without_a_shape_prior_there_is_one_stage(flags, tmp_path):
         ("noise", "FTN+STN"),
     ]
     assert "noise: standard, under Gaussian noise" in (output / "table.md").read_text()
+
+
+def test_the_network_alone_is_the_reference_and_no_report_has_numbers_of_heads_that_it_leaves_untrained(
+    flags, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    assert acdc_cooperative.main([*flags, "--output", str(output), "--methods", "standard", "plain"]) == 0
+    validated = [line for line in capsys.readouterr().out.splitlines() if "Validation: " in line]
+    assert ["reconstruction error" in line for line in validated] == [False, True]
+    assert ["hard dice" in line for line in validated] == [False, True]
+    place = output / "plain" / "draw-0"
+    about = json.loads((place / "done.json").read_text())
+    assert 0 <= about["validation dice"] <= 1
+    assert not {"reconstruction error", "hard dice"} & {*about}
+    assert not (place / "hard_examples.png").exists()
+    assert not (place / "hard_examples").exists()
+    rows = json.loads((output / "table.json").read_text())["rows"]
+    assert [(row["method"], row["stage"]) for row in rows] == [
+        ("plain", "FTN"),
+        ("standard", "FTN"),
+        ("standard", "FTN+STN"),
+    ]
+    assert "## Differences to plain, patient by patient" in (output / "table.md").read_text()
+    with (output / "comparison.csv").open(newline="") as file:
+        compared = {(line["method"], line["reference"], line["stage"]) for line in csv.DictReader(file)}
+    assert compared == {("standard", "plain", "FTN"), ("standard", "plain", "FTN+STN")}
+    page = (output / "report.html").read_text()
+    assert "points ahead of plain" in page
+    assert "Not kept" not in page
+
+
+def test_the_log_of_heads_that_are_left_untrained_is_not_shown():
+    log = [{"iteration": 1.0, "loss": 1.0, "reconstruction": 2.0, "shape_from_logits": 3.0, "val_refined_iou": 0.1}]
+    shown = {
+        name: [*trained_alone(Finished(name, 0, [], log, {}))[0]]
+        for name in ("plain", "standard-without-stn", "standard")
+    }
+    assert shown == {
+        "plain": ["iteration", "loss"],
+        "standard-without-stn": ["iteration", "loss", "reconstruction"],
+        "standard": [*log[0]],
+    }
 
 
 def test_how_hard_the_hard_examples_are_is_kept_and_said(whole, flags, capsys):

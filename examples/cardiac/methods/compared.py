@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cardiac.methods.method import Method, off
-from cardiac.methods.steps import mixup_backward
+from cardiac.methods.steps import mixup_backward, plain_backward
 from cardiac.methods.transforms import bias_field, gaussian_noise, random_convolution
 from latentaug import RandomChannelMask, cooperative_backward
 
 COMPARED: Mapping[str, Method] = {
+    "plain": Method("the network alone, by its cross entropy", step=plain_backward, reconstructs=False, refines=False),
     "standard": Method("no hard examples"),
     "standard-without-stn": Method(
         "the network alone, without a shape prior",

@@ -27,6 +27,7 @@ class Method:
         options: Arguments of `CooperativeModel` that are not its defaults.
         transform: Changes the images of a batch before the step.
         ramp: Fraction of the training over which the weights of the losses on hard examples rise from 0.
+        reconstructs: Whether the image decoder is trained, without which there are no hard images.
         refines: Whether the shape prior is trained.
         prepare: Sets what `CooperativeModel` can only be told once it is made.
     """
@@ -37,6 +38,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     transform: Transform | None = None
     ramp: float = 0.0
+    reconstructs: bool = True
     refines: bool = True
     prepare: Callable[[CooperativeModel], None] | None = None
 
@@ -53,6 +55,13 @@ class Method:
         if self.transform is not None:
             images = self.transform(images, generator or torch.default_generator)
         return self.step(model, images, labels, scaler=scaler, generator=generator)
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Words in the names of logged numbers that come from heads which it leaves untrained."""
+        decoder = () if self.reconstructs else ("reconstruction",)
+        prior = () if self.refines else ("refined", "shape")
+        return (*decoder, *prior)
 
     def describe(self, name: str) -> str:
         """Say in a line what the method is that the table calls `name`."""

@@ -9,8 +9,35 @@ from torch import Tensor, nn
 
 from latentaug import CooperativeModel, CooperativeOutput
 
+NOISE = 0.05
+"""Standard deviation of the noise on training images: what `CooperativeModel` adds for every other method."""
 MIXING = 0.2
 """Both parameters of the beta distribution that mixup draws from."""
+
+
+def plain_backward(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    generator: torch.Generator | None = None,
+) -> CooperativeOutput:
+    """Train the network alone by its cross entropy, on images as noisy as all other methods see them.
+
+    Neither the image decoder nor the shape prior is called, and neither gets a gradient.
+
+    Draws:
+        Noise per pixel, from `generator`, on its device.
+    """
+    assert isinstance(model, CooperativeModel)
+    generator = generator or torch.default_generator
+    noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
+    logits = model.model((images + NOISE * noise).clamp(0, 1))
+    loss = model.loss(logits, labels)
+    _backpropagate(loss, scaler)
+    terms = {"segmentation": loss.detach()}
+    return CooperativeOutput(loss.detach(), terms, logits.detach(), logits.detach(), None, None)
 
 
 def mixup_backward(
@@ -43,6 +70,10 @@ def mixup_backward(
     for name, logits in (("segmentation", output.logits), ("shape_from_logits", output.refined)):
         losses[name] = share * losses[name] + (1 - share) * model.weights[name] * model.loss(logits, labels[order])
     loss = torch.stack([*losses.values()]).sum()
-    with torch.autocast(images.device.type, enabled=False):
-        (loss if scaler is None else scaler.scale(loss)).backward()
+    _backpropagate(loss, scaler)
     return output._replace(loss=loss, losses=losses)
+
+
+def _backpropagate(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    with torch.autocast(loss.device.type, enabled=False):
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cardiac.data.readers import DataError
-from cardiac.report.comparison import REFERENCE, compare, comparison_grid
+from cardiac.report.comparison import REFERENCES, compare, comparison_grid, reference_of
 from cardiac.report.tables import columns_of, grid, markdown, same_draws, tabulate
 from cardiac.run.scores import Score, read_scores
 
@@ -24,13 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders with a scores.csv")
-    parser.add_argument("--reference", default=REFERENCE, metavar="METHOD", help="default: %(default)s")
+    about = f"what others are compared with (default: {', else '.join(REFERENCES)})"
+    parser.add_argument("--reference", metavar="METHOD", help=about)
     options = parser.parse_args(arguments)
     try:
         scores = together(options.runs)
-        if options.reference not in {score.method for score in scores}:
+        reference = options.reference or reference_of(scores)
+        if reference not in {score.method for score in scores}:
             raise DataError(
-                f"--reference {options.reference}: no run has it; they have "
+                f"--reference {reference}: no run has it; they have "
                 f"{', '.join(dict.fromkeys(score.method for score in scores))}. Name one of these."
             )
     except DataError as error:
@@ -39,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, of_these in same_draws(scores).items():
         rows = tabulate(of_these)
         print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows)))}\n")
-    print(f"Less that of {options.reference} on the same draws:\n")
-    print(markdown(comparison_grid(one for one in compare(scores, options.reference) if one.metric == "dice")))
+    print(f"Less that of {reference} on the same draws:\n")
+    print(markdown(comparison_grid(one for one in compare(scores, reference) if one.metric == "dice")))
     return 0
 
 

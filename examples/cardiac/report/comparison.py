@@ -17,8 +17,8 @@ from cardiac.run.scores import AVERAGE, DISTANCES, METRICS, PART, Score
 CLEAN = "ACDC"
 """The column of the test set that comes from where the training set does; all others are shifted."""
 SHIFTED = "average (shifted)"
-REFERENCE = "standard"
-"""The method that others are compared with."""
+REFERENCES = ("plain", "standard")
+"""The methods that others are compared with: the first of these that is there."""
 RESAMPLES = 5000
 
 ABOUT = (
@@ -29,7 +29,8 @@ ABOUT = (
     "their test patients, so more draws are not more patients: neither interval nor p says how training on others "
     "would change a difference, only the differences by draw do. Averages weigh columns alike and resample the "
     'patients of each data set apart; "shifted" are all columns but ACDC. p is not corrected for the number of rows. '
-    "With fewer than six patients it cannot fall below 0.05."
+    "With fewer than six patients it cannot fall below 0.05. Where the reference has no shape prior, "
+    "its network alone is what the stages of the others are compared with."
 )
 
 
@@ -83,19 +84,28 @@ class _Pair(NamedTuple):
     value: float
 
 
+def reference_of(scores: Iterable[Score]) -> str:
+    """Name the method that others are compared with: the network alone where it was trained, else standard training."""
+    methods = {score.method for score in scores}
+    return next((name for name in REFERENCES if name in methods), REFERENCES[-1])
+
+
 def compare(
-    scores: Iterable[Score], reference: str = REFERENCE, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: Sequence[Score], reference: str | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Difference]:
     """Compare every method with the reference, for each metric, stage and column, and over columns.
 
-    The share of structures missed is compared only where one is missed.
+    What a shape prior corrected is compared with the network alone where the reference has no shape prior. The share of
+    structures missed is compared only where one is missed.
 
     Args:
         scores: Of all methods; only what both of a pair have is used.
-        reference: The method to compare with; without scores of it there is nothing to compare.
+        reference: The method to compare with, `reference_of` them if None; without scores of it there is nothing to
+            compare.
         resamples: How often patients are drawn anew for the interval.
         seed: Of these draws; every interval starts from it, so that none depends on what else is compared.
     """
+    reference = reference or reference_of(scores)
     groups: dict[tuple[str, str], dict[str, dict[_Key, float]]] = defaultdict(lambda: defaultdict(dict))
     for s in scores:
         groups[s.metric, s.stage][s.method][s.column, s.draw, s.patient, s.phase, s.structure] = s.value
@@ -105,11 +115,12 @@ def compare(
             groups[metric, stage][method] = {key: value for key, value in values.items() if not missed.get(key)}
     found = []
     for metric, stage in product(METRICS, dict.fromkeys(stage for _, stage in groups)):
-        methods = groups[metric, stage]
-        if metric == "missed" and not any(value for values in methods.values() for value in values.values()):
+        theirs = groups[metric, stage if reference in groups["dice", stage] else _alone(stage)].get(reference, {})
+        methods = {name: values for name, values in groups[metric, stage].items() if name != reference}
+        if metric == "missed" and not any(any(values.values()) for values in (theirs, *methods.values())):
             continue
-        for method in (name for name in methods if name != reference):
-            pairs = _pairs(methods[method], methods.get(reference, {}))
+        for method, values in methods.items():
+            pairs = _pairs(values, theirs)
             tested = dict.fromkeys(column for column, *_ in groups["dice", stage][method])
             for name, columns in _rows(tested).items():
                 if all(column in pairs for column in columns):
@@ -117,6 +128,11 @@ def compare(
                     numbers = _numbers(chosen, METRICS[metric].higher_is_better, resamples, seed)
                     found.append(Difference(method, reference, stage, name, metric, **numbers))
     return found
+
+
+def _alone(stage: str) -> str:
+    """What the stage of the network alone is called: "Unet" of "Unet+STN"."""
+    return stage.partition("+")[0]
 
 
 def _pairs(ours: Mapping[_Key, float], theirs: Mapping[_Key, float]) -> dict[str, list[_Pair]]:

@@ -15,13 +15,13 @@ from cardiac.run.outputs import Finished, Outputs
 
 def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     """Write scores, tables, curves and the page of every training that is done in a folder, and print the table."""
-    finished = [*outputs.finished(METHODS)]
+    finished = [training._replace(log=trained_alone(training)) for training in outputs.finished(METHODS)]
     scores = [score for training in finished for score in training.scores]
     notes = notes_on(finished)
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
-    curves = {f"{training.method}, draw {training.draw}": curves_of(training) for training in finished}
+    curves = {f"{training.method}, draw {training.draw}": training.log for training in finished}
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
     write_page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
@@ -40,9 +40,9 @@ def notes_on(finished: Sequence[Finished]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def curves_of(training: Finished) -> list[dict[str, float]]:
-    """Return what was logged of what the method trains."""
-    untrained = () if METHODS[training.method].refines else ("refined", "shape")
+def trained_alone(training: Finished) -> list[dict[str, float]]:
+    """Return the log without the numbers of heads that the method leaves untrained."""
+    untrained = METHODS[training.method].untrained
     return [
         {name: value for name, value in line.items() if not any(word in name for word in untrained)}
         for line in training.log

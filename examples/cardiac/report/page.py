@@ -13,7 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from cardiac.data.readers import STRUCTURES
-from cardiac.report.comparison import ABOUT, REFERENCE, compare
+from cardiac.methods import METHODS
+from cardiac.report.comparison import ABOUT, compare, reference_of
 from cardiac.report.figures import (
     DASHES,
     LABEL,
@@ -30,7 +31,7 @@ from cardiac.report.tables import same_draws, tabulate
 from cardiac.run import cases, moments
 from cardiac.run.files import replacing
 from cardiac.run.outputs import Finished, Outputs
-from cardiac.run.scores import PART, Score, mean_of_known
+from cardiac.run.scores import PART, mean_of_known
 
 PAGE = "report.html"
 
@@ -48,30 +49,31 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
         notes: What a reader of the results should know.
     """
     scores = [score for run in runs for score in run.scores if score.metric == "dice"]
-    differences = compare(scores)
-    tables = [(title, tabulate(part), compare(part)) for title, part in same_draws(scores).items()]
+    reference = reference_of(scores)
+    differences = compare(scores, reference)
+    tables = [(title, tabulate(part), compare(part, reference)) for title, part in same_draws(scores).items()]
     colours = hues([*dict.fromkeys(run.method for run in runs)])
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = page.get_template("page.html").render(
-        headline=headline(*tables[0][1:]) if tables else headline([], []),
+        headline=headline(*tables[0][1:], reference) if tables else headline([], [], reference),
         quick=outputs.configuration["preset"] == "quick",
         methods=colours,
         draws=[*zip(sorted({run.draw for run in runs}), ("solid", "dashed", "dotted"), strict=False)],
         structures=", ".join(STRUCTURES),
         label=LABEL,
         prediction=PREDICTION,
-        reference=REFERENCE,
+        reference=reference,
         tables=[(title, dice_table(rows, gains)) for title, rows, gains in tables],
         tables_of_parts=[(title, dice_table(rows, gains, parts=True)) for title, rows, gains in tables],
         differences=difference_table(differences),
         differences_of_parts=difference_table(differences, parts=True),
-        forests=forests(differences, colours),
+        forests=forests(differences, colours, reference),
         about_differences=ABOUT,
         curves=_curves(runs, colours),
-        positions=_positions(outputs, runs, scores, colours),
+        positions=_positions(outputs, runs, colours),
         cases=_cases(outputs, runs),
         moments=_moments(outputs, runs),
         configuration=_flat(outputs.configuration),
@@ -104,15 +106,12 @@ def _curves(runs: Sequence[Finished], colours: Mapping[str, str]) -> dict[str, l
     return {group: found for group, found in panels.items() if found}
 
 
-def _positions(
-    outputs: Outputs, runs: Sequence[Finished], scores: Sequence[Score], colours: Mapping[str, str]
-) -> dict[str, Any]:
-    """Draw and list 2-D Dice by thirds of the heart, at the last stage: by column, and by structure over columns."""
+def _positions(outputs: Outputs, runs: Sequence[Finished], colours: Mapping[str, str]) -> dict[str, Any]:
+    """Draw and list 2-D Dice by thirds of the heart, by column and by structure, of each method's last stage."""
     kept, missing = _kept(outputs, runs, lambda place: cases.read_slices(place / cases.SLICES))
-    stage = scores[-1].stage if scores else ""
     values: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
     for run, slices in kept:
-        per_key = cases.by_third(slices, stage)
+        per_key = cases.by_third(slices, slices[-1].stage)
         columns = dict.fromkeys(column for column, _ in per_key)
         groups = {("column", column): [per_key[column, name] for name in STRUCTURES] for column in columns}
         groups |= {
@@ -139,7 +138,7 @@ def _positions(
         if kind == "column"
         for method, row in methods.items()
     ]
-    return {"stage": stage, "panels": panels, "lines": lines, "thirds": cases.THIRDS, "missing": missing}
+    return {"panels": panels, "lines": lines, "thirds": cases.THIRDS, "missing": missing}
 
 
 def _cases(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
@@ -157,7 +156,8 @@ def _cases(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _moments(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
-    """Draw the hard examples by draw and method, moment by moment."""
+    """Draw the hard examples by draw and method, moment by moment, of the methods that can make them."""
+    runs = [run for run in runs if METHODS[run.method].reconstructs]
     kept, missing = _kept(outputs, runs, lambda place: moments.read_moments(place / moments.FOLDER))
     draws: dict[int, list[tuple[Finished, Markup, list[tuple[int, str, Markup]]]]] = {}
     for run, found in kept:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cardiac.report.comparison import CLEAN, REFERENCE, SHIFTED, Difference
+from cardiac.report.comparison import CLEAN, SHIFTED, Difference
 from cardiac.report.figures import Span, forest
 from cardiac.report.tables import Row, columns_of
 from cardiac.run.scores import AVERAGE, PART
@@ -34,7 +34,7 @@ class Gain(NamedTuple):
     clear: bool
 
 
-def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> list[str]:
+def headline(rows: Sequence[Row], differences: Sequence[Difference], reference: str) -> list[str]:
     """Say which method has the best average, and how it, or the next one, compares with the reference.
 
     Only a `clear` difference is called one.
@@ -42,20 +42,21 @@ def headline(rows: Sequence[Row], differences: Sequence[Difference]) -> list[str
     Args:
         rows: What `tabulate` gives.
         differences: What `compare` gives.
+        reference: The method that others are compared with.
     """
     if not rows:
         return ["Nothing is scored yet."]
     best = max(rows, key=_average)
     said = f"The best average Dice is {_average(best):.3f}, by {best.method} ({best.stage})"
     compared = {(found.method, found.column): found for found in differences if found.stage == best.stage}
-    others = [row for row in rows if row.stage == best.stage and row.method != REFERENCE]
-    method = best.method if best.method != REFERENCE else max(others, key=_average, default=best).method
+    others = [row for row in rows if row.stage == best.stage and row.method != reference]
+    method = best.method if best.method != reference else max(others, key=_average, default=best).method
     found = {words: compared.get((method, column)) for column, words in HEADLINES.items()}
     sentences = [_sentence(difference, words) for words, difference in found.items() if difference is not None]
     return (
         [f"{said}.", *sentences]
         if sentences
-        else [f"{said}; at this stage no method can be compared with {REFERENCE}."]
+        else [f"{said}; at this stage no method can be compared with {reference}."]
     )
 
 
@@ -90,7 +91,7 @@ def difference_table(
     return columns, filled
 
 
-def forests(differences: Sequence[Difference], colours: Mapping[str, str]) -> list[Markup]:
+def forests(differences: Sequence[Difference], colours: Mapping[str, str], reference: str) -> list[Markup]:
     """Draw the differences of every method at its last stage, in points, all on one scale."""
     last = {found.method: found.stage for found in differences}
     spans: dict[str, list[Span]] = {method: [] for method in last}
@@ -101,7 +102,7 @@ def forests(differences: Sequence[Difference], colours: Mapping[str, str]) -> li
     ends = [0.0, *(end for of_method in spans.values() for span in of_method for end in span[1:])]
     margin = 0.04 * (max(ends) - min(ends)) or 1.0
     limits = min(ends) - margin, max(ends) + margin
-    xlabel = f"points ahead of {REFERENCE}"
+    xlabel = f"points ahead of {reference}"
     return [
         forest(f"{method} ({last[method]})", of_method, colours[method], xlabel=xlabel, limits=limits)
         for method, of_method in spans.items()

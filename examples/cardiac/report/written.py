@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cardiac.report.comparison import ABOUT, REFERENCE, Difference, compare, comparison_grid
+from cardiac.report.comparison import ABOUT, Difference, compare, comparison_grid, reference_of
 from cardiac.report.tables import Row, columns_of, grid, markdown, same_draws, structure_grid, tabulate
 from cardiac.run.files import save_figure, write_csv, write_text
 from cardiac.run.scores import METRICS, Score, write_scores
@@ -33,7 +33,7 @@ def write_report(
     notes: Sequence[str],
     *,
     published: Sequence[Row] = (),
-    reference: str = REFERENCE,
+    reference: str | None = None,
 ) -> str:
     """Write scores, configuration, comparison and tables (JSON, Markdown, PNG); return the Dice tables to print.
 
@@ -43,12 +43,13 @@ def write_report(
         configuration: Goes into every file.
         notes: What a reader should know, a line each.
         published: Rows that `read_published` gave, shown below those of this run.
-        reference: The method that the others are compared with.
+        reference: The method that the others are compared with; `reference_of` the scores if None.
     """
     tables = {
         title: {metric: tabulate(of_these, metric) for metric in METRICS}
         for title, of_these in (same_draws(scores) or {"": []}).items()
     }
+    reference = reference or reference_of(scores)
     differences = compare(scores, reference)
     shown, further, drawn = [], [], []
     for number, (title, rows) in enumerate(tables.items()):

@@ -1,17 +1,23 @@
-"""How hard the hard segmentations of a model are."""
+"""How well a model segments, and how hard its hard segmentations are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cardiac.data.batches import Batch
 from cardiac.data.readers import STRUCTURES
 from cardiac.run.metrics import dice
 from cardiac.run.scores import mean_of_known
 from latentaug import CooperativeModel
+
+
+@torch.no_grad()
+def dice_of(model: nn.Module, volumes: Sequence[Batch]) -> float:
+    """Return the mean Dice of what a model in eval mode segments."""
+    return mean_dice([model(images).argmax(1) for images, _ in volumes], volumes)
 
 
 def dice_of_masked(model: CooperativeModel, volumes: Sequence[Batch], *, seed: int = 0) -> tuple[float, float]:

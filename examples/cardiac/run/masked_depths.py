@@ -26,7 +26,7 @@ from torch import nn
 from cardiac.data.batches import Batch, TrainingBatches, validation_batches
 from cardiac.data.phantom import cached_phantom
 from cardiac.data.readers import STRUCTURES, DataError
-from cardiac.run.hardness import dice_of_masked, mean_dice
+from cardiac.run.hardness import dice_of, dice_of_masked
 from cardiac.run.presets import PRESETS
 from cardiac.run.study import Sources, Study
 from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with torch.no_grad():
-        print(f"Dice without masks: {mean_dice([unet(images).argmax(1) for images, _ in volumes], volumes):.3f}\n")
+    print(f"Dice without masks: {dice_of(unet, volumes):.3f}\n")
     print(f"| masked | {' | '.join(SCORES)} |\n|{' --- |' * (1 + len(SCORES))}")
     for layers in layer_sets():
         cells = [hard_dice(unet, layers, score, volumes, options.repeats) for score in SCORES]

@@ -22,7 +22,7 @@ from cardiac.run.callbacks import SaveOften
 from cardiac.run.cases import Cases
 from cardiac.run.environment import environment
 from cardiac.run.files import save_figure
-from cardiac.run.hardness import dice_of_masked
+from cardiac.run.hardness import dice_of, dice_of_masked
 from cardiac.run.metrics import evaluate
 from cardiac.run.moments import FOLDER, Moments
 from cardiac.run.outputs import Outputs
@@ -63,9 +63,10 @@ def train_and_test(
         device=device,
     )
     validation = validation_batches(study.validation(draw), preset.side, device)
-    refines = METHODS[method].refines
+    reconstructs, refines = METHODS[method].reconstructs, METHODS[method].refines
     timed = Timed(loader)
-    trainer.callbacks.append(Moments(outputs.place(method, draw) / FOLDER, validation))
+    if reconstructs:
+        trainer.callbacks.append(Moments(outputs.place(method, draw) / FOLDER, validation))
     trainer.fit(timed, validation, max_steps=iterations, monitor="refined_iou" if refines else "iou")
     if timed.share is not None:
         print(f"  data: {100 * timed.share:.1f} % of the training time", flush=True)
@@ -82,9 +83,8 @@ def train_and_test(
         scores = evaluate(model, sets, device, method=method, draw=draw, side=preset.side, stages=stages, watch=cases)
     cases.save(outputs.place(method, draw))
     print(f"  {iterations} iterations took {seconds:.0f} s, the tests {time.monotonic() - started:.0f} s.", flush=True)
-    reconstruction = trainer.evaluate(validation)["reconstruction"] / model.weights["reconstruction"]
-    own, hard = dice_of_masked(model, validation)
-    print(f"  Validation: reconstruction error {reconstruction:.4f}, Dice {own:.3f}, from masked codes {hard:.3f}.")
+    validated = validate(trainer, validation, reconstructs=reconstructs)
+    print(f"  Validation: {', '.join(f'{name} {value:.4f}' for name, value in validated.items())}.")
     shifted = shifted_dice(model, study.shifted_validation(draw), device, preset.side, stages)
     print(f"  Validation under other shifts than the tests': Dice {mean_of_known(shifted.values()):.3f}.")
     about = {
@@ -92,9 +92,7 @@ def train_and_test(
         "seconds": round(seconds, 1),
         "data share": timed.share,
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
-        "reconstruction error": reconstruction,
-        "validation dice": own,
-        "hard dice": hard,
+        **validated,
         "shifted validation dice": shifted,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -102,9 +100,20 @@ def train_and_test(
         **environment(command),
         "notes": notes,
     }
-    figure = hard_examples_figure(model, validation)
-    save_figure(outputs.place(method, draw) / "hard_examples.png", figure, outputs.configuration)
+    if reconstructs:
+        figure = hard_examples_figure(model, validation)
+        save_figure(outputs.place(method, draw) / "hard_examples.png", figure, outputs.configuration)
     outputs.finish(method, draw, scores, about)
+
+
+def validate(trainer: CooperativeTrainer, volumes: Sequence[Batch], *, reconstructs: bool) -> dict[str, float]:
+    """Return the Dice of the network on validation, and how hard examples are, of a method that can make them."""
+    model = cast(CooperativeModel, trainer.model)
+    if not reconstructs:
+        return {"validation dice": dice_of(model, volumes)}
+    error = trainer.evaluate(volumes)["reconstruction"] / model.weights["reconstruction"]
+    own, hard = dice_of_masked(model, volumes)
+    return {"reconstruction error": error, "validation dice": own, "hard dice": hard}
 
 
 def shifted_dice(

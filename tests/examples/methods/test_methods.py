@@ -1,5 +1,6 @@
 """Every method trains, differs from every other, repeats itself and goes on where it was left, on tiny volumes."""
 
+import inspect
 from itertools import permutations
 
 import numpy as np
@@ -9,7 +10,7 @@ from cardiac.data.batches import TrainingBatches, validation_batches
 from cardiac.data.readers import Frame
 from cardiac.methods import GROUPS, METHODS, chosen
 from cardiac.methods.network import Network
-from cardiac.methods.steps import mixup_backward
+from cardiac.methods.steps import NOISE, mixup_backward, plain_backward
 from cardiac.run.presets import Preset
 from cardiac.run.training import build_trainer
 from torch.nn import functional as F
@@ -91,6 +92,40 @@ def test_all_methods_start_from_the_same_weights():
     assert all(torch.equal(other, first) for other in others)
 
 
+def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_images_and_no_head_gets_one():
+    torch.manual_seed(0)
+    model, by_hand = Network().build(PRESET, {}), Network().build(PRESET, {})
+    by_hand.load_state_dict(model.state_dict())
+    ((images, labels),) = validation_batches(frames(), 24)
+    seen = []
+    model.reconstruction.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    model.shape_prior.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    output = METHODS["plain"].backward(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
+
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(by_hand.train().model((images + 0.05 * noise).clamp(0, 1)), labels)
+    loss.backward()
+    torch.testing.assert_close(output.loss, loss.detach())
+    assert {*output.losses} == {"segmentation"}
+    assert not seen
+    for (name, ours), theirs in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    assert all(parameter.grad is None for parameter in model.shape_prior.parameters())
+    assert all(parameter.grad is None for parameter in model.reconstruction.parameters())
+
+
+def test_the_plain_network_sees_the_noise_that_every_other_method_has():
+    model, inputs = cooperative_model(input_noise=NOISE), []
+    model.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
+    ((images, labels),) = validation_batches(frames(), 24)
+    for step in (plain_backward, standard_backward):
+        step(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(inputs[0], inputs[-1])
+    assert inspect.signature(CooperativeModel).parameters["input_noise"].default == NOISE
+
+
 def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
     torch.manual_seed(0)
     fresh = Network().build(PRESET, {}).shape_prior
@@ -99,9 +134,9 @@ def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
         assert torch.equal(parameter, trained.get_parameter(name)), name
 
 
-def cooperative_model():
+def cooperative_model(input_noise=0.0):
     torch.manual_seed(0)
-    return Network().build(PRESET, {"input_noise": 0.0})
+    return Network().build(PRESET, {"input_noise": input_noise})
 
 
 def test_mixup_mixes_images_and_both_segmentation_losses():
@@ -166,5 +201,6 @@ def test_groups_are_spelled_out_once_and_in_the_order_of_the_table():
     assert chosen(["cooperative", "standard"]) == ["standard", "cooperative"]
     assert chosen(["main", "cooperative", "noise"]) == chosen(["main"])
     assert {*chosen(["main", "table2"])} < {*METHODS}
-    assert {"standard", "cooperative"} <= {*GROUPS["main"]}
+    assert GROUPS["main"][:2] == ("plain", "standard")
+    assert GROUPS["main"][-1] == "cooperative"
     assert not {*METHODS} & {*GROUPS}

@@ -30,6 +30,14 @@ def test_methods_of_several_runs_are_in_one_table_and_compared(tmp_path, capsys)
     assert {(row[0], row[4]) for row in lines} == {("cooperative", "+0.250")}
 
 
+def test_the_network_alone_is_the_reference_where_a_run_has_it(tmp_path, capsys):
+    runs = [write(tmp_path / "a", "standard", 0.5), write(tmp_path / "b", "plain", 0.75)]
+    assert compare_runs.main(runs) == 0
+    said = capsys.readouterr().out
+    assert "Less that of plain on the same draws:" in said
+    assert "-0.250" in said
+
+
 def test_another_reference(tmp_path, capsys):
     runs = [write(tmp_path / "a", "standard", 0.5), write(tmp_path / "b", "cooperative", 0.75)]
     assert compare_runs.main([*runs, "--reference", "cooperative"]) == 0

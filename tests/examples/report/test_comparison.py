@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from cardiac.report.comparison import SHIFTED, compare, comparison_grid
+from cardiac.report.comparison import SHIFTED, compare, comparison_grid, reference_of
 from cardiac.run.scores import AVERAGE, Score
 from scipy.stats import bootstrap, wilcoxon
 
@@ -138,6 +138,39 @@ def test_every_method_is_compared_with_the_reference_that_is_named():
     means = {row.method: row.mean for row in compare(scores, "cooperative") if row.column == "ACDC"}
     assert means == pytest.approx({"standard": -0.2, "dropout": -0.3})
     assert compare(scores, "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("trained", "reference"),
+    [
+        (("cooperative", "standard", "plain"), "plain"),
+        (("cooperative", "standard"), "standard"),
+        (("plain", "mixup"), "plain"),
+        (("cooperative", "mixup"), "standard"),
+    ],
+)
+def test_the_network_alone_is_the_reference_where_it_is_there(trained, reference):
+    scores = [score(method, 0.5) for method in trained]
+    assert reference_of(scores) == reference
+    expected = {(name, reference) for name in trained if name != reference} if reference in trained else set()
+    assert {(row.method, row.reference) for row in compare(scores)} == expected
+
+
+def test_what_a_shape_prior_corrected_is_compared_with_the_network_alone_of_a_reference_without_one():
+    scores = [
+        score("plain", 0.5),
+        score("cooperative", 0.7),
+        score("cooperative", 0.8)._replace(stage="FTN+STN"),
+        score("cooperative", 0.9)._replace(stage="Unet+STN"),  # another network
+    ]
+    means = {row.stage: row.mean for row in compare(scores) if row.column == "ACDC"}
+    assert means == pytest.approx({"FTN": 0.2, "FTN+STN": 0.3})
+
+
+def test_a_reference_that_has_the_stage_is_compared_at_it():
+    scores = [score(name, value) for name, value in (("standard", 0.5), ("cooperative", 0.7))]
+    scores += [one._replace(stage="FTN+STN", value=one.value - 0.3 * (one.method == "standard")) for one in scores]
+    assert {row.stage: row.mean for row in compare(scores)} == pytest.approx({"FTN": 0.2, "FTN+STN": 0.5})
 
 
 def test_no_difference_at_all_has_no_p_and_one_patient_no_interval():

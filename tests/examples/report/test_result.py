@@ -30,7 +30,7 @@ SWAPPED = {({"standard": "cooperative"}.get(m, "standard"), column): value for (
 
 
 def said(scores):
-    return headline(tabulate(scores), compare(scores))
+    return headline(tabulate(scores), compare(scores), "standard")
 
 
 def test_the_headline_names_the_best_method_and_what_it_gains_where():
@@ -69,7 +69,7 @@ def test_the_headline_says_so_when_there_is_nothing_to_compare_with():
     assert said(alone) == [
         "The best average Dice is 0.631, by cooperative (FTN); at this stage no method can be compared with standard."
     ]
-    assert headline([], []) == ["Nothing is scored yet."]
+    assert headline([], [], "standard") == ["Nothing is scored yet."]
 
 
 def difference(mean, low, high, p, *, method="cooperative", stage="FTN", column="ACDC"):
@@ -83,7 +83,7 @@ def difference(mean, low, high, p, *, method="cooperative", stage="FTN", column=
 def test_a_difference_is_clear_only_if_interval_and_test_both_say_so(low, high, p):
     assert not difference(0.03, low, high, p).clear
     assert not difference(-0.03, low and -high, high and -low, p).clear
-    assert "no clear difference" in headline(tabulate(scores_of(BOTH)), [difference(0.03, low, high, p)])[1]
+    assert "no clear difference" in headline(tabulate(scores_of(BOTH)), [difference(0.03, low, high, p)], "standard")[1]
     assert difference(0.03, 0.01, 0.05, 0.049).clear
     assert difference(-0.03, -0.05, -0.01, 0.049).clear
 
@@ -133,7 +133,7 @@ def test_forest_plots_show_the_last_stage_of_each_method_on_one_scale():
         difference(0.02, 0.01, 0.4, 0.04, stage="FTN+STN", column="M&Ms/A"),
         difference(-0.04, -0.08, 0.01, 0.5, method="dropout", column="SCD"),
     ]
-    one, other = forests(found, {"cooperative": "#123456", "dropout": "#654321"})
+    one, other = forests(found, {"cooperative": "#123456", "dropout": "#654321"}, "standard")
     assert "cooperative (FTN+STN)" in one
     assert "#123456" in one
     assert "ACDC" in one
@@ -141,4 +141,4 @@ def test_forest_plots_show_the_last_stage_of_each_method_on_one_scale():
     assert "dropout (FTN)" in other
     ticks = [re.findall(r">(−?[\d.]+)</text>", svg) for svg in (one, other)]
     assert ticks[0] == ticks[1] != []
-    assert forests([], {}) == []
+    assert forests([], {}, "standard") == []
