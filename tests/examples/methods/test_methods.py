@@ -1,6 +1,5 @@
 """Every method trains, differs from every other, repeats itself and goes on where it was left, on tiny volumes."""
 
-import inspect
 from itertools import permutations
 
 import numpy as np
@@ -19,6 +18,7 @@ from latentaug import (
     FTN,
     CooperativeModel,
     CooperativeTrainer,
+    HardExamples,
     OneOf,
     RandomChannelMask,
     TargetedChannelMask,
@@ -117,13 +117,13 @@ def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_imag
 
 
 def test_the_plain_network_sees_the_noise_that_every_other_method_has():
-    model, inputs = cooperative_model(input_noise=NOISE), []
+    model, inputs = cooperative_model(noise=NOISE), []
     model.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
     ((images, labels),) = validation_batches(frames(), 24)
     for step in (plain_backward, standard_backward):
         step(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
     assert torch.equal(inputs[0], inputs[-1])
-    assert inspect.signature(CooperativeModel).parameters["input_noise"].default == NOISE
+    assert HardExamples().noise == NOISE
 
 
 def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
@@ -134,9 +134,9 @@ def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
         assert torch.equal(parameter, trained.get_parameter(name)), name
 
 
-def cooperative_model(input_noise=0.0):
+def cooperative_model(noise=0.0):
     torch.manual_seed(0)
-    return Network().build(PRESET, {"input_noise": input_noise})
+    return Network().build(PRESET, {"hard": HardExamples(noise=noise)})
 
 
 def test_mixup_mixes_images_and_both_segmentation_losses():
@@ -181,16 +181,20 @@ def test_a_transform_changes_images_before_the_step_and_no_labels():
 
 
 def test_random_masks_and_the_dropout_scheme_differ_in_their_rate():
-    assert METHODS["random-masks"].options["masker"].p == (0, 0.5)
-    assert METHODS["cooperative-dropout"].options["masker"].p == RandomChannelMask().p
+    assert METHODS["random-masks"].options["augment"].p == (0, 0.5)
+    assert METHODS["cooperative-dropout"].options["augment"].p == RandomChannelMask().p
 
 
 def test_hard_masks_are_the_three_schemes_without_annealing():
-    masker = METHODS["cooperative-hard-masks"].options["masker"]
+    masker = METHODS["cooperative-hard-masks"].options["augment"]
     assert isinstance(masker, OneOf)
-    assert [type(scheme) for scheme in masker.maskers] == [RandomChannelMask, TargetedChannelMask, TargetedSpatialMask]
+    assert [type(scheme) for scheme in masker.transforms] == [
+        RandomChannelMask,
+        TargetedChannelMask,
+        TargetedSpatialMask,
+    ]
     code, generator = torch.ones(20, 8, 6, 6), torch.Generator().manual_seed(0)
-    for scheme in masker.maskers:
+    for scheme in masker.transforms:
         factors = [scheme(code, torch.randn(code.shape, generator=generator), generator=generator) for _ in range(9)]
         values = {value for mask in factors for value in mask.factor.unique().tolist()}
         assert values == ({0, 2} if isinstance(scheme, RandomChannelMask) else {0, 1})

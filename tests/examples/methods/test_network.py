@@ -29,7 +29,7 @@ def test_a_librarys_network_has_its_code_found(name):
     library()
     model = Network(name).build(SMALL, {})
     assert (str(model.image_code), [str(code) for code in model.shape_codes]) == ("encoder[3]", ["encoder[5]"])
-    assert model.details == (0, 1)
+    assert model.maker.residual == (0, 1)
     assert model.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
 
 
