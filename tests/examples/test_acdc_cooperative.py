@@ -31,7 +31,7 @@ TINY = [
 ]
 FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
-    *("scores.csv", "table.json", "table.md", "table.png"),
+    *("scores.csv.gz", "table.json", "table.md", "table.png"),
 ]
 
 
@@ -69,7 +69,7 @@ def whole(flags, tmp_path_factory):
 def test_a_run_leaves_scores_table_and_figures(whole):
     assert sorted(path.name for path in whole.iterdir() if path.is_file()) == FILES
     assert all((whole / method / "draw-0" / "hard_examples.png").exists() for method in ("standard", "cooperative"))
-    scores = read_scores(whole / "scores.csv")
+    scores = read_scores(whole)
     columns = ["ACDC", "RandBias", "RandSpike", "RandGhosting", "RandMotion", "Other"]
     found = {(s.method, s.stage, s.column, s.phase, s.structure) for s in scores}
     for method in ("standard", "cooperative"):
@@ -123,10 +123,10 @@ def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
 
 
 def test_what_is_finished_is_not_run_again(whole, flags, monkeypatch):
-    before = (whole / "scores.csv").read_bytes()
+    before = (whole / "scores.csv.gz").read_bytes()
     monkeypatch.setattr(experiment, "train_and_test", None)
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
-    assert (whole / "scores.csv").read_bytes() == before
+    assert (whole / "scores.csv.gz").read_bytes() == before
 
 
 def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
@@ -141,10 +141,10 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, m
         patched.setattr(TrainingBatches, "batch", interrupt)
         assert acdc_cooperative.main([*flags, "--output", str(output)]) == 130
     assert f"--output '{output}'" in capsys.readouterr().err
-    assert not (output / "scores.csv").exists()
+    assert not (output / "scores.csv.gz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(output)]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (output / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (output / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
 def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
@@ -194,7 +194,7 @@ acdc_cooperative.main(sys.argv[1:])
     assert process.returncode == -signal.SIGKILL
     assert acdc_cooperative.main([*arguments, "--resume"]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
 def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
@@ -211,10 +211,10 @@ def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: --batch-size 4 was too much for the memory of cpu: lower --batch-size")
-    assert not (tmp_path / "run" / "scores.csv").exists()
+    assert not (tmp_path / "run" / "scores.csv.gz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
 def test_without_a_shape_prior_there_is_one_stage(flags, tmp_path):
@@ -303,8 +303,8 @@ def test_the_settings_that_a_run_leaves_behind_repeat_it(whole, flags, tmp_path,
     assert (whole / "run.toml").read_text() in capsys.readouterr().out
     elsewhere = ["--config", settings, "--methods", "standard", "--output", str(tmp_path)]
     assert acdc_cooperative.main(elsewhere) == 0
-    theirs = [score for score in read_scores(whole / "scores.csv") if score.method == "standard"]
-    assert read_scores(tmp_path / "scores.csv") == theirs
+    theirs = [score for score in read_scores(whole) if score.method == "standard"]
+    assert read_scores(tmp_path) == theirs
 
 
 def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, tmp_path, capsys):
@@ -329,7 +329,7 @@ def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
         before = {*user_cache.rglob("*")}
         assert acdc_cooperative.main([*flags, *standard, *choice, "--output", str(output)]) == 0
         assert {*user_cache.rglob("*")} == before
-        one, other = (folder / "standard" / "draw-0" / "scores.csv" for folder in (output, whole))
+        one, other = (folder / "standard" / "draw-0" / "scores.csv.gz" for folder in (output, whole))
         assert one.read_bytes() == other.read_bytes()
     assert (tmp_path / "kept").is_dir()
 
@@ -344,7 +344,7 @@ def test_the_share_of_time_spent_on_data_is_said_and_kept(flags, tmp_path, capsy
 def test_methods_may_be_run_apart_in_any_order(whole, flags, tmp_path):
     for method in ("cooperative", "standard"):
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path), "--methods", method]) == 0
-    assert (tmp_path / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
 def test_a_split_may_be_given(flags, tmp_path):
@@ -354,7 +354,7 @@ def test_a_split_may_be_given(flags, tmp_path):
     file.write_text(json.dumps({"train": ["C"], "validation": ["B"], "test": ["A"]}))
     output = ["--output", str(tmp_path / "run"), "--methods", "standard"]
     assert acdc_cooperative.main([*flags, "--split", str(file), *output]) == 0
-    acdc = {s.patient for s in read_scores(tmp_path / "run" / "scores.csv") if s.column != "Other"}
+    acdc = {s.patient for s in read_scores(tmp_path / "run") if s.column != "Other"}
     assert acdc == {"A"}
     assert f'split = "{file.resolve()}"' in (tmp_path / "run" / "run.toml").read_text()
     file.write_text(json.dumps({"train": ["B"], "validation": ["C"], "test": ["A"]}))
@@ -367,7 +367,7 @@ def test_published_numbers_are_shown_and_change_no_result(whole, flags, tmp_path
     file.write_text("method,stage,column,value\npaper,FTN,average,0.125\n")
     assert acdc_cooperative.main([*flags, "--published", str(file), "--output", str(tmp_path / "run")]) == 0
     assert "0.125" in next(line for line in capsys.readouterr().out.splitlines() if "| paper " in line)
-    for name in ("scores.csv", "comparison.csv", "configuration.json"):
+    for name in ("scores.csv.gz", "comparison.csv", "configuration.json"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -462,7 +462,7 @@ def test_results_of_other_settings_are_not_mixed(whole, flags, capsys):
     [
         (lambda folder: (folder / "configuration.json").write_text('{"preset": '), "configuration.json: not a file of"),
         (lambda folder: (folder / "standard" / "draw-0" / "log.csv").unlink(), "log.csv: cannot be read"),
-        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv").unlink(), "scores.csv: cannot be read"),
+        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv.gz").unlink(), "scores.csv.gz: cannot be read"),
     ],
 )
 def test_damaged_results_are_named(whole, flags, tmp_path, capsys, spoil, named):
@@ -484,7 +484,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused(flags, tmp_path, capsys
 def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert acdc_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 0
-    columns = {score.column for score in read_scores(tmp_path / "run" / "scores.csv")}
+    columns = {score.column for score in read_scores(tmp_path / "run")}
     parts = {"M&Ms/A", "M&Ms/B", "M&Ms/centre 1", "M&Ms/centre 2"}
     assert {"ACDC", "RandMotion", "M&Ms"} | parts <= columns
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}

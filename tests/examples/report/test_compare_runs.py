@@ -1,10 +1,11 @@
 """Runs of different settings, side by side."""
 
+import json
 import re
 
 import pytest
 from cardiac.report import compare_runs
-from cardiac.run.scores import Score, write_scores
+from cardiac.run.scores import Score, read_scores, write_scores
 
 
 def write(folder, method, dice, draws=(0,)):
@@ -15,7 +16,7 @@ def write(folder, method, dice, draws=(0,)):
         for column in ("ACDC", "RandBias")
         for patient in ("007", "008")
     ]
-    write_scores(folder / "scores.csv", scores)
+    write_scores(folder, scores)
     return str(folder)
 
 
@@ -44,11 +45,31 @@ def test_another_reference(tmp_path, capsys):
     assert "-0.250" in capsys.readouterr().out
 
 
+def test_what_a_run_makes_of_its_scores_is_made_again_from_a_folder_of_results(tmp_path, capsys):
+    results, again = tmp_path / "results", tmp_path / "again"
+    write(results, "standard", 0.5)
+    (results / "configuration.json").write_text('{"preset": "cpu"}')
+    about = {"iterations": 4, "seconds": 1.5, "notes": ["Ten patients train."]}
+    (results / "standard" / "draw-0").mkdir(parents=True)
+    (results / "standard" / "draw-0" / "done.json").write_text(json.dumps(about))
+    assert compare_runs.main([str(results), write(tmp_path / "b", "cooperative", 0.75), "--output", str(again)]) == 0
+    assert {"comparison.csv", "table.json", "table.md", "table.png"} <= {path.name for path in again.iterdir()}
+    page = (again / "table.md").read_text()
+    assert page.splitlines()[2] in capsys.readouterr().out
+    assert "- standard, draw 0: 4 iterations in 1.5 s." in page
+    assert json.loads((again / "table.json").read_text())["configuration"] == {str(results): {"preset": "cpu"}}
+    assert len(read_scores(again)) == 8
+    assert compare_runs.main([str(results), "--output", str(tmp_path / "one")]) == 0
+    assert json.loads((tmp_path / "one" / "table.json").read_text())["configuration"] == {"preset": "cpu"}
+
+
 @pytest.mark.parametrize(
     ("others", "error"),
     [
         (["b", "--reference", "mixup"], "--reference mixup: no run has it; they have standard, cooperative"),
-        (["c"], "c/scores.csv: cannot be read"),
+        (["c"], "c/scores.csv.gz: cannot be read"),
+        (["b", "--output", "a"], "--output a: the scores are read from there"),
+        (["b", "--output", "a/scores.csv.gz"], "a/scores.csv.gz: cannot be written to"),
         (["a"], "a: has standard, draw 0, as .*a has. Leave one of them out"),
     ],
 )

@@ -17,6 +17,7 @@ from cardiac.run.environment import environment
 from cardiac.run.metrics import evaluate
 from cardiac.run.moments import Moments
 from cardiac.run.outputs import Outputs
+from cardiac.run.scores import Score, read_scores, write_scores
 
 from latentaug import FTN, CooperativeModel
 
@@ -208,9 +209,9 @@ def test_the_page_is_made_from_the_folder_alone_and_always_the_same(copy, text):
 
 
 def test_other_metrics_than_dice_change_nothing(copy, text):
-    for file in copy.glob("*/*/scores.csv"):
-        with file.open("a") as lines:
-            lines.write("standard,0,FTN,ACDC,007,ED,LV,hd95,23.5\n")
+    for file in copy.glob("*/*/scores.csv.gz"):
+        distance = Score("standard", 0, "FTN", "ACDC", "007", "ED", "LV", "hd95", 23.5)
+        write_scores(file.parent, [*read_scores(file.parent), distance])
     assert write(copy) == text
 
 

@@ -31,7 +31,13 @@ def score(
 @pytest.fixture
 def scores():
     return [
-        score(value + 0.1 * (column == "M&Ms") + 0.2 * draw, method=method, stage=stage, column=column, draw=draw)
+        score(
+            round(value + 0.1 * (column == "M&Ms") + 0.2 * draw, 4),
+            method=method,
+            stage=stage,
+            column=column,
+            draw=draw,
+        )
         for method, value in (("standard", 0.2), ("cooperative", 0.4))
         for draw in range(2)
         for stage in ("FTN", "FTN+STN")
@@ -44,7 +50,7 @@ def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "comparison.csv",
         "configuration.json",
-        "scores.csv",
+        "scores.csv.gz",
         "table.json",
         "table.md",
         "table.png",
@@ -133,9 +139,9 @@ def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path
 
 def test_a_report_is_the_same_when_it_is_written_again(tmp_path, scores):
     write_report(tmp_path, scores, CONFIGURATION, [])
-    files = [tmp_path / name for name in ("scores.csv", "table.json", "table.md", "comparison.csv")]
+    files = [tmp_path / name for name in ("scores.csv.gz", "table.json", "table.md", "comparison.csv")]
     first = [file.read_bytes() for file in files]
-    write_report(tmp_path, read_scores(tmp_path / "scores.csv"), CONFIGURATION, [])
+    write_report(tmp_path, read_scores(tmp_path), CONFIGURATION, [])
     assert [file.read_bytes() for file in files] == first
 
 
