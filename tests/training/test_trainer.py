@@ -7,6 +7,7 @@ import random
 import sys
 from functools import partial
 from itertools import count
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,8 +80,8 @@ def test_training_lowers_the_loss(num_classes, spatial_dims):
     loader = squares(batch_size=3, num_classes=num_classes, size=(8,) * spatial_dims)
     seed_everything()
     trainer.fit(loader, loader, epochs=6)
-    first, last = trainer.history[0], trainer.history[-1]
-    assert last["loss"] < 0.8 * first["loss"]
+    first, *_, last = trainer.history
+    assert mean(epoch["loss"] for epoch in trainer.history[-3:]) < 0.8 * first["loss"]  # one alone depends on its masks
     assert last["val_loss"] < first["val_loss"]
 
 
