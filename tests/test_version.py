@@ -40,6 +40,6 @@ def test_a_checkout_that_was_never_installed_has_none() -> None:
     assert seen.stdout.strip() == "0+unknown"
 
 
-@pytest.mark.parametrize("path", ["latentaug/__init__.py", "CITATION.cff"])
-def test_no_other_file_states_it(path: str) -> None:
-    assert declared() not in (ROOT / path).read_text()
+@pytest.mark.parametrize("path", [Path(latentaug.__file__), ROOT / "CITATION.cff"], ids=lambda path: path.name)
+def test_no_other_file_states_it(path: Path) -> None:
+    assert declared() not in path.read_text()
