@@ -188,6 +188,7 @@ class TestMeasuring:
 
 
 def test_missing_values_are_blank_in_a_table_and_not_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
     table = Table("t", ("a", "b"), {"x": (1.0, None), "y": (2.0, 0.5)}, {"b": "{:.0%}"})
     assert table.markdown().splitlines()[2:] == ["| x | 1.00 |  |", "| y | 2.00 | 50% |"]
     write(Report([table], drawn="b"), "name", Options("cpu", 1, 1), tmp_path)
@@ -245,5 +246,7 @@ def test_the_authors_code_is_timed_beside_ours(checkout, tmp_path, capsys):
 
 
 def test_a_folder_without_it_is_left_out_and_said_so(tmp_path, capsys):
+    pytest.importorskip("nibabel")  # of the cardiac example, whose batches are timed
+    pytest.importorskip("matplotlib")
     assert main(["data", *QUICK, "--authors", str(tmp_path), "--output", str(tmp_path / "results")]) == 0
     assert "there is no medseg/ in it, so it is left out" in capsys.readouterr().err

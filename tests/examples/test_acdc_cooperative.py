@@ -554,7 +554,7 @@ def test_the_weights_that_are_asked_for_are_tested(
 
     def reconstruction_error(halved: str | None = None) -> float:
         if halved is not None:
-            was = torch.load(folder / f"{halved}.pt")
+            was = torch.load(folder / f"{halved}.pt", weights_only=True)
             halves = {n: t / 2 if t.is_floating_point() else t for n, t in was["model"].items()}
             torch.save({**was, "model": halves}, folder / f"{halved}.pt")
         assert acdc_cooperative.main([*flags, "--weights", weights, "--output", str(run)]) == 0
