@@ -65,7 +65,9 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
 
     Weights don't count, and the inputs of parts that are checkpointed do.
     """
-    parts = {"network": model.model, "image head": model.reconstruction, "shape prior": model.shape_prior}
+    parts = {"network": model.model, "image head": model.reconstruction}
+    if model.shape_prior is not None:
+        parts["shape prior"] = model.shape_prior
     sizes = dict.fromkeys([*parts, "losses"], 0)
     seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     running = ["losses"]

@@ -94,8 +94,8 @@ def trained(
 
 def compile_parts(model: CooperativeModel, **options: Any) -> None:
     """Compile the networks one by one; which of them run, and from which codes, is settled outside of them."""
-    prior = model.shape_prior
-    for part in (*model.model.children(), prior.encoder, prior.decoder):
+    prior = () if model.shape_prior is None else (model.shape_prior.encoder, model.shape_prior.decoder)
+    for part in (*model.model.children(), *prior):
         part.compile(**options)
 
 

@@ -24,14 +24,19 @@ model = nn.Sequential(encoder, decoder)
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 mask = TargetedChannelMask()  # or any other transform
 
-for iteration in range(60):
-    images, labels = discs(16)
+
+def losses(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of the image, and that of a replay from the masked code: one encoder pass for both."""
     with LatentTap(model, encoder) as tap:
         loss = cross_entropy(model(images), labels)
         hard = tap.replay(mask, objective=lambda output: cross_entropy(output, labels), generator=generator)
-        hard_loss = cross_entropy(hard, labels)
-        optimizer.zero_grad()
-        (loss + hard_loss).backward()
+        return loss, cross_entropy(hard, labels)
+
+
+for iteration in range(60):
+    loss, hard_loss = losses(*discs(16))
+    optimizer.zero_grad()
+    (loss + hard_loss).backward()
     optimizer.step()
     if iteration % 20 == 19:
         print(f"iteration {iteration + 1}: loss {loss.item():.3f}, with the code masked {hard_loss.item():.3f}")

@@ -28,10 +28,8 @@ for iteration in range(30):
     output.loss.backward()
     optimizer.step()
     if iteration % 10 == 9:
-        print(
-            f"iteration {iteration + 1}: "
-            + ", ".join(f"{name} {loss.item():.2f}" for name, loss in output.losses.items())
-        )
+        losses = ", ".join(f"{name} {loss.item():.2f}" for name, loss in output.losses.items())
+        print(f"iteration {iteration + 1}: {losses}")
 
 images, labels = batch()
 accuracy = (coop.predict(images) == labels).float().mean().item()  # with the shape prior's refinement
