@@ -67,6 +67,11 @@ class LatentTransform(nn.Module):
         self.per_sample = per_sample
         self._has_warned = False
 
+    @property
+    def any_layout(self) -> bool:
+        """Whether it makes no difference to it which axis holds the channels."""
+        return self.whole_pass
+
     # To be written by each transform ------------------------------------------------------------------------------
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
@@ -193,7 +198,7 @@ class LatentTransform(nn.Module):
         gate = draw((0.0, 1.0), (batch,) if self.per_sample else (), source, context.generator) < p
         if gate.is_cpu and not self.per_sample:  # known to Python already: nothing is computed for nothing
             return None if gate.any() else gate
-        return gate.to(context.device, non_blocking=source.type == "cpu") if gate.any() or not gate.is_cpu else gate
+        return gate if gate.is_cpu and not gate.any() else gate.to(context.device, non_blocking=gate.is_cpu)
 
 
 class Change:
