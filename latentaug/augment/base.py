@@ -64,6 +64,8 @@ class LatentTransform(nn.Module):
     def __init__(self, *, p: Range = 1.0, per_sample: bool = False) -> None:
         super().__init__()
         self.p = as_range("p", p)
+        if per_sample and type(self).loss is not LatentTransform.loss:
+            raise ValueError(f"{type(self).__name__} mixes labels, and so acts on a whole batch; got per_sample=True.")
         self.per_sample = per_sample
         self._has_warned = False
 
@@ -384,10 +386,14 @@ class Context:
 
     def beta(self, a: float, b: float, *shape: int) -> Tensor:
         """Sample from Beta(a, b)."""
-        # As torch.distributions does, which takes no generator; in float64, where small a and b don't underflow.
-        both = torch.tensor([a, b], dtype=torch.float64, device=source_of(self.generator)).expand(*shape, 2)
-        gammas: Tensor = torch._standard_gamma(both.contiguous(), generator=self.generator)
-        return self._moved((gammas[..., 0] / gammas.sum(-1)).float())
+        # torch.distributions takes no generator. Logarithms, as gammas of small a and b underflow: if G and U are
+        # samples of Gamma(a + 1) and U(0, 1), then G · U^(1/a) is one of Gamma(a).
+        source = source_of(self.generator)
+        both = torch.tensor([a, b], dtype=torch.float64, device=source).expand(*shape, 2).contiguous()
+        gammas: Tensor = torch._standard_gamma(both + 1, generator=self.generator)
+        uniform = torch.rand(both.shape, dtype=both.dtype, device=source, generator=self.generator)
+        first, second = (gammas.log() + torch.log1p(-uniform) / both).unbind(-1)
+        return self._moved((first - second).sigmoid().float())
 
     def choice(self, weights: Sequence[float]) -> int:
         """Sample a position by weights of any sum.
