@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from latentaug.augment.ranges import Range, as_range, draw, source_of
+from latentaug.augment.ranges import Range, as_range, draw, log_odds_of_beta, source_of
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Saliency: TypeAlias = Tensor | Callable[[], Tensor]
@@ -386,14 +386,7 @@ class Context:
 
     def beta(self, a: float, b: float, *shape: int) -> Tensor:
         """Sample from Beta(a, b)."""
-        # torch.distributions takes no generator. Logarithms, as gammas of small a and b underflow: if G and U are
-        # samples of Gamma(a + 1) and U(0, 1), then G · U^(1/a) is one of Gamma(a).
-        source = source_of(self.generator)
-        both = torch.tensor([a, b], dtype=torch.float64, device=source).expand(*shape, 2).contiguous()
-        gammas: Tensor = torch._standard_gamma(both + 1, generator=self.generator)
-        uniform = torch.rand(both.shape, dtype=both.dtype, device=source, generator=self.generator)
-        first, second = (gammas.log() + torch.log1p(-uniform) / both).unbind(-1)
-        return self._moved((first - second).sigmoid().float())
+        return self._moved(log_odds_of_beta(a, b, shape, self.generator).sigmoid().float())
 
     def choice(self, weights: Sequence[float]) -> int:
         """Sample a position by weights of any sum.
