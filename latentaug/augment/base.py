@@ -178,7 +178,7 @@ class LatentTransform(nn.Module):
 
     def _acts(self, code: Tensor, context: Context) -> bool:
         training = self.training if context.training is None else context.training
-        if not training and not self.acts_in_eval:
+        if (not training and not self.acts_in_eval) or (not len(code) and not self.is_mask):
             return False
         if not self.needs_partner or len(code) != 1:
             return True
