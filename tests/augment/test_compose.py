@@ -1,4 +1,4 @@
-"""Maskers made of maskers: products, choices, coins, and any nesting of them."""
+"""Transforms made of transforms: products, choices, coins, and any nesting of them; of maskers first."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.augment.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
+from latentaug.augment.drop import DropBlock
+from latentaug.augment.image import GIN
+from latentaug.augment.masks import LatentMask, Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
+from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.style import MixStyle
 from latentaug.layout import Layout
+from tests.support.codes import KINDS, Kind, seeded
 
 
 class Multiply(Masker):
@@ -269,3 +277,135 @@ def test_children_are_checked(kind: Callable[[list[object]], Masker]) -> None:
 def test_random_apply_checks_its_child() -> None:
     with pytest.raises(TypeError, match=r"RandomApply needs transforms; got 0\.5"):
         RandomApply(0.5)
+
+
+# Of any transforms ------------------------------------------------------------------------------------------------
+
+
+class AddMean(LatentTransform):
+    """Add a number, and the mean of what it was sampled for."""
+
+    def __init__(self, number: float = 0.0) -> None:
+        super().__init__()
+        self.number = number
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        return {"mean": code.mean()}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        return code + params["mean"] + self.number
+
+
+class RolledLabels(AddMean):
+    """Mix each label with the one `by` places on."""
+
+    def __init__(self, by: int, own: float) -> None:
+        super().__init__()
+        self.by, self.own = by, own
+
+    def loss(self, criterion: Any, logits: Tensor, labels: Tensor, **params: Any) -> Tensor:
+        rolled = criterion(logits, labels.roll(-self.by, 0))
+        loss: Tensor = self.own * criterion(logits, labels) + (1 - self.own) * rolled
+        return loss
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_compose_changes_what_the_last_one_made(kind: Kind) -> None:
+    parts = [MixStyle(p=1), TargetedChannelMask(0.4, 0), DropBlock(0.3, 3), AddMean(), GIN()]
+    code, saliency = kind.code(dtype=torch.float32), kind.code(seed=1, dtype=torch.float32)
+    change = Compose(parts)(code, saliency, layout=kind.layout, generator=seeded(2))
+    generator, expected = seeded(2), code
+    for part in parts:
+        expected = part(expected, saliency, layout=kind.layout, generator=generator).apply(expected)
+    torch.testing.assert_close(change.apply(code), expected)
+    assert not isinstance(change, LatentMask)
+
+
+def test_compose_keeps_the_order() -> None:
+    code = torch.tensor([[[1.0, 3.0]]])
+    assert Compose([AddMean(1), Multiply(10)])(code).apply(code).tolist() == [[[40, 60]]]
+    assert Compose([Multiply(10), AddMean(1)])(code).apply(code).tolist() == [[[31, 51]]]
+
+
+def test_compose_computes_one_saliency_for_transforms_of_any_kind() -> None:
+    saliency = Counted(normal(2, 8, 5, seed=1))
+    Compose([TargetedChannelMask(), AddMean(), TargetedSpatialMask()])(normal(2, 8, 5), saliency)
+    assert saliency.calls == 1
+
+
+def test_compose_mixes_labels_one_after_the_other() -> None:
+    logits, labels = normal(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    change = Compose([RolledLabels(1, 0.9), AddMean(), RolledLabels(2, 0.6)])(normal(5, 2, 4))
+    soft = F.one_hot(labels, 3).float()
+    soft = torch.stack([0.9 * soft[i] + 0.1 * soft[(i + 1) % 5] for i in range(5)])
+    soft = torch.stack([0.6 * soft[i] + 0.4 * soft[(i + 2) % 5] for i in range(5)])
+    torch.testing.assert_close(change.loss(F.cross_entropy, logits, labels), F.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "make", [OneOf, Compose, lambda parts: RandomApply(parts[0], 1)], ids=["OneOf", "Compose", "1"]
+)
+def test_a_choice_of_one_is_that_one(make: Callable[[list[LatentTransform]], LatentTransform], kind: Kind) -> None:
+    code = kind.code(dtype=torch.float32)
+    for part in (MixStyle(p=1), DropBlock(0.3, 3), GIN(p=0.5), ManifoldMixup()):
+        change = make([part])(code, layout=kind.layout, generator=seeded(2))
+        generator = seeded(2)
+        if not isinstance(make([part]), Compose):
+            torch.multinomial(torch.ones(1, dtype=torch.float64), 1, generator=generator)  # the choice
+        if isinstance(make([part]), RandomApply):
+            generator = seeded(2)
+            torch.rand((), generator=generator)
+        expected = part(code, layout=kind.layout, generator=generator)
+        assert torch.equal(change.apply(code), expected.apply(code))
+        assert change.whole_pass == part.whole_pass
+        assert (change.gate is None) == (expected.gate is None)
+
+
+def test_one_of_chooses_any_transform_by_weight() -> None:
+    choice = OneOf({AddMean(1): 3, Multiply(0): 1, ManifoldMixup(): 0})
+    code, generator = torch.zeros(1, 1, 1), seeded()
+    results = Counter(choice(code + 1, generator=generator).apply(code + 1).item() for _ in range(2000))
+    assert {value: n / 2000 for value, n in results.items()} == {3: share(0.75), 0: share(0.25)}
+
+
+def test_random_apply_leaves_codes_and_labels_alone_or_changes_both() -> None:
+    logits, labels, code = normal(8, 8), torch.arange(8), normal(8, 2, 5)
+    changes = [RandomApply(ManifoldMixup(), p=0.3)(code, generator=seeded(seed)) for seed in range(200)]
+    for change in changes:
+        same = torch.equal(change.loss(F.cross_entropy, logits, labels), F.cross_entropy(logits, labels))
+        assert same is torch.equal(change.apply(code), code) is not change.whole_pass
+    acted = sum(change.whole_pass for change in changes)
+    assert abs(acted - 60) < 4 * math.sqrt(200 * 0.3 * 0.7)
+
+
+def test_in_eval_mode_each_child_does_as_it_would_alone() -> None:
+    code = normal(3, 4, 6)
+    both = Compose([MixStyle(p=1), Multiply(3), GIN()]).eval()
+    assert torch.equal(both(code).apply(code), code * 3)
+    assert torch.equal(OneOf([MixStyle(p=1)]).eval()(code).apply(code), code)
+    alone = Compose([MixStyle(p=1), Multiply(3)])
+    alone.transforms[0].eval()
+    assert torch.equal(alone(code).apply(code), code * 3)
+
+
+def test_what_changes_a_whole_pass_stands_alone() -> None:
+    message = "Compose needs transforms of one code; got one that changes a whole pass"
+    with pytest.raises(TypeError, match=message):
+        Compose([ManifoldMixup(), RandomChannelMask()])
+    with pytest.raises(TypeError, match=message):
+        Compose([GIN(), OneOf([ManifoldMixup(), GIN()])])
+    assert Compose([ManifoldMixup()]).whole_pass
+    assert OneOf([GIN(), ManifoldMixup()]).whole_pass
+
+
+def test_a_layout_matters_if_it_does_to_any_child() -> None:
+    assert ManifoldMixup().any_layout
+    assert OneOf([ManifoldMixup(), RandomApply(ManifoldMixup())]).any_layout
+    assert not MixStyle().any_layout
+    assert not OneOf([ManifoldMixup(), MixStyle()]).any_layout
+
+
+def test_what_is_asked_for_is_what_any_child_asks_for() -> None:
+    assert Compose([GIN(), OneOf([MixStyle(), TargetedChannelMask()]), TargetedSpatialMask()]).needs == ("saliency",)
+    assert OneOf([GIN(), RandomChannelMask()]).needs == ()
