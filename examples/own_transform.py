@@ -27,8 +27,9 @@ class ChannelShift(LatentTransform):
 
     def transform(self, code: Tensor, **params: Any) -> Tensor:
         """Make the change: the same each time, and differentiable."""
-        shift = params["shift"].view(*code.shape[:2], *[1] * (code.ndim - 2))
-        return code + shift * code.std(dim=tuple(range(2, code.ndim)), keepdim=True).detach()
+        shift: Tensor = params["shift"].view(*code.shape[:2], *[1] * (code.ndim - 2))
+        deviation: Tensor = code.std(dim=tuple(range(2, code.ndim)), keepdim=True)
+        return code + shift * deviation.detach()
 
 
 torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """Cooperative training of a 3-D network with deep supervision, in a third of the memory of one backward pass."""
 
 import torch
-from monai.networks.nets import DynUNet
+from monai.networks.nets.dynunet import DynUNet
 
 from latentaug import CooperativeModel, HardExamples, cooperative_backward
 

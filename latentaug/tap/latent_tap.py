@@ -54,10 +54,14 @@ class Sampled(Protocol):
 class Sampler(Protocol):
     """A transform as this room sees it: a `latentaug.LatentTransform`."""
 
-    needs: tuple[str, ...]
-    make_params: Callable[..., Any]
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks for beyond the code."""
 
-    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Sampled:
+    def make_params(self, code: Tensor, context: Any) -> dict[str, Any]:
+        """Sample what a change consists of."""
+
+    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Any:
         """Sample a change."""
 
 

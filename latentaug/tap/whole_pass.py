@@ -307,7 +307,7 @@ def _constants(model: nn.Module) -> Iterator[int]:
 def _hold(tensor: Tensor) -> object:
     """Keep the identity of a tensor's memory, but not the memory."""
     try:
-        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        return StorageWeakRef(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # no memory of one piece
         return tensor
 
