@@ -7,6 +7,7 @@ files that a run makes of its scores are made of these, from one run or several.
     python examples/compare_runs.py runs/unet runs/unet-fine-code
     python examples/compare_runs.py runs/long runs/short --reference cooperative
     python examples/compare_runs.py benchmarks/results/cardiac_cpu/unet --output runs/unet-again
+    python examples/compare_runs.py runs/plain runs/unet --figure gains.png
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
 from cardiac.report.comparison import REFERENCES, compare, comparison_grid, reference_of
 from cardiac.report.conclusion import notes_on
+from cardiac.report.gains import gains_figure
 from cardiac.report.tables import columns_of, grid, markdown, same_draws, tabulate
 from cardiac.report.written import write_report
 from cardiac.run.outputs import done_in, read_json
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="METHOD", help=about)
     about = "write table.md, table.json, table.png and comparison.csv there"
     parser.add_argument("--output", type=Path, metavar="DIR", help=about)
+    about = "plot what the methods gain over the reference, to a PNG"
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(arguments)
     try:
         scores = together(options.runs)
@@ -53,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = tabulate(of_these)
         print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows)))}\n")
     print(f"Less that of {reference} on the same draws:\n")
-    print(markdown(comparison_grid(one for one in compare(scores, reference) if one.metric == "dice")))
+    differences = [one for one in compare(scores, reference) if one.metric == "dice"]
+    print(markdown(comparison_grid(differences)))
+    if options.figure is not None:
+        gains_figure(differences).savefig(options.figure, dpi=200, metadata={"Software": ""})
     return 0
 
 
