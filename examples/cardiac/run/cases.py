@@ -124,11 +124,11 @@ def read_slices(path: Path) -> list[SliceScore]:
     with path.open(newline="") as file:
         lines = [*csv.DictReader(file)]
     numbers = ("position", *STRUCTURES)
-    typed: list[dict[str, Any]] = [
-        {**line, "slice": int(line["slice"]), **{name: float(line[name] or "nan") for name in numbers}}
-        for line in lines
-    ]
-    return [SliceScore(**line) for line in typed]
+    scores = []
+    for line in lines:
+        values: dict[str, Any] = {name: float(line[name] or "nan") for name in numbers}
+        scores.append(SliceScore(**{**line, "slice": int(line["slice"]), **values}))
+    return scores
 
 
 def read_cases(path: Path) -> list[Case]:
