@@ -18,8 +18,9 @@ from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
 from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
-from latentaug.tap.plan import initialise, make_plan
+from latentaug.tap.plan import captured, initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
 from latentaug.tracing.infer_layout import infer_layout
 from latentaug.tracing.intercept import Override, is_compiled, overridden
 from latentaug.tracing.isolation import submodules
@@ -53,10 +54,14 @@ class Sampled(Protocol):
 class Sampler(Protocol):
     """A transform as this room sees it: a `latentaug.LatentTransform`."""
 
-    needs: tuple[str, ...]
-    make_params: Callable[..., Any]
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it asks for beyond the code."""
 
-    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Sampled:
+    def make_params(self, code: Tensor, context: Any) -> dict[str, Any]:
+        """Sample what a change consists of."""
+
+    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Any:
         """Sample a change."""
 
 
@@ -243,6 +248,11 @@ class LatentTap:
             )
         whole = isinstance(transform, Sampler) and getattr(transform, "whole_pass", False)
         sampled = self._sampled(transforms[:1] if whole else transforms, objective, generator)
+        if whole and count > 1 and not (sampled[0].whole_pass or _is_identity(sampled[0])):
+            raise ValueError(
+                f"LatentTap.draw needs, with {count} layers, a transform that changes the whole pass whatever it "
+                f"chooses, or never; got {transform!r}. Pass a list of one for each layer."
+            )
         return sampled[0] if len(sampled) == 1 else sampled
 
     def replay(
@@ -282,8 +292,9 @@ class LatentTap:
         if isinstance(code, Sampler):
             code = self.draw(code, objective=objective, generator=generator)
         if isinstance(code, Sampled) and code.whole_pass:
-            with self._shared.ours():
-                return capture.replay([None] * count, whole=code, full=full, detach=detach, update=update_stats)
+            return self._replay_whole(capture, code, full=full, detach=detach, update=update_stats)
+        if _is_identity(code):  # of a whole pass, which one stands for, however many layers
+            code = [None] * count
         given: list[New] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
         if len(given) != count:
             raise ValueError(f"LatentTap.replay needs {count} codes, one for each layer; got {len(given)}.")
@@ -292,6 +303,22 @@ class LatentTap:
             raise ValueError("LatentTap.replay needs a change of the whole pass by itself; got it in a list of codes.")
         with self._shared.ours():
             return capture.replay(new, full=full, detach=detach, update=update_stats)
+
+    def _replay_whole(self, capture: Capture, change: Sampled, *, full: bool, **how: bool) -> Any:
+        """Replay with a change of the whole pass; what a fast replay cannot follow, a full one may."""
+        nothing = [None] * len(capture.plan.spots)
+
+        def unmixed(inputs: Any) -> None:
+            captured(self._root, capture.plan, *inputs)[0].replay(nothing, whole=Unmixed(), full=True)
+
+        with self._shared.ours():
+            see_that_rows_are_samples(self._root, (capture.plan.spots, self._call), capture.inputs, unmixed)
+            try:
+                return capture.replay(nothing, whole=change, full=full, **how)
+            except CannotFollow:
+                if full or not capture.can_skip():
+                    raise
+                return capture.replay(nothing, whole=change, full=True, **how)
 
     def _sampled(
         self, given: Sequence[New], objective: Objective | None, generator: torch.Generator | None
@@ -323,7 +350,7 @@ class LatentTap:
                 )
             asked: dict[str, Any] = {} if objective is None else {"loss_at": functools.partial(loss_at, place)}
             saliency = None if objective is None else functools.partial(lambda i: saliencies()[i], place)
-            layout = Layout() if getattr(one, "whole_pass", False) else self.layers[place].layout
+            layout = Layout() if getattr(one, "any_layout", False) else self.layers[place].layout
             results.append(one(capture.codes[place], saliency, layout=layout, generator=generator, **asked))
         return results
 
@@ -382,6 +409,10 @@ class LatentTap:
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
         return spots, self._call, tuple([module.training for module in submodules(self._root)])
+
+
+def _is_identity(change: object) -> bool:
+    return isinstance(change, Sampled) and bool(getattr(change, "is_identity", False))
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

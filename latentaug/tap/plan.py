@@ -22,7 +22,7 @@ from latentaug.tracing.intercept import is_compiled, overridden
 from latentaug.tracing.isolation import plain_buffers, preserved_modes, sandbox, submodules
 from latentaug.tracing.location import Spot, device_of
 from latentaug.tracing.random_state import RandomState
-from latentaug.tracing.record import Call, ancestors, record
+from latentaug.tracing.record import Call, ancestors, can_be_watched, record
 from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, storage_of, tensors_in, version_of
 
 logger = logging.getLogger("latentaug")
@@ -83,8 +83,8 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
     names = frozenset(spot.name for spot in spots)
     # A compiled part runs other code while operations are watched, and shows none of them when it doesn't.
-    sources = () if any(map(is_compiled, submodules(model))) else spots
-    trace, _ = record(model, lambda: model(*args, **kwargs), inside=names, sources=sources)
+    watched = can_be_watched(inputs) and not any(map(is_compiled, submodules(model)))
+    trace, _ = record(model, lambda: model(*args, **kwargs), inside=names, sources=spots if watched else ())
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
         spots=spots,
