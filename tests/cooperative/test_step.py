@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import WEIGHTS
+from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.nets.functional import one_hot
 from tests.support.codes import seeded
