@@ -164,8 +164,6 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
     expected = capture.replay(codes, full=True)
     gradients, right = _checked_gradients(capture, expected, codes)
     plan = replace(plan, graphless=not right)
-    if not plan.kept:
-        return plan
     reason = _misfit(capture, inputs, codes, expected, gradients, graphless=plan.graphless)
     # What follows the code may keep state, or be checkpointed, where what precedes it does not.
     if reason and plan.late:
