@@ -757,6 +757,25 @@ def test_a_model_of_one_size_is_found_without_the_second_run() -> None:
     assert str(find_bottleneck(OneSize(Encoder()), images())) == "encoder[2]"
 
 
+def test_two_samples_are_run_and_the_code_is_that_of_the_whole_batch() -> None:
+    model, batch, seen = Net(Encoder()), torch.randn(5, 3, 32, 48), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    assert find_bottleneck(model, batch).shape == (5, 32, 8, 12)
+    assert find_codes(model, batch).image.shape[0] == 5
+    assert max(seen) == batch[:2].numel()
+
+
+def test_a_model_that_insists_on_its_batch_is_searched_too() -> None:
+    class Insists(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 3:
+                raise ValueError("three at a time")
+            return super().forward(x)
+
+    location = find_bottleneck(Insists(Encoder()), torch.randn(3, 3, 32, 48))
+    assert (str(location), location.shape[0]) == ("encoder[2]", 3)
+
+
 def test_logits_say_what_must_depend_on_the_code() -> None:
     class TwoHeads(nn.Module):
         def __init__(self) -> None:
