@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import CLASSES, MASKERS, bare, trained
+from latentaug import HardExamples
 
 GIGA = 1e9
 
@@ -49,10 +50,10 @@ NOTES = (
 )
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "saliency every 4th batch": {"saliency_every": 4},
-    "hard examples of half the batch": {"hard_share": 0.5},
-    "hard examples at half the side": {"hard_scale": 0.5},
-    "all three": {"saliency_every": 4, "hard_share": 0.5, "hard_scale": 0.5},
+    "saliency every 4th batch": {"hard": HardExamples(saliency_every=4)},
+    "hard examples of half the batch": {"hard": HardExamples(fraction=0.5)},
+    "hard examples at half the side": {"hard": HardExamples(scale=0.5)},
+    "all three": {"hard": HardExamples(saliency_every=4, fraction=0.5, scale=0.5)},
 }
 """Options of `CooperativeModel` that make a step cheaper and change its numbers."""
 

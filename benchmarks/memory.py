@@ -15,6 +15,7 @@ from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import bare, cooperative_model, trained
 from latentaug import FTN, CooperativeModel
+from latentaug.cooperative.stages import second_stage
 
 COLUMNS = ("peak GB", "left GB", "allocations", "over bare")
 FORMATS = {"peak GB": "{:.3f}", "left GB": "{:.3f}", "allocations": "{:,}"}
@@ -48,14 +49,14 @@ def stages(device: torch.device, *, images: int, side: int) -> dict[str, Step]:
     """Return the stages of a cooperative step, each as a step of its own."""
     model, inputs, labels = cooperative_model(device, FTN(num_classes=4), images, (side, side))
     model.to(memory_format=torch.channels_last)
-    call: Callable[..., Any] = partial(model, inputs, labels, generator=torch.Generator().manual_seed(0))
-    made = call(backward=True)
-    hard = partial(call, stage="hard", hard_examples=(made.hard_images, made.hard_segmentation), backward=True)
+    generator = torch.Generator().manual_seed(0)
+    run: Callable[..., Any] = partial(model.run_step, inputs, labels, generator, eager=True)
+    made = second_stage(run(stage="first"))
     return {
-        "standard stage": partial(call, stage="plain", backward=True),
-        "standard stage, making hard examples": partial(call, stage="standard", backward=True),
-        "hard stage": hard,
-        "one backward": lambda: call().loss.backward(),
+        "standard stage": partial(run, stage="standard"),
+        "standard stage, making hard examples": partial(run, stage="first"),
+        "hard stage": partial(run, stage=made),
+        "one backward": lambda: model(inputs, labels, generator=generator).loss.backward(),
     }
 
 
@@ -82,13 +83,13 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
             sizes[running[-1]] += storage.nbytes()
         return tensor
 
-    model(images, labels, stage="plain")  # the first time, the model is looked over as well
+    model(images, labels, stage="standard")  # the first time, the model is looked over as well
     with ExitStack() as stack:
         for name, module in parts.items():
             stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-        output = model(images, labels, stage="plain")
+        output = model(images, labels, stage="standard")
     del output  # kept until here, so that no storage takes the place of another
     return sizes
 

@@ -76,7 +76,7 @@ def trained(
     masks = None if masker is None else MASKERS[masker]()
     prior = ShapePrior(CLASSES).to(device)  # the paper's, for images of any size: one network in all tables
     model, inputs, labels = cooperative_model(
-        device, FTN(num_classes=CLASSES), images, (side, side), masker=masks, shape_prior=prior, **(options or {})
+        device, FTN(num_classes=CLASSES), images, (side, side), augment=masks, shape_prior=prior, **(options or {})
     )
     if channels_last:
         model.to(memory_format=torch.channels_last)

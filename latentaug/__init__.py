@@ -12,7 +12,10 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 `CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
 """
 
+from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
+from latentaug.augment.drop import DropBlock
+from latentaug.augment.image import GIN
 from latentaug.augment.masks import (
     LatentMask,
     Masker,
@@ -21,16 +24,20 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
     top_mask,
 )
-from latentaug.cooperative.losses import reconstruction_loss, segmentation_loss
+from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.style import MixStyle
+from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.cooperative.output import CooperativeOutput, HardExamples
+from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
+from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
-from latentaug.discovery.codes import find_codes
+from latentaug.discovery.codes import Codes, find_codes
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
 from latentaug.saliency import latent_saliency
+from latentaug.tap.augmented import augmented
 from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tap.describe import Description, describe
 from latentaug.tap.latent_tap import LatentTap
@@ -46,20 +53,29 @@ __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
     "FTN",
+    "GIN",
     "TOKENS",
     "Callback",
+    "Change",
     "CodeDecoupler",
+    "Codes",
     "Compose",
+    "Context",
     "CooperativeModel",
     "CooperativeOutput",
     "CooperativeTrainer",
     "Description",
+    "DropBlock",
+    "Explanation",
     "HardExamples",
     "LatentMask",
     "LatentTap",
+    "LatentTransform",
     "Layout",
     "Location",
+    "ManifoldMixup",
     "Masker",
+    "MixStyle",
     "OneOf",
     "PerStep",
     "Ramp",
@@ -70,6 +86,7 @@ __all__ = [
     "ShapePrior",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "augmented",
     "cooperative_backward",
     "describe",
     "find_bottleneck",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,6 +58,16 @@ class Layout:
         self._check(code)
         sites = code[:, self.prefix_tokens :] if self.prefix_tokens else code
         return sites.movedim(self.channel_dim, 1)
+
+    def put_back(self, view: Tensor, code: Tensor) -> Tensor:
+        """Bring what was made of the [B, C, *S] view back to the code's own layout; prefix tokens stay the code's.
+
+        Raises:
+            ValueError: The code has not the axes, or not the tokens, that this layout speaks of.
+        """
+        self._check(code)
+        tokens = view.movedim(1, self.channel_dim)
+        return torch.cat([code[:, : self.prefix_tokens], tokens], dim=1) if self.prefix_tokens else tokens
 
     def from_channels_first(self, factor: Tensor, code: Tensor) -> Tensor:
         """Bring a factor that broadcasts to the [B, C, *S] view back to the code's own layout; prefix tokens get ones.

@@ -24,16 +24,16 @@ Array = npt.NDArray[Any]
 COLOURS = ("#d55e00", "#56b4e9", "#f0e442", "#009e73", "#cc79a7", "#0072b2", "#e69f00")
 
 
-def draw_hard_examples(
+def plot_hard_examples(
     images: Tensor,
     labels: Tensor,
     *,
     image_saliency: Tensor,
-    image_factor: Tensor,
+    image_factor: Tensor | None,
     hard_images: Tensor,
     logits: Tensor,
     shape_saliency: Tensor,
-    shape_factor: Tensor,
+    shape_factor: Tensor | None,
     hard_segmentation: Tensor,
     refined: Tensor,
     samples: int = 4,
@@ -52,11 +52,11 @@ def draw_hard_examples(
         images: Clean images; the first channel is drawn.
         labels: Class indices; negative ones are left transparent.
         image_saliency: Gradient of the reconstruction loss with respect to the image code.
-        image_factor: Factor of the mask on the image code.
+        image_factor: Factor of the mask on the image code; None leaves the column empty.
         hard_images: Images decoded from the masked image code.
         logits: The model's prediction.
         shape_saliency: Gradient of the segmentation loss with respect to the shape code.
-        shape_factor: Factor of the mask on the shape code.
+        shape_factor: Factor of the mask on the shape code; None likewise.
         hard_segmentation: Logits decoded from the masked shape code.
         refined: Logits that the shape prior makes of `hard_segmentation`.
         samples: Rows, at most. Default 4.
@@ -78,16 +78,16 @@ def draw_hard_examples(
         >>> from latentaug.cooperative.model import CooperativeModel
         >>> images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
         >>> coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images)
-        >>> figure = draw_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
+        >>> figure = plot_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
         >>> len(figure.axes)
         18
     """
     if images.ndim not in (4, 5):
-        raise ValueError(f"draw_hard_examples needs images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}.")
+        raise ValueError(f"plot_hard_examples needs images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}.")
     size = tuple(images.shape[-2:])
     classes = max(logits.shape[1], 2)
     segmentation = _segmentation_painter(images, classes)
-    columns: list[tuple[str, Tensor, Callable[[Axes, int, Tensor], None]]] = [
+    columns: list[tuple[str, Tensor | None, Callable[[Axes, int, Tensor], None]]] = [
         ("image and labels", labels, segmentation),
         ("image saliency", image_saliency, _saliency_painter(size)),
         ("mask", image_factor, _mask_painter(size)),
@@ -102,8 +102,9 @@ def draw_hard_examples(
     figure, axes = _grid(rows, len(columns), aspect=size[0] / size[1])
     for column, (title, tensor, paint) in enumerate(columns):
         axes[0][column].set_title(title, fontsize=9)
-        for row in range(rows):
-            paint(axes[row][column], row, tensor.detach().float().cpu())
+        if tensor is not None:
+            for row in range(rows):
+                paint(axes[row][column], row, tensor.detach().float().cpu())
     return figure
 
 

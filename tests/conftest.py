@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +62,11 @@ def layout(layout_and_shape: tuple[Layout, tuple[int, ...]]) -> Layout:
 def code(layout_and_shape: tuple[Layout, tuple[int, ...]]) -> Tensor:
     """A code of 2 samples, 8 channels and 15 sites, in `layout`."""
     return torch.randn(layout_and_shape[1], generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """One process that talks to itself."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -6,7 +6,7 @@ from latentaug import FTN, CooperativeModel, RandomChannelMask, TargetedSpatialM
 
 pytest.importorskip("matplotlib")
 
-from latentaug.plot import draw_hard_examples
+from latentaug.plot import plot_hard_examples
 
 TITLES = [
     "image and labels",
@@ -46,7 +46,7 @@ def shown(figure, row, column):
 
 def test_every_panel_shows_its_tensor():
     given = tensors()
-    figure = draw_hard_examples(**given)
+    figure = plot_hard_examples(**given)
 
     assert [axes.get_title() for axes in figure.axes[: len(TITLES)]] == TITLES
     for row in range(2):
@@ -60,7 +60,7 @@ def test_every_panel_shows_its_tensor():
 
 def test_a_channel_mask_has_a_cell_for_each_channel_and_nothing_else():
     given = tensors(channels=10)
-    cells = shown(draw_hard_examples(**given), 0, 2)
+    cells = shown(plot_hard_examples(**given), 0, 2)
     assert cells.size == 12
     np.testing.assert_array_equal(cells.ravel()[:10], given["image_factor"][0].ravel())
     assert np.isnan(cells.ravel()[10:]).all()
@@ -68,36 +68,36 @@ def test_a_channel_mask_has_a_cell_for_each_channel_and_nothing_else():
 
 def test_of_volumes_the_middle_slice_is_drawn():
     given = tensors(spatial=(6, 16, 16), grid=(3, 4, 4))
-    figure = draw_hard_examples(**given)
+    figure = plot_hard_examples(**given)
     np.testing.assert_allclose(shown(figure, 0, 3), given["hard_images"][0, 0, 3])
     np.testing.assert_allclose(shown(figure, 0, 1), given["image_saliency"][0].mean(0)[1], rtol=1e-6)
 
 
 def test_tokens_are_laid_out_like_the_image():
     given = tensors(grid=(24,), factor=torch.ones(2, 10, 1))
-    assert shown(draw_hard_examples(**given), 0, 1).shape == (4, 6)
+    assert shown(plot_hard_examples(**given), 0, 1).shape == (4, 6)
 
 
 def test_ignored_pixels_are_left_transparent():
     given = tensors()
     given["labels"][0, :4] = -100
-    assert np.isnan(shown(draw_hard_examples(**given), 0, 0)[:4]).all()
+    assert np.isnan(shown(plot_hard_examples(**given), 0, 0)[:4]).all()
 
 
 def test_samples_bound_the_rows():
-    assert len(draw_hard_examples(**tensors(), samples=1).axes) == len(TITLES)
+    assert len(plot_hard_examples(**tensors(), samples=1).axes) == len(TITLES)
 
 
 def test_signals_are_refused():
     with pytest.raises(ValueError, match=r"needs images \[B, C, H, W\] or \[B, C, D, H, W\]; got \(2, 1, 16\)"):
-        draw_hard_examples(**tensors(spatial=(16,), grid=(4,)))
+        plot_hard_examples(**tensors(spatial=(16,), grid=(4,)))
 
 
 @pytest.mark.parametrize("masker", [RandomChannelMask(), TargetedSpatialMask(annealing=0)])
 def test_what_a_cooperative_model_explains_can_be_drawn_and_saved(masker, tmp_path):
     torch.manual_seed(0)
     images, labels = torch.rand(2, 1, 32, 32), torch.randint(4, (2, 32, 32))
-    coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images, masker=masker)
-    figure = draw_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
+    coop = CooperativeModel(FTN(width=4, depth=2), num_classes=4, example=images, augment=masker)
+    figure = plot_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
     figure.savefig(tmp_path / "hard.png")
     assert (tmp_path / "hard.png").read_bytes().startswith(b"\x89PNG")

@@ -1,38 +1,73 @@
-"""Maskers made of maskers, and the paper's own choice of them."""
+"""Transforms made of transforms, and the paper's own choice of masks."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latentaug.augment.base import Change, Context, Criterion, LatentTransform
 from latentaug.augment.masks import (
     LatentMask,
-    Masker,
     RandomChannelMask,
     Score,
     TargetedChannelMask,
     TargetedSpatialMask,
 )
-from latentaug.augment.ranges import as_share, draw
+from latentaug.augment.ranges import as_share, draw, source_of
+from latentaug.layout import Layout
 
 
-class Compose(Masker):
-    """Apply several maskers at once: the product of their factors.
+class _Composed(LatentTransform):
+    """Transforms made of others: their change is made of the changes of those that were chosen."""
 
-    Every masker sees the same unmasked code and the same saliency, which is computed once at most.
+    acts_in_eval = True  # which of the children do is theirs to say
+    gated = False
+
+    def __init__(self, transforms: Iterable[LatentTransform]) -> None:
+        super().__init__()
+        children = [_transform(self, one) for one in transforms]
+        if not children:
+            raise ValueError(f"{type(self).__name__} needs at least one transform; got none.")
+        self.transforms = nn.ModuleList(children)
+        self.needs = tuple(dict.fromkeys(need for child in children for need in child.needs))
+        self.whole_pass = any(child.whole_pass for child in children)
+        self.is_mask = all(child.is_mask for child in children)
+
+    def changed(self, code: Tensor, layout: Layout, params: dict[str, Any], gate: Tensor | None) -> Change:
+        """Wrap the changes: those of masks are one mask, their product; a single one is itself."""
+        changes: list[Change] = params["changes"]
+        if self.is_mask or (len(changes) == 1 and isinstance(changes[0], LatentMask)):
+            ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
+            factors = [change.factor for change in changes if isinstance(change, LatentMask)] or [ones]
+            factor = layout.from_channels_first(functools.reduce(torch.mul, factors), code)
+            return LatentMask(factor, transform=self, params=params, layout=layout)
+        if not changes:
+            return self.unchanged(code, layout)
+        if len(changes) == 1:
+            return Change(changes[0].transform, changes[0].params, layout=layout, gate=changes[0].gate)
+        return super().changed(code, layout, params, gate)
+
+
+class Compose(_Composed):
+    """Apply several transforms, one after the other.
+
+    Every transform sees what the last one made of the code; a mask, which only multiplies, sees the code as it is where
+    all of them are masks, and the result is a mask: the product of their factors. The saliency is computed once at
+    most, of the code as it was given.
 
     Args:
-        maskers: The maskers to multiply, drawn from in this order.
+        transforms: The transforms to apply, sampled in this order.
 
-    Draws:
-        What each masker draws, once per batch.
+    Samples:
+        What each transform samples.
 
     Raises:
-        TypeError: Something else than a masker is among them.
+        TypeError: Something else than a transform is among them, or one that changes a whole pass, as mixing does.
         ValueError: There is none.
 
     Example:
@@ -43,27 +78,48 @@ class Compose(Masker):
         (torch.Size([1, 8, 4, 4]), 32)
     """
 
-    def __init__(self, maskers: Iterable[Masker]) -> None:
-        super().__init__()
-        self.maskers = _children(self, maskers)
+    def __init__(self, transforms: Iterable[LatentTransform]) -> None:
+        super().__init__(transforms)
+        if self.whole_pass and len(self.transforms) > 1:
+            raise TypeError(
+                "Compose needs transforms of one code; got one that changes a whole pass, which the others cannot "
+                "follow. Tap two layers, or replay twice."
+            )
 
-    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
-        """Multiply the children's factors."""
-        return reduce(torch.mul, [_factor(masker, code, saliency, generator) for masker in self.maskers])
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample a change by each child."""
+        changes: list[Change] = []
+        for child in self.transforms:
+            changes.append(child(code, context, generator=context.generator))
+            if not self.is_mask:
+                code = changes[-1].apply(code)
+        return {"changes": changes}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Make the changes, one after the other."""
+        changes: list[Change] = params["changes"]
+        return functools.reduce(lambda changed, change: change.apply(changed), changes, code)
+
+    def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor, **params: Any) -> Tensor:
+        """Mix labels as the changes do, one after the other."""
+        changes: list[Change] = params["changes"]
+        for change in reversed(changes):
+            criterion = functools.partial(change.loss, criterion)
+        return criterion(logits, labels)
 
 
-class OneOf(Masker):
-    """Let one of several maskers, chosen at random, mask the whole batch.
+class OneOf(_Composed):
+    """Let one of several transforms, chosen at random, change the whole batch.
 
     Args:
-        maskers: A list of maskers, each as likely as the others; or a dict from masker to weight, of any sum.
+        transforms: A list of transforms, each as likely as the others; or a dict from transform to weight, of any sum.
 
-    Draws:
-        The masker once per batch, then what it draws itself. The choice becomes a Python number: with a generator on a
-        GPU that makes the host wait for it, with none or one on the CPU it does not.
+    Samples:
+        The transform once per batch, then what it samples itself. The choice becomes a Python number: with a generator
+        on a GPU that makes the host wait for it, with none or one on the CPU it does not.
 
     Raises:
-        TypeError: Something else than a masker is among them.
+        TypeError: Something else than a transform is among them.
         ValueError: There is none, or the weights are negative, not finite or all zero.
 
     References:
@@ -76,38 +132,35 @@ class OneOf(Masker):
         torch.Size([2, 8, 1, 1])
     """
 
-    def __init__(self, maskers: Iterable[Masker] | Mapping[Masker, float]) -> None:
-        super().__init__()
-        self.maskers = _children(self, maskers)
-        self.weights = tuple(maskers.values()) if isinstance(maskers, Mapping) else (1.0,) * len(self.maskers)
+    def __init__(self, transforms: Iterable[LatentTransform] | Mapping[LatentTransform, float]) -> None:
+        super().__init__(transforms)
+        self.weights = tuple(transforms.values()) if isinstance(transforms, Mapping) else (1.0,) * len(self.transforms)
         if not all(0 <= weight < math.inf for weight in self.weights) or not sum(self.weights):
             raise ValueError(f"OneOf needs weights >= 0, finite and not all zero; got {self.weights}.")
 
-    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
-        """Choose a child and return its factor."""
-        source = torch.device("cpu") if generator is None else generator.device
-        weights = torch.tensor(self.weights, dtype=torch.float64, device=source)
-        chosen = self.maskers[int(torch.multinomial(weights, 1, generator=generator))]
-        return _factor(chosen, code, saliency, generator)
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Choose a child and sample its change."""
+        chosen = self.transforms[context.choice(self.weights)]
+        return {"changes": [chosen(code, context, generator=context.generator)]}
 
     def extra_repr(self) -> str:
         """Show the weights where they differ."""
         return "" if len(set(self.weights)) == 1 else f"weights={self.weights}"
 
 
-class RandomApply(Masker):
-    """Mask the whole batch with probability `p`, or leave it alone.
+class RandomApply(_Composed):
+    """Change the whole batch with probability `p`, or leave it alone.
 
     Args:
-        masker: The masker to apply, or not.
+        transform: The transform to apply, or not.
         p: Probability of applying it, in [0, 1].
 
-    Draws:
-        Whether to mask once per batch, then what the masker draws. The choice becomes a Python number: with a generator
-        on a GPU that makes the host wait for it, with none or one on the CPU it does not.
+    Samples:
+        Whether to act once per batch, then what the transform samples. The choice becomes a Python number: with a
+        generator on a GPU that makes the host wait for it, with none or one on the CPU it does not.
 
     Raises:
-        TypeError: `masker` is no masker, or `p` no number.
+        TypeError: `transform` is no transform, or `p` no number.
         ValueError: `p` is outside [0, 1].
 
     Example:
@@ -116,16 +169,14 @@ class RandomApply(Masker):
         tensor([1.])
     """
 
-    def __init__(self, masker: Masker, p: float = 0.5) -> None:
-        super().__init__()
-        self.masker = _masker(self, masker)
-        self.p = as_share("p", p)
+    def __init__(self, transform: LatentTransform, p: float = 0.5) -> None:
+        super().__init__([transform])
+        self.p: float = as_share("p", p)
 
-    def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
-        """Return the child's factor, or ones."""
-        if draw((0.0, 1.0), (), torch.device("cpu"), generator) < self.p:
-            return _factor(self.masker, code, saliency, generator)
-        return torch.ones([1] * code.ndim, dtype=torch.float32, device=code.device)
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample the child's change, or none."""
+        acts = draw((0.0, 1.0), (), source_of(context.generator), context.generator) < self.p
+        return {"changes": [child(code, context, generator=context.generator) for child in self.transforms if acts]}
 
 
 def paper_masks(score: Score = "signed") -> OneOf:
@@ -138,7 +189,7 @@ def paper_masks(score: Score = "signed") -> OneOf:
     Example:
         >>> paper_masks()
         OneOf(
-          (maskers): ModuleList(
+          (transforms): ModuleList(
             (0): RandomChannelMask()
             (1): TargetedChannelMask()
             (2): TargetedSpatialMask()
@@ -148,21 +199,7 @@ def paper_masks(score: Score = "signed") -> OneOf:
     return OneOf([RandomChannelMask(), TargetedChannelMask(score=score), TargetedSpatialMask(score=score)])
 
 
-def _factor(
-    masker: nn.Module, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None
-) -> Tensor:
-    mask: LatentMask = masker(code, saliency, generator=generator)
-    return mask.factor
-
-
-def _children(owner: Masker, maskers: Iterable[Masker]) -> nn.ModuleList:
-    children = nn.ModuleList(_masker(owner, masker) for masker in maskers)
-    if not children:
-        raise ValueError(f"{type(owner).__name__} needs at least one masker; got none.")
-    return children
-
-
-def _masker(owner: Masker, candidate: object) -> Masker:
-    if not isinstance(candidate, Masker):
-        raise TypeError(f"{type(owner).__name__} needs maskers; got {candidate!r}. Pass an instance of a Masker.")
+def _transform(owner: LatentTransform, candidate: object) -> LatentTransform:
+    if not isinstance(candidate, LatentTransform):
+        raise TypeError(f"{type(owner).__name__} needs transforms; got {candidate!r}. Pass an instance of one.")
     return candidate

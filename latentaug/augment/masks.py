@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range, draw
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Score: TypeAlias = Literal["signed", "magnitude", "harm"]
-
-
-"""What targeted maskers rank channels or sites by; see `TargetedChannelMask`."""
-
-
+"""What targeted maskers rank channels or spatial positions by; see `TargetedChannelMask`."""
 _SCORES = get_args(Score)
 
 
-Saliency: TypeAlias = Tensor | Callable[[], Tensor]
-
-
-"""The saliency itself, or what computes it for a masker that asks."""
-
-
-class LatentMask(NamedTuple):
-    """A multiplicative mask of a latent code.
+class LatentMask(Change):
+    """The change that multiplies a latent code by a factor.
 
     Example:
         >>> import torch
@@ -44,16 +34,29 @@ class LatentMask(NamedTuple):
     factor: Tensor
     """Broadcastable to the code: 1 kept, 0 dropped, between annealed, above 1 rescaled."""
 
+    def __init__(
+        self,
+        factor: Tensor,
+        *,
+        transform: LatentTransform | None = None,
+        params: Mapping[str, Any] | None = None,
+        layout: Layout = CHANNELS_FIRST,
+    ) -> None:
+        super().__init__(Masker() if transform is None else transform, params or {"factor": factor}, layout=layout)
+        self.factor = factor
+
     def apply(self, code: Tensor) -> Tensor:
         """Multiply the code by the factor, cast to the code's dtype and device."""
         return code * self.factor.to(code.device, code.dtype)
 
+    __call__ = apply
 
-class Masker(nn.Module):
+
+class Masker(LatentTransform):
     """Turn a latent code into a `LatentMask`; the base of all maskers.
 
-    A masker has no parameters and does the same in train and eval mode. Subclasses write `sample` only, which always
-    sees channels first; `forward` takes any layout.
+    A masker does the same in train and eval mode. Subclasses write `sample` only, which always sees channels first;
+    calls take any layout.
 
     Example:
         >>> import torch
@@ -66,48 +69,32 @@ class Masker(nn.Module):
         tensor([0., 1., 1.])
     """
 
-    def forward(
-        self,
-        code: Tensor,
-        saliency: Saliency | None = None,
-        *,
-        layout: Layout = CHANNELS_FIRST,
-        generator: torch.Generator | None = None,
-    ) -> LatentMask:
-        """Draw a mask for this code.
-
-        Args:
-            code: The latent code, of any floating dtype; neither changed nor differentiated through.
-            saliency: Gradient of a task loss with respect to the code, shaped like it; or a callable without arguments
-                that returns it, called at most once and only if this masker needs it.
-            layout: Where channels and sites are in `code` and `saliency`.
-            generator: Source of the random draws, made on its device and then moved to the code's. Default: PyTorch's
-                global CPU generator, on any device, so that a seed means the same on each.
-
-        Shape:
-            code, saliency: [B, C, *S] (any layout given by `layout`).   factor: broadcastable to the code.
-
-        Raises:
-            TypeError: The code is not floating-point.
-            ValueError: The code does not fit the layout; or a needed saliency is missing or not shaped like the code.
-        """
-        if not code.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} needs a floating-point code; got {code.dtype}. Pass features, not labels."
-            )
-        shown = layout.to_channels_first(code.detach())
-        factor = self.sample(shown, _SaliencyOnDemand(self, saliency, code.shape, layout), generator)
-        return LatentMask(layout.from_channels_first(factor, code))
+    acts_in_eval = True
+    gated = False  # what maskers call p is a fraction of the code
+    is_mask = True
 
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Return the factor for a code [B, C, *S], with as many axes; `saliency()` gives the saliency in its shape."""
         raise NotImplementedError(f"{type(self).__name__} needs a method sample(code, saliency, generator) -> Tensor.")
 
-    def extra_repr(self) -> str:
-        """Show the arguments that differ from their defaults."""
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        options = [(p, getattr(self, p.name)) for p in parameters if p.default is not p.empty and hasattr(self, p.name)]
-        return ", ".join(f"{p.name}={value!r}" for p, value in options if value != p.default)
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample the factor."""
+        return {"factor": self.sample(code, context.saliency, context.generator)}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Multiply by the factor."""
+        factor: Tensor = params["factor"]
+        return code * factor.to(code.dtype)
+
+    def changed(self, code: Tensor, layout: Layout, params: dict[str, Any], gate: Tensor | None) -> LatentMask:
+        """Wrap a factor."""
+        factor = layout.from_channels_first(params["factor"], code)
+        return LatentMask(factor, transform=self, params=params, layout=layout)
+
+    def unchanged(self, code: Tensor, layout: Layout) -> LatentMask:
+        """Return the mask that keeps everything."""
+        ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
+        return self.changed(code, layout, {"factor": ones}, None)
 
 
 class RandomChannelMask(Masker):
@@ -158,6 +145,7 @@ class RandomChannelMask(Masker):
 class _TargetedMask(Masker):
     """Average the saliency over some axes and damp what has the highest score; subclasses name the axes."""
 
+    needs = ("saliency",)
     averaged_axes: slice  # of a code [B, C, *S]
 
     def __init__(
@@ -173,7 +161,6 @@ class _TargetedMask(Masker):
         self.percentile = as_range("percentile", percentile)
         self.annealing = as_range("annealing", annealing)
         self.score = score
-        self._has_warned = False
 
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Score the saliency and draw the factor, 1 wide along the averaged axes."""
@@ -338,32 +325,3 @@ def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: t
 def is_informative(score: Tensor) -> Tensor:
     """Say for each row [B, n] -> [B, 1] whether its scores are all finite and not all zero."""
     return score.isfinite().all(1, keepdim=True) & score.any(1, keepdim=True)
-
-
-class _SaliencyOnDemand:
-    """Return the saliency as [B, C, *S], and compute and check it only when first asked for."""
-
-    def __init__(self, masker: Masker, source: Saliency | None, shape: torch.Size, layout: Layout) -> None:
-        self._asked_by = type(masker).__name__
-        self._source = source
-        self._shape = shape
-        self._layout = layout
-        self._value: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self._value is None:
-            given = self._source() if callable(self._source) else self._source
-            self._value = self._layout.to_channels_first(self._checked(given).detach())
-        return self._value
-
-    def _checked(self, given: object) -> Tensor:
-        if not isinstance(given, Tensor):
-            came = "None" if given is None else type(given).__name__
-        elif given.shape != self._shape:
-            came = str(tuple(given.shape))
-        else:
-            return given
-        raise ValueError(
-            f"{self._asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
-            "Pass latent_saliency(loss, code), or use RandomChannelMask."
-        )

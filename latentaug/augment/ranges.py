@@ -1,4 +1,4 @@
-"""Numbers, or pairs of numbers that are drawn from."""
+"""Numbers, or pairs of numbers that are sampled from."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import torch
 from torch import Tensor
 
 Range: TypeAlias = float | tuple[float, float]
+"""A number is fixed; a pair (low, high) is sampled from uniformly."""
 
 
-"""A number is fixed; a pair (low, high) is drawn from uniformly."""
+def source_of(generator: torch.Generator | None) -> torch.device:
+    """Return the device that random numbers are made on: the generator's, or the CPU without one."""
+    return torch.device("cpu") if generator is None else generator.device
 
 
 def draw(value: Range, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Draw from U(low, high) in float32; a number stays itself, as a 0-dim tensor, and draws nothing.
+    """Sample from U(low, high) in float32; a number stays itself, as a 0-dim tensor, and samples nothing.
 
-    Draws on the generator's device (the CPU without one), since the same seed gives other numbers on other devices, and
-    then moves the result, for which the host does not wait.
+    Samples on the generator's device (the CPU without one), since the same seed gives other numbers on other devices,
+    and then moves the result, for which the host does not wait.
     """
     if not isinstance(value, tuple):
         return torch.full((), value, dtype=torch.float32, device=device)
     low, high = value
-    source = torch.device("cpu") if generator is None else generator.device
+    source = source_of(generator)
     uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device=source)
     # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
     return (low + (high - low) * uniform).to(device, non_blocking=source.type == "cpu")

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from latentaug.augment.masks import Masker
-from latentaug.augment.ranges import as_share
-from latentaug.cooperative.hard_examples import Every
+from latentaug.augment.base import LatentTransform
+from latentaug.augment.compose import paper_masks
+from latentaug.discovery.codes import Codes, find_codes
 from latentaug.nets.heads import ReconstructionHead, ShapePrior
 from latentaug.tap.latent_tap import LatentTap, Layer
 from latentaug.tracing.location import Location
 
-WEIGHTS = {
-    "segmentation": 1.0,
-    "reconstruction": 0.5,
-    "shape_from_logits": 1.0,
-    "shape_from_labels": 1.0,
-    "hard_image_segmentation": 1.0,
-    "hard_image_reconstruction": 0.5,
-    "shape_from_hard_image": 1.0,
-    "shape_from_hard_segmentation": 1.0,
-    "hard_code_segmentation": 0.0,
-}
+logger = logging.getLogger("latentaug")
 
-
-"""The paper's weights, by the names that `CooperativeOutput.losses` has.
-
-"hard_code_segmentation" isn't the paper's: the segmentation loss of what the masked shape codes decode to, whose
-gradient reaches decoder and encoder. It is computed only where it has a weight.
-"""
+ImageRange: TypeAlias = tuple[float, float] | None
+Layers: TypeAlias = Layer | Sequence[Layer]
 
 
 class Declaration(NamedTuple):
@@ -67,10 +54,10 @@ def new_reconstruction_head(
     return ReconstructionHead(channels, example.shape[1], code.stride, image_range=image_range, layout=code.layout)
 
 
-def new_shape_prior(num_classes: int, temperature: float, example: Tensor) -> ShapePrior:
+def new_shape_prior(num_classes: int, example: Tensor) -> ShapePrior:
     """Size the prior so that its code has about the paper's grid, 12 sites along the longest axis."""
     depth = max(1, round(math.log2(max(example.shape[2:]) / 12)))
-    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, temperature=temperature)
+    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2)
 
 
 def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
@@ -79,53 +66,98 @@ def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
     return head.to(like.device, like.dtype)
 
 
-def masker_pair(masker: object) -> tuple[Masker, Masker]:
-    """Return the maskers for image code and shape code; one masker is both.
+class FoundCodes(NamedTuple):
+    """Where images are decoded from, and where segmentations are replayed from."""
+
+    image: Location
+    shape: list[Location]
+    declared: bool
+    """Whether the image code is the one that the model declares, and has its own decoder for."""
+
+
+def resolve_codes(
+    model: nn.Module, codes: Codes | Mapping[str, Layers] | Layers | None, example: Tensor, logits: Any
+) -> FoundCodes:
+    """Find the codes that a user named, that the model declares, or that can be found.
 
     Raises:
-        TypeError: something is no masker, or there are not two.
+        ValueError: A name in a mapping is not "image" or "shape", or there is no such layer.
     """
-    pair = masker if isinstance(masker, tuple | list) else (masker, masker)
-    if len(pair) != 2 or not all(isinstance(one, Masker) for one in pair):
+    named: Mapping[str, Layers | None]
+    if isinstance(codes, Codes):
+        named = codes._asdict()
+    elif isinstance(codes, Mapping):
+        named = codes
+        if unknown := sorted(set(codes) - {"image", "shape"}):
+            raise ValueError(f"codes must name 'image' or 'shape'; got {', '.join(map(repr, unknown))}.")
+    else:
+        named = {} if codes is None else {"image": codes, "shape": codes}
+    image, shape = named.get("image"), named.get("shape")
+    declared = declaration(model)
+    if declared is not None:
+        image = declared.image_code if image is None else image
+        shape = declared.shape_code if shape is None else shape
+    elif image is None or shape is None:
+        found = find_codes(model, example, logits=logits)
+        image, shape = found.image if image is None else image, found.shape if shape is None else shape
+    place = coarsest(located(model, image, example))
+    return FoundCodes(place, located(model, shape, example), declared is not None and declared.image_code == str(place))
+
+
+def transform_pair(augment: object) -> tuple[LatentTransform, LatentTransform]:
+    """Return the transforms of image code and shape code; one transform is both.
+
+    Raises:
+        TypeError: Something is no transform, there are not two, or one cannot be used here.
+    """
+    augment = paper_masks() if augment is None else augment
+    pair = augment if isinstance(augment, tuple | list) else (augment, augment)
+    if len(pair) != 2 or not all(isinstance(one, LatentTransform) for one in pair):
         raise TypeError(
-            f"masker must be a Masker, or a pair of them for image code and shape code; got "
+            f"augment must be a transform, or a pair of them for image code and shape code; got "
             f"{[type(one).__name__ for one in pair]}. Pass an instance, such as paper_masks()."
         )
+    for one in pair:
+        if one.whole_pass:
+            raise TypeError(
+                f"augment must change one code; {type(one).__name__} mixes the samples of a whole pass. Use it with "
+                "LatentTap or augmented."
+            )
+        if needs := set(one.needs) - {"saliency"}:
+            raise TypeError(
+                f"augment must ask for no more than the saliency; {type(one).__name__} asks for {sorted(needs)[0]}. "
+                "Use it with LatentTap."
+            )
     return pair[0], pair[1]
 
 
-def complete_weights(given: Mapping[str, float]) -> dict[str, float]:
-    """Add the paper's weights of the losses that none is given for.
+def resolve_range(given: ImageRange | Literal["example"], example: Tensor, decoder: nn.Module | None) -> ImageRange:
+    """Return the range of the images: as it was given, as the image decoder has it, or as the example says.
 
     Raises:
-        ValueError: there is no loss of a name.
+        ValueError: It is no range.
     """
-    if unknown := sorted(set(given) - set(WEIGHTS)):
-        raise ValueError(f"CooperativeModel has no loss {', '.join(unknown)} to weigh; it has {', '.join(WEIGHTS)}.")
-    return {**WEIGHTS, **given}
-
-
-def saliency_schedule(saliency_every: int) -> Every | None:
-    """Return what tells whether the saliency is due; None if it always is.
-
-    Raises:
-        ValueError: not a whole number, or none above 0.
-    """
-    if isinstance(saliency_every, bool) or not isinstance(saliency_every, int) or saliency_every < 1:
-        raise ValueError(f"saliency_every must be a whole number of batches, 1 or more; got {saliency_every!r}.")
-    return None if saliency_every == 1 else Every(saliency_every)
-
-
-def positive_share(name: str, value: float) -> float:
-    """Return a share in (0, 1].
-
-    Raises:
-        ValueError: it is another number; `name` is what the message calls it.
-    """
-    share = as_share(name, value)
-    if share == 0:
-        raise ValueError(f"{name} must be above 0; got 0. To train without hard examples, use standard_backward.")
-    return share
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "example":
+            raise ValueError(f"image_range must be a pair (low, high), None or 'example'; got {given!r}.")
+        if decoder is not None and hasattr(decoder, "image_range"):
+            own: Any = decoder.image_range
+            return own  # type: ignore[no-any-return]
+        low, high = (float(value) for value in example.aminmax())
+        bounded = low >= 0 and high <= 1
+        logger.info(
+            "CooperativeModel takes images %s, as the example has values from %g to %g. Pass image_range= otherwise.",
+            "in 0..1" if bounded else "without bounds",
+            low,
+            high,
+        )
+        return (0.0, 1.0) if bounded else None
+    low, high = given
+    if not low < high:
+        raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {given}.")
+    return float(low), float(high)
 
 
 def existing_submodules(root: nn.Module, option: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -1,92 +1,285 @@
-"""What makes a cooperative step cheaper and changes its numbers: options of `CooperativeModel`, off by default."""
+"""Hard examples: codes of a pass in, hard images and hard segmentations out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from latentaug.augment.base import Change, LatentTransform
+from latentaug.augment.masks import LatentMask
+from latentaug.augment.ranges import Range, as_range, as_share, draw
+from latentaug.cooperative.code_taps import CodeTaps
+from latentaug.cooperative.eager_losses import Losses
+from latentaug.cooperative.logits import LogitsReader, Prediction
+from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, shrink, taken
+from latentaug.tracing.isolation import frozen_norm_statistics
+from latentaug.tracing.location import Location
+
+Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
+"""Callable (images, generator) -> noisy images."""
+
+RESIDUAL = (0.0, 1.0)
+"""Fraction of the residual that hard images keep, on a model that doesn't declare its codes."""
 
 
-class Every(nn.Module):
-    """Tell at the first call and at every `period`-th from there that it is time.
+@dataclass(frozen=True)
+class HardExamples:
+    """How hard examples are made, and what is learned from them.
 
-    The count is part of the state dict, so that training goes on from a checkpoint as it would have without.
+    Args:
+        residual: Fraction of the residual that hard images keep: of what the image has beyond its reconstruction. 0,
+            the paper's: a hard image is what the changed code decodes to, and as blurred. 1: the image itself, changed
+            by as much as its reconstruction is. A pair is sampled from uniformly, for each sample. Default None: 0 for
+            an image code that a model declares, as `FTN` does, and (0, 1) for any other, as models with skip
+            connections have codes that hold few details. See "Which code" in `docs/explanation/cardiac-example.md`.
+        noise: Standard deviation of the noise on training images, relative to `image_range`; or a callable
+            (images, generator) -> noisy images. Default 0.05, as in the authors' code.
+        fraction: Fraction of the batch, in (0, 1], that hard examples are made of; one sample at least.
+        scale: Size of hard examples along each axis, in (0, 1], relative to the images; up to whole positions of the
+            deepest code. Images, segmentations and the clean images are averaged, of labels the nearest are taken.
+        saliency_every: Batches from one whose saliency is computed to the next. Between them, transforms that ask for
+            it are given noise: changes of the same kind and strength at random places. The state dict keeps the count.
+        frozen_norms: Names of submodules, from the `CooperativeModel` on, whose batch normalisation learns no scale and
+            shift from the hard losses. The authors' code does so in all its networks but the image decoder; the paper
+            doesn't say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be
+            told.
+        separate: Stop the gradient from the shape prior into the model (an ablation of the paper).
 
-    Example:
-        >>> every = Every(3)
-        >>> [every() for _ in range(5)]
-        [True, False, False, True, False]
-    """
-
-    def __init__(self, period: int) -> None:
-        super().__init__()
-        self.period = period
-        self.calls = 0
-
-    def forward(self) -> bool:
-        """Count the call, and tell whether it is time."""
-        self.calls += 1
-        return (self.calls - 1) % self.period == 0
-
-    def get_extra_state(self) -> Tensor:
-        """Return the count: a tensor, as all else in a state dict is."""
-        return torch.tensor(self.calls)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take over a count."""
-        self.calls = int(state)
-
-    def extra_repr(self) -> str:
-        """Show the period."""
-        return str(self.period)
-
-
-def draw_samples(batch: int, share: float, device: torch.device, generator: torch.Generator | None) -> Tensor | None:
-    """Draw a share of a batch, at least one sample, and return the positions in order; None for all.
-
-    Example:
-        >>> draw_samples(8, 0.5, torch.device("cpu"), torch.Generator().manual_seed(0)).shape
-        torch.Size([4])
-        >>> draw_samples(8, 1.0, torch.device("cpu"), None) is None
-        True
-    """
-    if share == 1:
-        return None
-    source = torch.device("cpu") if generator is None else generator.device
-    drawn = torch.randperm(batch, generator=generator, device=source)[: max(1, round(share * batch))]
-    return drawn.sort().values.to(device, non_blocking=source.type == "cpu")
-
-
-def taken(tensor: Tensor, samples: Tensor | None) -> Tensor:
-    """Return the samples at these positions, in the memory format of all; None is all."""
-    return tensor if samples is None else tensor[samples]
-
-
-def scaled_size(size: Sequence[int], scale: float, stride: Sequence[float]) -> tuple[int, ...]:
-    """Return a size `scale` times as large along each axis, up to whole sites of a code with that stride.
+    Raises:
+        ValueError: A number is out of range.
+        TypeError: Something is no number.
 
     Example:
-        >>> scaled_size((192, 200), 0.5, (16, 16)), scaled_size((192, 200), 1, (16, 16))
-        ((96, 96), (192, 200))
+        >>> HardExamples(residual=(0, 1), fraction=0.5).residual
+        (0.0, 1.0)
     """
-    if scale == 1:
-        return tuple(size)
-    sites = [max(1, round(scale * n / step)) for n, step in zip(size, stride, strict=True)]
-    return tuple(min(n, round(m * step)) for n, m, step in zip(size, sites, stride, strict=True))
+
+    residual: Range | None = None
+    noise: float | Noise = 0.05
+    fraction: float = 1.0
+    scale: float = 1.0
+    saliency_every: int = 1
+    frozen_norms: Sequence[str] = ()
+    separate: bool = False
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        if self.residual is not None:
+            put("residual", as_range("residual", self.residual))
+        if not callable(self.noise) and not (isinstance(self.noise, int | float) and 0 <= self.noise < math.inf):
+            raise ValueError(f"noise must be 0 or more, or a callable (images, generator); got {self.noise!r}.")
+        for name in ("fraction", "scale"):
+            number = as_share(name, getattr(self, name))
+            if number == 0:
+                raise ValueError(
+                    f"{name} must be above 0; got 0. To train without hard examples, use standard_backward."
+                )
+            put(name, number)
+        every = self.saliency_every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"saliency_every must be a whole number of batches, 1 or more; got {every!r}.")
+        if isinstance(self.frozen_norms, str):
+            raise TypeError(f"frozen_norms must be a list of names; got {self.frozen_norms!r}. Put it into a list.")
+        put("frozen_norms", tuple(self.frozen_norms))
+
+    def __repr__(self) -> str:
+        given = [(one.name, getattr(self, one.name)) for one in fields(self) if getattr(self, one.name) != one.default]
+        return f"HardExamples({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
-def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Average images or logits [B, C, *S] down to `size`, if they are larger."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    precise = torch.promote_types(images.dtype, torch.float32)  # half precision is not averaged everywhere
-    return F.interpolate(images.to(precise), tuple(size), mode="area").to(images.dtype)
+class ChangedCode(NamedTuple):
+    """A code and the change sampled for it."""
+
+    location: Location
+    code: Tensor
+    saliency: Callable[[], Tensor]
+    change: Change
+
+    def shown(self) -> tuple[Tensor, Tensor | None]:
+        """Return the saliency, and the factor if the change is a mask, with channels first."""
+        see = self.location.layout.to_channels_first
+        return see(self.saliency()), see(self.change.factor) if isinstance(self.change, LatentMask) else None
 
 
-def shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Take the nearest labels [B, *S] at `size`, if they are larger."""
-    if tuple(labels.shape[1:]) == tuple(size):
-        return labels
-    return F.interpolate(labels.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).to(labels.dtype)
+class Made(NamedTuple):
+    """Hard examples of a batch; all but the prediction are constants."""
+
+    images: Tensor
+    segmentation: Tensor | None
+    samples: Tensor | None
+    prediction: Prediction | None
+    """What the segmentation was taken from, of all samples and with a graph; None if nothing is learned from it."""
+
+
+class HardExampleMaker:
+    """Make hard examples from the codes of a pass: for the step, for explanations and for figures.
+
+    Args:
+        residual: Fraction of the residual that hard images keep unless the settings say another.
+        codes: Where images are decoded from, and where segmentations are replayed from.
+        transforms: What changes the image code, and what the shape codes.
+        reader: Reads the logits of replays.
+        image_range: Lowest and highest image value.
+    """
+
+    def __init__(
+        self,
+        *,
+        residual: Range,
+        codes: tuple[Location, Sequence[Location]],
+        transforms: tuple[LatentTransform, LatentTransform],
+        reader: LogitsReader,
+        image_range: tuple[float, float] | None,
+    ) -> None:
+        self.settings = HardExamples()
+        self.schedule: Every | None = None  # tells whether the saliency is due; None if it always is
+        self._residual = residual
+        self.image_code, self.shape_codes = codes
+        self.transforms = transforms
+        self.reader = reader
+        self.image_range = image_range
+
+    @property
+    def residual(self) -> Range:
+        """Fraction of the residual that hard images keep."""
+        return self._residual if self.settings.residual is None else self.settings.residual
+
+    def make(
+        self,
+        taps: CodeTaps,
+        losses: Losses,
+        decode: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        reconstructed: Tensor,
+        generator: torch.Generator | None,
+        *,
+        segmentations: bool,
+        learn: bool,
+        saliency_first: bool,
+    ) -> Made:
+        """Make hard examples while the graph of the pass is alive.
+
+        Args:
+            taps: Hold the codes of the pass.
+            losses: Hold the losses that the codes are scored by.
+            decode: The image decoder.
+            images: The images, without noise.
+            labels: Their labels.
+            reconstructed: What the image code decodes to.
+            generator: Source of the random numbers.
+            segmentations: Whether to make hard segmentations too.
+            learn: Whether something is learned from the replay that they are taken from.
+            saliency_first: Whether to compute the saliency whether or not a transform asks for it.
+        """
+        due = self.schedule is None or self.schedule()
+        change = functools.partial(self._changed, taps, losses if due else None, generator, saliency_first)
+        (image_code,) = change([self.image_code], self.transforms[0], "reconstruction")
+        shape_codes = change(self.shape_codes, self.transforms[1], "segmentation") if segmentations else []
+        samples = draw_samples(len(images), self.settings.fraction, images.device, generator)
+        hard_images = self.images(image_code, decode, images, reconstructed, generator, samples)
+        hard_images = shrink(hard_images, self.size(images.shape[2:]))
+        if not segmentations:
+            return Made(hard_images, None, samples, None)
+        prediction = self.segmentations(taps, shape_codes, labels.shape[1:], differentiable=learn)
+        segmentation = shrink(taken(prediction.main.detach(), samples), self.size(labels.shape[1:]))
+        return Made(hard_images, segmentation, samples, prediction if learn else None)
+
+    def codes(
+        self, taps: CodeTaps, losses: Losses, generator: torch.Generator | None
+    ) -> tuple[ChangedCode, list[ChangedCode]]:
+        """Sample a change of the image code, and of each shape code, by their saliency."""
+        change = functools.partial(self._changed, taps, losses, generator, False)
+        (image_code,) = change([self.image_code], self.transforms[0], "reconstruction")
+        return image_code, change(self.shape_codes, self.transforms[1], "segmentation")
+
+    def images(
+        self,
+        changed: ChangedCode,
+        decode: nn.Module,
+        images: Tensor,
+        reconstructed: Tensor,
+        generator: torch.Generator | None,
+        samples: Tensor | None = None,
+    ) -> Tensor:
+        """Return the images that a changed image code stands for, or those of some samples."""
+        with torch.no_grad(), frozen_norm_statistics(decode):
+            code = taken(changed.change.apply(changed.code), samples)
+            decoded: Tensor = decode(code, images.shape[2:]).to(images.dtype)
+            if self.residual == 0:
+                return decoded
+            images, reconstructed = taken(images, samples), taken(reconstructed, samples).to(images.dtype)
+            one_each = (len(images), *[1] * (images.ndim - 1))
+            lost = 1 - draw(self.residual, one_each, images.device, generator)
+            return self.in_range(images.lerp(reconstructed, lost.to(images.dtype)) + (decoded - reconstructed))
+
+    def segmentations(
+        self, taps: CodeTaps, changed: Sequence[ChangedCode], size: Sequence[int], *, differentiable: bool = False
+    ) -> Prediction:
+        """Return what the model predicts from changed shape codes."""
+        with torch.set_grad_enabled(differentiable):
+            # A tensor spares the pass up to the code; of several codes, the later depend on the earlier.
+            new: list[Any] = (
+                [one.change.apply(one.code) for one in changed]
+                if len(changed) == 1
+                else [one.change.apply for one in changed]
+            )
+            return self.reader.read(taps.replay(new), size)
+
+    def noisy(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return training images with their noise."""
+        if callable(self.settings.noise):
+            return self.settings.noise(images, generator)
+        noise = self.settings.noise * normal_noise(images, generator)
+        if self.image_range is None:
+            return images + noise * images.std()
+        low, high = self.image_range
+        return self.in_range(images + noise * (high - low))
+
+    def in_range(self, images: Tensor) -> Tensor:
+        """Clamp images to their range, if they have one."""
+        return images if self.image_range is None else images.clamp(*self.image_range)
+
+    def size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the size of hard examples of images of a size."""
+        deepest = max([self.image_code, *self.shape_codes], key=lambda one: math.prod(one.stride))
+        return scaled_size(size, self.settings.scale, deepest.stride)
+
+    def _changed(
+        self,
+        taps: CodeTaps,
+        losses: Losses | None,
+        generator: torch.Generator | None,
+        saliency_first: bool,
+        locations: Sequence[Location],
+        transform: LatentTransform,
+        name: str,
+    ) -> list[ChangedCode]:
+        """Sample a change of each of the codes at `locations`, by the gradient of the loss of that name.
+
+        Without losses, by noise: what is salient falls anywhere.
+        """
+        codes = [taps.codes[location] for location in locations]
+
+        @functools.cache  # for all at once, if one is asked for
+        def saliencies() -> list[Tensor]:
+            if losses is None:
+                return [normal_noise(code, generator).float() for code in codes]
+            return losses.saliencies(name, codes)
+
+        if saliency_first:
+            saliencies()
+        changed = []
+        for i, (code, location) in enumerate(zip(codes, locations, strict=True)):
+            saliency = functools.partial(lambda i: saliencies()[i], i)
+            change: Change = transform(code, saliency, layout=location.layout, generator=generator)
+            changed.append(ChangedCode(location, code, saliency, change))
+        return changed

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentaug.nets.functional import resize
+from latentaug.tracing.record import depends
 from latentaug.tracing.tree import children_of, tensors_in
 
 _NAMES = ("out", "logits")  # in torchvision's models and in those of transformers
@@ -79,6 +80,36 @@ def read_logits(
             "logits. Pass logits=, a callable that returns them, or a list of them, from what the model returns."
         )
     return logits
+
+
+class LogitsReader:
+    """Read the logits of one model, pass after pass.
+
+    Args:
+        num_classes: Channels of the logits.
+        reader: The user's own, as in `read_logits`.
+    """
+
+    def __init__(self, num_classes: int, reader: Callable[[Any], Any] | None) -> None:
+        self.num_classes = num_classes
+        self.reader = reader
+        self._main: dict[int, int] = {}  # position by the number of outputs, where several are finest
+
+    def read(self, output: Any, size: Sequence[int], codes: Sequence[Tensor] = ()) -> Prediction:
+        """Return the logits in what the model returned, at a size.
+
+        Args:
+            output: What the model returned.
+            size: Spatial size of the labels.
+            codes: The codes of that pass. Networks such as UNet++ return outputs of one size of which only the last
+                passes through the bottleneck: the segmentation is the first of the finest that all codes take part in.
+        """
+        outputs = read_logits(output, self.num_classes, len(size), self.reader)
+        candidates = finest(outputs)
+        if len(candidates) > 1 and codes and len(outputs) not in self._main:
+            whole = (i for i in candidates if all(depends(outputs[i], code) for code in codes))
+            self._main[len(outputs)] = next(whole, candidates[0])
+        return at_size(outputs, self._main.get(len(outputs), candidates[0]), size)
 
 
 def at_size(outputs: Sequence[Tensor], main: int, size: Sequence[int]) -> Prediction:

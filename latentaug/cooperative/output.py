@@ -17,34 +17,37 @@ class CooperativeOutput(NamedTuple):
     logits: Tensor
     """The model's logits of the (noisy) images, at the labels' size."""
     refined: Tensor
-    """What the shape prior makes of them."""
+    """What the shape prior makes of them; the logits themselves where there is none."""
     hard_images: Tensor | None
-    """Images decoded from the masked image code, constants; None in eval mode and of `standard_backward`."""
+    """Images decoded from the changed image code, constants; None in eval mode and of `standard_backward`."""
     hard_segmentation: Tensor | None
-    """Logits replayed from the masked shape code, constants; None likewise."""
+    """Logits replayed from the changed shape code, constants; None likewise, and where no loss is computed on them."""
     hard_samples: Tensor | None = None
     """Positions in the batch of the samples that these were made of; None means all."""
 
 
-class HardExamples(NamedTuple):
-    """How hard examples come about: what `CooperativeModel.explain` returns and `draw_hard_examples` draws."""
+class Explanation(NamedTuple):
+    """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots."""
 
     image_saliency: Tensor
     """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]."""
-    image_factor: Tensor
-    """Factor of the mask on it."""
+    image_factor: Tensor | None
+    """Factor of the mask on it; None where the change is no mask."""
     hard_images: Tensor
-    """Images decoded from the masked image code."""
+    """Images decoded from the changed image code."""
     logits: Tensor
     """The model's logits of the images themselves."""
     shape_saliency: Tensor
     """Gradient of the segmentation loss with respect to the (deepest) shape code."""
-    shape_factor: Tensor
-    """Factor of the mask on it."""
+    shape_factor: Tensor | None
+    """Factor of the mask on it; None where the change is no mask."""
     hard_segmentation: Tensor
-    """Logits replayed from the masked shape codes."""
+    """Logits replayed from the changed shape codes."""
     refined: Tensor
-    """What the shape prior makes of those."""
+    """What the shape prior makes of those; themselves where there is none."""
+
+    def __repr__(self) -> str:
+        return f"Explanation of {len(self.logits)} hard examples: {', '.join(self._fields)}"
 
 
 def joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latentaug.cooperative.eager_losses import backpropagate
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
+from latentaug.cooperative.stages import second_stage
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import frozen_norm_statistics, is_sharded
 
@@ -54,13 +55,12 @@ def cooperative_backward(
     if not model.training:
         raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
     if _can_backpropagate_inside(model):
-        output: CooperativeOutput = model(images, labels, generator=generator, backward=True, scaler=scaler)
-        return output
+        return model.run_step(images, labels, generator, "all", eager=True, scaler=scaler)
     with _without_sync(model):
-        standard = model(images, labels, generator=generator, stage="standard")
-        hard_examples = standard.hard_images, standard.hard_segmentation, standard.hard_samples
+        standard = model(images, labels, generator=generator, stage="first")
+        made = second_stage(standard)
         backpropagate([standard.loss], scaler=scaler)
-    hard = model(images, labels, stage="hard", hard_examples=hard_examples)
+    hard = model(images, labels, stage=made)
     with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
         backpropagate([hard.loss], scaler=scaler)
     return detached(joined(standard, hard))
@@ -79,11 +79,8 @@ def standard_backward(
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
     if _can_backpropagate_inside(model):
-        output: CooperativeOutput = model(
-            images, labels, generator=generator, stage="plain", backward=True, scaler=scaler
-        )
-        return output
-    output = model(images, labels, generator=generator, stage="plain")
+        return model.run_step(images, labels, generator, "standard", eager=True, scaler=scaler)
+    output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
     backpropagate([output.loss], scaler=scaler)
     return detached(output)
 
@@ -96,7 +93,7 @@ def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:
     return no_sync()
 
 
-def _can_backpropagate_inside(model: nn.Module) -> bool:
+def _can_backpropagate_inside(model: nn.Module) -> TypeGuard[CooperativeModel]:
     """Tell whether gradients may arrive before the call returns.
 
     Wrappers reduce them in the one pass that follows it, and compiled calls are traced without.

@@ -13,16 +13,8 @@ from latentaug.tracing.location import Location, as_inputs, unwrap
 from latentaug.tracing.record import Call, ancestors
 
 FINE = 8
-
-
 """Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
 skip connections carry the details: see "Which code" in `docs/explanation/cardiac-example.md`."""
-
-
-DETAILS = (0.0, 1.0)
-
-
-"""Share of the details that hard images keep, for the same reason, on a model that doesn't declare its codes."""
 
 
 class Codes(NamedTuple):

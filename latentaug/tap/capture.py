@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from latentaug.tap.whole_pass import ChangedReads, WholePassChange
 from latentaug.tracing.intercept import is_compiled, overridden
 from latentaug.tracing.isolation import borrowed_buffers, constant_weights, frozen_norm_statistics, submodules
 from latentaug.tracing.location import Spot, device_of
@@ -59,14 +60,14 @@ class Plan:
         tapped = {spot.name for spot in self.spots}
         found = {}
         for name in {name for name, _ in self.kept} | tapped:
-            for prefix, module in _way(model, name):
+            for prefix, module in modules_down_to(model, name):
                 # Compiled code around a tapped module would not see what stands in for it.
                 if prefix == name or (name in tapped and is_compiled(module)):
                     found[prefix] = module
         return found
 
 
-def _way(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+def modules_down_to(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules on the way down to a submodule, by their names."""
     prefix = ""
     for key in filter(None, name.split(".")):
@@ -128,6 +129,7 @@ class Capture:
                 output = original(*args, **kwargs)
         self._settle()
         self._note_weights()
+        self.output = output
         return output
 
     def _note_weights(self) -> None:
@@ -203,8 +205,16 @@ class Capture:
         """Tell whether a fast replay of this pass would be exact."""
         return self.fits and all(entry.intact() for entry in self.records.values())
 
-    def replay(self, new: Sequence[NewCode], *, full: bool = False, detach: bool = False, update: bool = False) -> Any:
-        """Run the model again from new codes; see `LatentTap.replay`."""
+    def replay(
+        self,
+        new: Sequence[NewCode],
+        *,
+        whole: WholePassChange | None = None,
+        full: bool = False,
+        detach: bool = False,
+        update: bool = False,
+    ) -> Any:
+        """Run the model again from new codes, or with a change of the whole pass; see `LatentTap.replay`."""
         if self._inputs_watch.changed():
             raise RuntimeError(
                 "LatentTap.replay needs the model's inputs as they were in the forward pass, but they were changed "
@@ -221,7 +231,9 @@ class Capture:
                 "has changed them since. Replay before optimizer.step(), or pass detach=True."
             )
         args, kwargs = map_tensors(self.inputs, lambda t: _hand_out(t, clone=self.plan.clone_inputs, detach=detach))
-        again = _Replay(self, new, (args, kwargs), full=full or not self.can_skip(), detach=detach, grad=grad)
+        full = full or not self.can_skip()
+        reads = None if whole is None else ChangedReads(self.model, grad=grad)
+        again = _Replay(self, new, (args, kwargs), full=full, detach=detach, grad=grad, whole=whole, reads=reads)
         with ExitStack() as stack:
             stack.enter_context(overridden({"": self.model, **self.plan.modules(self.model)}, again.handle))
             stack.enter_context(preserved_random_state(self.device))
@@ -235,7 +247,11 @@ class Capture:
                 stack.enter_context(frozen_norm_statistics(self.model))
                 lent = {name: value.clone() for name, value in self.buffers.items()}
                 stack.enter_context(borrowed_buffers(self.model, lent))
+            if reads is not None:
+                stack.enter_context(reads.watching())
             output = self.model(*args, **kwargs)
+            if reads is not None:
+                output = map_tensors(output, reads.read)
         if not again.reached:
             raise RuntimeError(
                 f"LatentTap.replay did not come to {self.earliest[0]!r} again: {type(self.model).__name__} calls other "
@@ -249,8 +265,21 @@ class Capture:
 class _Replay:
     """Answers the calls of one replay: from the records before the code, by running them after it."""
 
-    def __init__(self, capture: Capture, new: Sequence[NewCode], inputs: Any, *, full: bool, detach: bool, grad: bool):
+    def __init__(
+        self,
+        capture: Capture,
+        new: Sequence[NewCode],
+        inputs: Any,
+        *,
+        full: bool,
+        detach: bool,
+        grad: bool,
+        whole: WholePassChange | None,
+        reads: ChangedReads | None,
+    ):
         self.capture = capture
+        self.whole = whole
+        self.reads = reads
         self.new = new
         self.inputs = inputs
         self.full = full
@@ -259,7 +288,7 @@ class _Replay:
         records, late = ({}, frozenset()) if full else (capture.records, capture.plan.late)
         self.early = {key: entry for key, entry in records.items() if key not in late}
         # What follows the code is to be computed where only that is to get gradients.
-        self.late = {key: records[key] for key in late} if not (grad and detach) else {}
+        self.late = {key: records[key] for key in late} if not (grad and detach) and whole is None else {}
         self.counts: Counter[str] = Counter()
         self.reached = False
         self.at_code: Callable[[], None] = lambda: None  # what to do when the code is reached
@@ -271,6 +300,7 @@ class _Replay:
             # What hooks made of the inputs in the captured pass, not what they would make of that again.
             args, kwargs = self.inputs
             self.capture.random.restore()
+            self._follow(self.inputs)
         key = (name, self.counts[name])
         self.counts[name] += 1
         if key in self.capture.taps:
@@ -283,7 +313,12 @@ class _Replay:
     def _skipped(self, entry: Record) -> Any:
         entry.random.restore()
         self.counts.update(entry.inner)
-        return entry.hand_out(detach=self.detach)
+        return self._follow(entry.hand_out(detach=self.detach))
+
+    def _follow(self, tree: Any) -> Any:
+        if self.reads is not None and not self.reads.begun:
+            self.reads.add(tree)
+        return tree
 
     def _tapped(self, key: Key, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         capture = self.capture
@@ -307,7 +342,10 @@ class _Replay:
                 recomputed = run and (self.full or not first)
                 current = returned if recomputed else _hand_out(entry.codes[path][1], clone=False, detach=self.detach)
                 put[id(returned)] = _new_code(new, current).clone()
-        return map_tensors(tree, lambda t: put.get(id(t), t))
+        tree = self._follow(map_tensors(tree, lambda t: put.get(id(t), t)))
+        if first and self.reads is not None and self.whole is not None:
+            self.reads.begin(self.whole, batch=len(next(iter(put.values()))))
+        return tree
 
     def _must_run(self, entry: Record, wanted: dict[Path, NewCode], first: bool) -> bool:
         if self.full or entry.impure or not entry.intact():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
-from latentaug.tap.capture import Capture, NewCode, Plan
+from latentaug.saliency import latent_saliency
+from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.plan import initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tracing.infer_layout import infer_layout
@@ -27,9 +30,38 @@ logger = logging.getLogger("latentaug")
 
 
 Layer: TypeAlias = str | nn.Module | Location
+Objective: TypeAlias = Callable[[Any], Tensor]
+"""The loss of what the model returns, as a function of it."""
 
 
-Codes: TypeAlias = Tensor | Callable[[Tensor], Tensor]
+@runtime_checkable
+class Sampled(Protocol):
+    """A change as this room sees it: a `latentaug.Change`."""
+
+    @property
+    def whole_pass(self) -> bool:
+        """Whether it changes all that was computed before the code and is read after it."""
+
+    def apply(self, code: Tensor) -> Tensor:
+        """Return the changed code."""
+
+    def __call__(self, code: Tensor) -> Tensor:
+        """Return the changed code."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A transform as this room sees it: a `latentaug.LatentTransform`."""
+
+    needs: tuple[str, ...]
+    make_params: Callable[..., Any]
+
+    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Sampled:
+        """Sample a change."""
+
+
+New: TypeAlias = Tensor | Callable[[Tensor], Tensor] | Sampled | Sampler | None
+"""What a replay takes in place of a code."""
 
 
 class LatentTap:
@@ -126,7 +158,7 @@ class LatentTap:
             raise RuntimeError("This LatentTap is open already. Make another one for a nested context.")
         with ExitStack() as stack:
             stack.enter_context(self._shared.lock)
-            wrappers = {f"wrapper {i}": module for i, module in enumerate(_compiled_wrappers(self._model))}
+            wrappers = {f"wrapper {i}": module for i, module in enumerate(compiled_wrappers(self._model))}
             stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
             hook = Override("", self._root.forward, self._before)
             stack.callback(self._root.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
@@ -170,10 +202,55 @@ class LatentTap:
             self._shared.distrust(self._root, self._key(plan.spots))
         return output
 
+    def draw(
+        self,
+        transform: Sampler | Sequence[Sampler],
+        *,
+        objective: Objective | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Sample a change of the code: what `replay` does with a transform, to be used more than once.
+
+        Args:
+            transform: The transform; with several layers one for all of them, or a list of one for each.
+            objective: Returns the loss, a scalar, of what the model returns. Its gradient at the code of the captured
+                pass is the saliency, and its value in a replay is what adversarial transforms climb.
+            generator: Source of the random numbers.
+
+        Returns:
+            A `Change`; with several layers a list of one for each, but for transforms of the whole pass.
+
+        Raises:
+            RuntimeError: The model was not called in this context, or without gradients where a saliency is asked for.
+            ValueError: The transform asks for what `objective` would give.
+
+        Example:
+            >>> from latentaug import TargetedChannelMask
+            >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 2, 2, 2))
+            >>> with LatentTap(model, "1") as tap:
+            ...     logits = model(torch.randn(2, 1, 16, 16))
+            ...     change = tap.draw(TargetedChannelMask(), objective=lambda output: output.square().mean())
+            ...     same = torch.equal(tap.replay(change), tap.replay(change.apply(tap.code)))
+            >>> same
+            True
+        """
+        capture = self._captured("draw")
+        count = len(capture.plan.spots)
+        transforms = [transform] * count if isinstance(transform, Sampler) else list(transform)
+        if len(transforms) != count or not all(isinstance(one, Sampler) for one in transforms):
+            raise ValueError(
+                f"LatentTap.draw needs a transform, or a list of {count}, one for each layer; got {transform!r}."
+            )
+        whole = isinstance(transform, Sampler) and getattr(transform, "whole_pass", False)
+        sampled = self._sampled(transforms[:1] if whole else transforms, objective, generator)
+        return sampled[0] if len(sampled) == 1 else sampled
+
     def replay(
         self,
-        code: Codes | Sequence[Codes | None] | None,
+        code: New | Sequence[New],
         *,
+        objective: Objective | None = None,
+        generator: torch.Generator | None = None,
         full: bool = False,
         detach: bool = False,
         update_stats: bool = False,
@@ -181,12 +258,15 @@ class LatentTap:
         """Run what follows the tap again, with another code, and return what the model returns.
 
         Uses the inputs, random state, autocast state and grad mode of the captured pass; under `torch.no_grad()` no
-        graph is built. The caller's random state is left alone.
+        graph is built. The caller's random state is left alone, but for what a transform samples.
 
         Args:
-            code: The new code, shaped like `tap.code`; or a callable, such as `mask.apply`, that gets the code; or
-                None for the code as it is. With several layers a list of these, one for each: the earliest layer's
-                callable gets the captured code, a later one's the code that the replay computes there.
+            code: The new code, shaped like `tap.code`; or a transform, a change, or any callable, that gets the code;
+                or None for the code as it is. With several layers a list of these, one for each, or one transform for
+                all: the earliest layer's callable gets the captured code, a later one's the code that the replay
+                computes there. A transform that changes a whole pass does so at the earliest layer.
+            objective: For transforms that ask for it: see `draw`.
+            generator: Source of what a transform samples.
             full: Run also what could be skipped; the result is the same.
             detach: Cut the graph of the captured pass off: gradients reach the new code and what follows it only.
                 Needed once that graph was freed by a backward pass.
@@ -194,16 +274,58 @@ class LatentTap:
 
         Raises:
             RuntimeError: The model was not called in this context; or inputs or weights have changed since.
-            ValueError: The code has another shape or device than `tap.code`, or there are not as many as layers.
+            ValueError: The code has another shape or device than `tap.code`, or there are not as many as layers; or a
+                transform asks for what `objective` would give.
         """
         capture = self._captured("replay")
-        new: list[NewCode] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
-        if len(new) != len(capture.plan.spots):
-            raise ValueError(
-                f"LatentTap.replay needs {len(capture.plan.spots)} codes, one for each layer; got {len(new)}."
-            )
+        count = len(capture.plan.spots)
+        if isinstance(code, Sampler):
+            code = self.draw(code, objective=objective, generator=generator)
+        if isinstance(code, Sampled) and code.whole_pass:
+            with self._shared.ours():
+                return capture.replay([None] * count, whole=code, full=full, detach=detach, update=update_stats)
+        given: list[New] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
+        if len(given) != count:
+            raise ValueError(f"LatentTap.replay needs {count} codes, one for each layer; got {len(given)}.")
+        new = self._sampled(given, objective, generator)
+        if any(isinstance(one, Sampled) and one.whole_pass for one in new):
+            raise ValueError("LatentTap.replay needs a change of the whole pass by itself; got it in a list of codes.")
         with self._shared.ours():
             return capture.replay(new, full=full, detach=detach, update=update_stats)
+
+    def _sampled(
+        self, given: Sequence[New], objective: Objective | None, generator: torch.Generator | None
+    ) -> list[Any]:
+        """Let every transform among these sample a change of the code in its place."""
+        capture = self._captured("draw")
+
+        @functools.cache  # for all layers at once, if one is asked for
+        def saliencies() -> list[Tensor]:
+            assert objective is not None
+            with torch.enable_grad():
+                return latent_saliency(objective(capture.output), capture.codes)
+
+        def loss_at(place: int, code: Tensor) -> Tensor:
+            assert objective is not None
+            new = [code if i == place else None for i in range(len(capture.codes))]
+            with self._shared.ours(), torch.enable_grad():
+                return objective(capture.replay(new, detach=True))
+
+        results: list[Any] = []
+        for place, one in enumerate(given):
+            if not isinstance(one, Sampler):
+                results.append(one)
+                continue
+            if objective is None and (needs := {"saliency", "loss_at"} & {*one.needs}):
+                raise ValueError(
+                    f"LatentTap needs `objective` for {type(one).__name__}, which asks for the {sorted(needs)[0]}; got "
+                    "None. Pass objective=lambda output: criterion(output, labels)."
+                )
+            asked: dict[str, Any] = {} if objective is None else {"loss_at": functools.partial(loss_at, place)}
+            saliency = None if objective is None else functools.partial(lambda i: saliencies()[i], place)
+            layout = Layout() if getattr(one, "whole_pass", False) else self.layers[place].layout
+            results.append(one(capture.codes[place], saliency, layout=layout, generator=generator, **asked))
+        return results
 
     def _captured(self, what: str) -> Capture:
         if self._context is None:
@@ -270,16 +392,28 @@ def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ..
 def _location(spot: Spot, shape: tuple[int, ...], image: tuple[int, ...], given: Layer | None) -> Location:
     if isinstance(given, Location):
         return given._replace(name=spot.name, index=spot.path, shape=shape)
+    return Location(spot.name, spot.path, *layout_of(spot.name, shape, image))
+
+
+def layout_of(
+    name: str, shape: tuple[int, ...], image: tuple[int, ...]
+) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    """Read layout, shape and stride of a code off its shape and that of the image.
+
+    Raises:
+        ValueError: They don't tell.
+    """
     fit = infer_layout(shape, image)
     if fit is None:
         raise ValueError(
             f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
-            f"{spot.name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
+            f"{name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
         )
-    return Location(spot.name, spot.path, fit[0], shape, fit[1])
+    return fit[0], shape, fit[1]
 
 
-def _compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
+def compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that `torch.compile` has put around a model."""
     inner: Any = model
     while isinstance(inner, nn.Module):
         if is_compiled(inner) and "_orig_mod" in inner._modules:

@@ -6,7 +6,9 @@ and compiled models ignore late ones.
 
 from __future__ import annotations
 
+import copy
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -72,10 +74,93 @@ def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[N
         yield
     finally:
         for attributes, key, value in reversed(saved):
+            value = living(value)
             if value is _ABSENT:
                 attributes.pop(key, None)
             else:
                 attributes[key] = value
+
+
+class StandIn:
+    """Callable that stands in for one module's `forward` for as long as somebody wants, in any order with others.
+
+    It stays behind when the module is copied or pickled: a copy is plain.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler, before: Any
+    ):
+        self.name = name
+        self.module = weakref.ref(module)
+        self.key = key
+        self.original = original
+        self.handler: Handler | None = handler
+        self.before = before  # what stood there
+        functools.update_wrapper(self, original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the call over, if that is still wanted."""
+        if self.handler is None:
+            return self.original(*args, **kwargs)
+        return self.handler(self.name, self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> Any:
+        module = self.module()
+        if getattr(self.original, "__self__", None) is module:
+            return getattr, (module, "forward")
+        return functools.partial, (self.original,)
+
+    def remove(self) -> None:
+        """Take it out; where something else stands in front of it, that finds what stood there before."""
+        self.handler = None
+        module = self.module()
+        if module is None or module.__dict__.get(self.key) is not self:
+            return
+        value = living(self)
+        if value is _ABSENT:
+            module.__dict__.pop(self.key, None)
+        else:
+            module.__dict__[self.key] = value
+
+
+def living(value: Any) -> Any:
+    """Return what a stand-in that is no longer wanted was put in place of."""
+    while isinstance(value, StandIn) and value.handler is None:
+        value = value.before
+    return value
+
+
+def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[], None]:
+    """Send every forward of `modules` to a handler, as `overridden` does; return what ends that, in any order."""
+    watched = set(modules.values())
+    placed: list[StandIn] = []
+
+    def put(name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler) -> None:
+        placed.append(StandIn(name, module, key, original, handler, module.__dict__.get(key, _ABSENT)))
+        module.__dict__[key] = placed[-1]
+
+    for name, module in modules.items():
+        compiled = module.__dict__.get("_compiled_call_impl")
+        if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
+            key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
+            put(name, module, key, original, handler)
+            continue
+        put(name, module, "forward", _eager_forward(module), handler)
+        if compiled is not None:
+            put(name, module, "_compiled_call_impl", module._call_impl, _uncompiled)
+
+    def remove() -> None:
+        for one in reversed(placed):
+            one.remove()
+
+    return remove
+
+
+def _uncompiled(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return original(*args, **kwargs)
 
 
 def _inside(module: nn.Module) -> Iterator[nn.Module]:

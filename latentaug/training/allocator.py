@@ -22,8 +22,6 @@ _LARGEST_INT = 2**31 - 1
 
 
 _taken: list[int] = []
-
-
 """Sizes that malloc has taken in this process."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from latentaug.cooperative.losses import squeeze_labels
+from latentaug.cooperative.objective import squeeze_labels
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import nn, optim
 
+from latentaug.cooperative.objective import HARD
 from latentaug.training.checkpoint import atomic_write
 
 
@@ -106,7 +107,7 @@ class Ramp(Callback):
         if not steps > 0:
             raise ValueError(f"Ramp needs a positive number of steps; got {steps}. Leave it out for none.")
         self.model, self.steps = model, steps
-        self.whole = {name: weight for name, weight in model.weights.items() if "hard" in name}
+        self.whole = {name: weight for name, weight in model.weights.items() if name in HARD}
 
     def on_start(self, trainer: Trainer) -> None:
         """Set the weights of the first update."""

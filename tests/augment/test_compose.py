@@ -144,14 +144,14 @@ class TestPaperMasks:
         masks = paper_masks()
         assert isinstance(masks, OneOf)
         assert len(set(masks.weights)) == 1
-        dropout, channel, spatial = masks.maskers
+        dropout, channel, spatial = masks.transforms
         assert (type(dropout), dropout.p, dropout.rescale) == (RandomChannelMask, 0.5, True)
         for targeted, kind in ((channel, TargetedChannelMask), (spatial, TargetedSpatialMask)):
             assert type(targeted) is kind
             assert (targeted.percentile, targeted.annealing, targeted.score) == ((0, 0.5), (0, 0.5), "signed")
 
     def test_both_targeted_masks_rank_by_the_score_given(self) -> None:
-        assert [getattr(masker, "score", None) for masker in paper_masks("harm").maskers] == [None, "harm", "harm"]
+        assert [getattr(masker, "score", None) for masker in paper_masks("harm").transforms] == [None, "harm", "harm"]
 
     def test_uses_all_three(self, generator: torch.Generator) -> None:
         masks, code, saliency = paper_masks(), normal(1, 8, 6), normal(1, 8, 6, seed=1)
@@ -173,19 +173,21 @@ class TestNesting:
         assert repr(NESTED) == (
             "OneOf(\n"
             "  weights=(0.5, 1.5)\n"
-            "  (maskers): ModuleList(\n"
+            "  (transforms): ModuleList(\n"
             "    (0): Compose(\n"
-            "      (maskers): ModuleList(\n"
+            "      (transforms): ModuleList(\n"
             "        (0): RandomChannelMask(p=(0.0, 0.5))\n"
             "        (1): TargetedSpatialMask(percentile=0.3, annealing=0.0)\n"
             "      )\n"
             "    )\n"
             "    (1): RandomApply(\n"
             "      p=0.75\n"
-            "      (masker): OneOf(\n"
-            "        (maskers): ModuleList(\n"
-            "          (0): TargetedChannelMask()\n"
-            "          (1): TargetedSpatialMask(score='magnitude')\n"
+            "      (transforms): ModuleList(\n"
+            "        (0): OneOf(\n"
+            "          (transforms): ModuleList(\n"
+            "            (0): TargetedChannelMask()\n"
+            "            (1): TargetedSpatialMask(score='magnitude')\n"
+            "          )\n"
             "        )\n"
             "      )\n"
             "    )\n"
@@ -228,14 +230,14 @@ class TestNesting:
 @pytest.mark.parametrize("kind", [Compose, OneOf])
 def test_children_are_checked(kind: Callable[[list[object]], Masker]) -> None:
     name = kind.__name__
-    with pytest.raises(ValueError, match=f"{name} needs at least one masker; got none"):
+    with pytest.raises(ValueError, match=f"{name} needs at least one transform; got none"):
         kind([])
-    with pytest.raises(TypeError, match=rf"{name} needs maskers; got ReLU\(\)\. Pass an instance"):
+    with pytest.raises(TypeError, match=rf"{name} needs transforms; got ReLU\(\)\. Pass an instance"):
         kind([Multiply(1), nn.ReLU()])
-    with pytest.raises(TypeError, match=rf"{name} needs maskers; got <class .*TargetedChannelMask"):
+    with pytest.raises(TypeError, match=rf"{name} needs transforms; got <class .*TargetedChannelMask"):
         kind([TargetedChannelMask])
 
 
 def test_random_apply_checks_its_child() -> None:
-    with pytest.raises(TypeError, match=r"RandomApply needs maskers; got 0\.5"):
+    with pytest.raises(TypeError, match=r"RandomApply needs transforms; got 0\.5"):
         RandomApply(0.5)

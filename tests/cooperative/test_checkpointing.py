@@ -8,6 +8,7 @@ from torch import nn
 
 from latentaug.cooperative.checkpointing import checkpointed
 from latentaug.tracing.isolation import frozen_norm_statistics
+from tests.support.counting import bytes_kept
 
 
 def network() -> nn.Sequential:
@@ -16,19 +17,6 @@ def network() -> nn.Sequential:
     return nn.Sequential(
         block, nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
     ).double()
-
-
-def bytes_kept(run) -> int:
-    """Count what a forward pass keeps for the backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize("names", [["0"], ["0", "2"], [""]])

@@ -11,17 +11,17 @@ from torch.nn import functional as F
 import latentaug.cooperative.eager_losses
 from latentaug.augment.compose import OneOf, paper_masks
 from latentaug.augment.masks import Masker, RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
-from latentaug.cooperative.build import WEIGHTS
-from latentaug.cooperative.losses import segmentation_loss
+from latentaug.cooperative.hard_examples import RESIDUAL, HardExamples
 from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.objective import WEIGHTS, segmentation_loss
 from latentaug.cooperative.output import CooperativeOutput
+from latentaug.cooperative.stages import HardStage
 from latentaug.cooperative.step import cooperative_backward, standard_backward
-from latentaug.discovery.codes import DETAILS
 from latentaug.layout import Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.functional import one_hot
 from latentaug.nets.heads import ReconstructionHead, ShapePrior
-from tests.cooperative.test_checkpointing import bytes_kept
+from tests.support.counting import bytes_kept
 from tests.support.tiny_training import Wrapper
 
 STANDARD = ["segmentation", "reconstruction", "shape_from_logits", "shape_from_labels"]
@@ -112,19 +112,21 @@ def gradients(coop):
     return {name: p.grad for name, p in coop.named_parameters()}
 
 
+QUIET = HardExamples(noise=0)
+SHORTCUTS = HardExamples(saliency_every=2, fraction=0.6, scale=0.5)
 CASES = {
     "unet": {},
     "ftn": {"model": functools.partial(FTN, num_classes=3, width=2, depth=2)},
-    "several layers": {"layer": ["down", "bottleneck"]},
-    "two codes": {"image_code": "down", "shape_code": "bottleneck"},
+    "several layers": {"codes": ["down", "bottleneck"]},
+    "two codes": {"codes": {"image": "down", "shape": "bottleneck"}},
     "3-D": {"size": (6, 8, 8)},
     "binary": {"num_classes": 1},
-    "separate": {"separate": True},
+    "separate": {"hard": HardExamples(separate=True)},
     "weightless": {"weights": {"reconstruction": 0, "shape_from_logits": 0}},
     "unbounded": {"image_range": None},
-    "tokens": {"model": Tokens, "num_classes": 2, "layer": "block", "size": (16, 16)},
-    "shortcuts": {"saliency_every": 2, "hard_share": 0.6, "hard_scale": 0.5},
-    "shortcuts, 3-D": {"saliency_every": 2, "hard_share": 0.6, "hard_scale": 0.5, "size": (8, 8, 16)},
+    "tokens": {"model": Tokens, "num_classes": 2, "codes": "block", "size": (16, 16)},
+    "shortcuts": {"hard": SHORTCUTS},
+    "shortcuts, 3-D": {"hard": SHORTCUTS, "size": (8, 8, 16)},
 }
 
 
@@ -160,7 +162,7 @@ class TestStep:
     def test_equals_the_step_written_out(self):
         """By hand: plain hooks, two whole forward passes for the segmentation, no tap."""
         masker = TargetedChannelMask(0.5, annealing=0)
-        coop = cooperative(dtype=torch.float64, masker=masker, input_noise=0.0, details=0)
+        coop = cooperative(dtype=torch.float64, augment=masker, hard=HardExamples(noise=0, residual=0))
         coop.model.dropout.p = 0
         images, labels = batch(dtype=torch.float64)
         output = coop(images, labels)
@@ -225,7 +227,7 @@ class TestStep:
     @pytest.mark.parametrize("name", ["unet", "ftn", "several layers", "3-D"])
     def test_running_statistics_are_those_of_one_standard_forward(self, name):
         coop, images, labels = case(name)
-        coop.input_noise = 0.0
+        coop.hard = HardExamples(noise=0)
         if name != "ftn":
             coop.model.dropout.p = 0
         plain = copy.deepcopy(coop)
@@ -241,7 +243,7 @@ class TestStep:
         torch.testing.assert_close(dict(coop.named_buffers()), dict(plain.named_buffers()), rtol=1e-10, atol=1e-14)
 
     def test_weights_scale_the_losses_and_the_loss_is_their_sum(self):
-        coop = cooperative(input_noise=0.0, masker=TargetedChannelMask(0.5, 0))
+        coop = cooperative(hard=QUIET, augment=TargetedChannelMask(0.5, 0))
         coop.model.dropout.p = 0
         images, labels = batch()
         plain = coop(images, labels, generator=seeded())
@@ -261,7 +263,7 @@ class TestStep:
 
     def test_separate_stops_the_gradient_from_the_shape_prior(self):
         for separate in (False, True):
-            coop = cooperative(separate=separate)
+            coop = cooperative(hard=HardExamples(separate=separate))
             output = coop(*batch())
             loss = output.losses["shape_from_logits"] + output.losses["shape_from_hard_image"]
             reached = torch.autograd.grad(loss, list(coop.model.parameters()), allow_unused=True)
@@ -334,16 +336,16 @@ class TestHardExamples:
             latentaug.cooperative.eager_losses, "latent_saliency", lambda *args: (counted.append(1), original(*args))[1]
         )
         images, labels = batch()
-        cooperative(masker=RandomChannelMask())(images, labels)
+        cooperative(augment=RandomChannelMask())(images, labels)
         assert len(counted) == 0
-        cooperative(masker=(RandomChannelMask(), TargetedSpatialMask()))(images, labels)
+        cooperative(augment=(RandomChannelMask(), TargetedSpatialMask()))(images, labels)
         assert len(counted) == 1
-        cooperative(masker=TargetedChannelMask(), layer=["down", "bottleneck"])(images, labels)
+        cooperative(augment=TargetedChannelMask(), codes=["down", "bottleneck"])(images, labels)
         assert len(counted) == 3  # one for the image code, one for all shape codes together
 
     def test_every_layer_of_several_is_masked_by_its_own_saliency(self):
         spy = Spy(TargetedChannelMask(0.5, annealing=0))
-        coop = cooperative(layer=["down", "bottleneck"], masker=(RandomChannelMask(), spy), input_noise=0.0)
+        coop = cooperative(codes=["down", "bottleneck"], augment=(RandomChannelMask(), spy), hard=QUIET)
         coop.model.dropout.p = 0
         images, labels = batch()
         output = coop(images, labels)
@@ -365,7 +367,7 @@ class TestHardExamples:
         channels, sites = Spy(TargetedChannelMask(0.5, 0)), Spy(TargetedSpatialMask(0.5, 0))
         torch.manual_seed(0)
         model = Tokens()
-        coop = cooperative(model, num_classes=2, layer="block", size=(16, 16), masker=(channels, sites))
+        coop = cooperative(model, num_classes=2, codes="block", size=(16, 16), augment=(channels, sites))
         coop(*batch(2, (16, 16)))
         assert coop.image_code.layout == Layout(channel_dim=-1, prefix_tokens=1)
         (call,) = channels.calls
@@ -379,12 +381,12 @@ class TestHardExamples:
 
     def test_the_papers_masks_are_the_default(self):
         coop = cooperative()
-        assert isinstance(coop.image_masker, OneOf)
-        assert coop.image_masker is coop.shape_masker
+        assert isinstance(coop.image_transform, OneOf)
+        assert coop.image_transform is coop.shape_transform
 
     def test_both_codes_of_a_wrapped_model_are_the_bottleneck(self):
         coop = cooperative()
-        assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0), details=(0.0, 1.0)" in repr(coop)
+        assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0), hard=HardExamples()" in repr(coop)
         assert coop.image_code.name == "bottleneck"
         assert coop.shape_codes == [coop.image_code]
         assert coop.image_code.stride == (4, 4)
@@ -400,24 +402,24 @@ class TestHardExamples:
 
     def test_a_layer_given_overrides_what_the_ftn_declares(self):
         torch.manual_seed(0)
-        coop = cooperative(FTN(num_classes=3, width=2, depth=2), layer="decoupler")
+        coop = cooperative(FTN(num_classes=3, width=2, depth=2), codes="decoupler")
         assert coop.image_code == coop.shape_codes[0]
         assert isinstance(coop.reconstruction_head, ReconstructionHead)
 
     def test_heads_are_sized_by_the_example(self):
         images = torch.rand(1, 2, 96, 96)
         model = UNet(in_channels=2)
-        coop = CooperativeModel(model, num_classes=3, example=images, layer="bottleneck", image_range=(-1, 1))
+        coop = CooperativeModel(model, num_classes=3, example=images, codes="bottleneck", image_range=(-1, 1))
         assert coop.reconstruction.stride == (4, 4)
         assert coop.reconstruction.image_range == (-1, 1)
         assert coop.reconstruction(torch.rand(1, 16, 24, 24), (96, 96)).shape == (1, 2, 96, 96)
         assert len(coop.shape_prior.encoder.blocks) == 3  # a grid of 12 x 12, as in the paper
-        doubled = CooperativeModel(model.double(), num_classes=3, example=images.double(), layer="bottleneck")
+        doubled = CooperativeModel(model.double(), num_classes=3, example=images.double(), codes="bottleneck")
         assert {parameter.dtype for parameter in doubled.parameters()} == {torch.float64}
 
     def test_noise(self):
         seen = []
-        coop = cooperative(input_noise=0.5)
+        coop = cooperative(hard=HardExamples(noise=0.5))
         coop.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         images, labels = batch(size=(64, 64))
         coop(images, labels, generator=seeded())
@@ -428,13 +430,16 @@ class TestHardExamples:
         assert inside.float().mean() < 0.9
 
         seen.clear()
-        coop.image_range, coop.input_noise = None, 0.1
+        coop = cooperative(image_range=None, hard=HardExamples(noise=0.1))
+        coop.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        coop(10 * images, labels)  # the first time, the model is looked over as well
+        seen.clear()
         coop(10 * images, labels)
         added = seen[0] - 10 * images
         assert (added.std() / (10 * images).std()).item() == pytest.approx(0.1, rel=0.05)
 
         seen.clear()
-        coop.input_noise = lambda images, generator: images.flip(0)
+        coop.hard = HardExamples(noise=lambda images, generator: images.flip(0))
         coop(images, labels)
         assert torch.equal(seen[0], images.flip(0))
 
@@ -461,7 +466,8 @@ class TestCheckpointed:
         outcomes = []
         for checkpointed in ((), names):
             coop, images, labels = case("unet")
-            coop = cooperative(dtype=torch.float64, checkpointed=checkpointed, hard_norm_frozen=("model.top",))
+            coop = cooperative(dtype=torch.float64, hard=HardExamples(frozen_norms=("model.top",)))
+            coop.checkpointed = checkpointed
             torch.manual_seed(1)
             if way == "one backward":
                 output = coop(images, labels, generator=seeded())
@@ -480,7 +486,8 @@ class TestCheckpointed:
         assert bytes_kept(lambda: coop(images, labels)) < 0.5 * plain
 
     def test_a_copy_and_a_pickle_recompute_their_own(self):
-        coop = cooperative(checkpointed=("model.stem", "shape_prior"))
+        coop = cooperative()
+        coop.checkpointed = ("model.stem", "shape_prior")
         images, labels = batch()
         for other in (copy.deepcopy(coop), pickle.loads(pickle.dumps(coop))):
             cooperative_backward(other, images, labels)
@@ -489,13 +496,13 @@ class TestCheckpointed:
 
     def test_names_that_cannot_be_checkpointed(self):
         with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
-            cooperative(checkpointed=("model.stemm",))
+            cooperative().checkpointed = ("model.stemm",)
         with pytest.raises(ValueError, match=r"checkpointed must name submodules, .* got \['model.stemm'\]"):
             cooperative().checkpointed = ("model.stemm",)
         with pytest.raises(ValueError, match=r"none inside another; got 'model' and 'model.stem'"):
-            cooperative(checkpointed=("model.stem", "model"))
-        with pytest.raises(ValueError, match=r"'image_masker.maskers' only holds some: name those"):
-            cooperative(checkpointed=("image_masker.maskers",))
+            cooperative().checkpointed = ("model.stem", "model")
+        with pytest.raises(ValueError, match=r"'image_transform.transforms' only holds some: name those"):
+            cooperative().checkpointed = ("image_transform.transforms",)
 
 
 class TestShortcuts:
@@ -503,7 +510,7 @@ class TestShortcuts:
         coop, images, labels = case("unet")
         torch.manual_seed(1)
         whole = coop(images, labels, generator=seeded())
-        coop.hard_share = 0.6
+        coop.hard = HardExamples(fraction=0.6)
         torch.manual_seed(1)
         part = coop(images, labels, generator=seeded())
         samples = part.hard_samples
@@ -513,15 +520,15 @@ class TestShortcuts:
         for name in STANDARD:
             torch.testing.assert_close(part.losses[name], whole.losses[name], rtol=0, atol=0)
         torch.manual_seed(2)
-        hard = coop(images, labels, stage="hard", hard_examples=(part.hard_images, part.hard_segmentation, samples))
+        hard = coop(images, labels, stage=HardStage(part.hard_images, part.hard_segmentation, samples))
         torch.manual_seed(2)
         examples = part.hard_images, part.hard_segmentation
-        by_hand = coop(images[samples], labels[samples], stage="hard", hard_examples=examples)
+        by_hand = coop(images[samples], labels[samples], stage=HardStage(*examples))
         torch.testing.assert_close(hard.losses, by_hand.losses, rtol=0, atol=0)
 
     def test_the_samples_are_drawn_from_the_generator(self):
         coop, images, labels = case("ftn", torch.float32)
-        coop.hard_share = 0.3
+        coop.hard = HardExamples(fraction=0.3)
         drawn = [int(coop(images, labels, generator=seeded(seed)).hard_samples) for seed in range(12)]
         assert drawn == [int(coop(images, labels, generator=seeded(seed)).hard_samples) for seed in range(12)]
         assert {*drawn} == {0, 1, 2}
@@ -530,7 +537,7 @@ class TestShortcuts:
         coop, images, labels = case("unet")
         coop.model.dropout.p = 0
         whole = coop(images, labels, generator=seeded())
-        coop.hard_scale = 0.5
+        coop.hard = HardExamples(scale=0.5)
         small = coop(images, labels, generator=seeded())
         size = small.hard_images.shape[2:]
         assert size == (8, 8)  # whole sites at stride 4
@@ -538,7 +545,7 @@ class TestShortcuts:
         torch.testing.assert_close(small.hard_segmentation, F.adaptive_avg_pool2d(whole.hard_segmentation, size))
         nearest = F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")[:, 0].long()
         examples = small.hard_images, small.hard_segmentation
-        by_hand = coop(F.adaptive_avg_pool2d(images, size), nearest, stage="hard", hard_examples=examples)
+        by_hand = coop(F.adaptive_avg_pool2d(images, size), nearest, stage=HardStage(*examples))
         torch.testing.assert_close({name: small.losses[name] for name in HARD}, by_hand.losses, rtol=0, atol=0)
 
     def test_a_model_of_a_fixed_size_is_refused_at_once(self):
@@ -548,8 +555,8 @@ class TestShortcuts:
                     raise ValueError("Wrong size.")
                 return super().forward(images)
 
-        with pytest.raises(ValueError, match=r"hard_scale=0.5 needs .* size \(8, 8\); Fixed raised ValueError: Wrong"):
-            cooperative(Fixed(), layer="bottleneck", hard_scale=0.5)
+        with pytest.raises(ValueError, match=r"scale=0.5 needs .* size \(8, 8\); Fixed raised ValueError: Wrong"):
+            cooperative(Fixed(), codes="bottleneck", hard=HardExamples(scale=0.5))
 
     def test_between_two_saliencies_masks_of_the_same_kind_fall_anywhere(self, monkeypatch):
         counted = []
@@ -558,7 +565,7 @@ class TestShortcuts:
             latentaug.cooperative.eager_losses, "latent_saliency", lambda *args: (counted.append(1), original(*args))[1]
         )
         spy = Spy(TargetedChannelMask(0.5, annealing=0))
-        coop = cooperative(masker=spy, saliency_every=3, input_noise=0.0)
+        coop = cooperative(augment=spy, hard=HardExamples(saliency_every=3, noise=0))
         images, labels = batch()
         asked = []
         for seed in range(6):
@@ -574,7 +581,7 @@ class TestShortcuts:
         coop, images, labels = case("shortcuts")
         for _ in range(3):
             coop(images, labels, generator=seeded())
-        coop(images, labels, stage="plain")
+        coop(images, labels, stage="standard")
         again, *_ = case("shortcuts")
         again.load_state_dict(coop.state_dict())
         copied = copy.deepcopy(coop)
@@ -587,24 +594,26 @@ class TestShortcuts:
     @pytest.mark.parametrize("value", [0, 1.5, True, "2"])
     def test_other_periods_than_whole_numbers_of_batches(self, value):
         with pytest.raises(ValueError, match="saliency_every must be a whole number of batches, 1 or more; got"):
-            cooperative(saliency_every=value)
+            cooperative(hard=HardExamples(saliency_every=value))
 
-    @pytest.mark.parametrize("name", ["hard_share", "hard_scale"])
+    @pytest.mark.parametrize("name", ["fraction", "scale"])
     def test_shares_outside_their_range(self, name):
         with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\]; got 1.5"):
-            cooperative(**{name: 1.5})
+            HardExamples(**{name: 1.5})
         with pytest.raises(ValueError, match=rf"{name} must be above 0; got 0. To train without hard examples"):
-            cooperative(**{name: 0})
+            HardExamples(**{name: 0})
 
     def test_options_are_shown_where_they_are_on(self):
         assert "hard_" not in repr(cooperative())
-        assert "hard_share=0.5, hard_scale=0.25" in repr(cooperative(hard_share=0.5, hard_scale=0.25))
-        assert "(saliency_schedule): Every(4)" in repr(cooperative(saliency_every=4))
+        assert "hard=HardExamples(fraction=0.5, scale=0.25)" in repr(
+            cooperative(hard=HardExamples(fraction=0.5, scale=0.25))
+        )
+        assert "(saliency_schedule): Every(4)" in repr(cooperative(hard=HardExamples(saliency_every=4)))
 
 
 class TestLabels:
     def test_ignored_pixels_change_nothing(self):
-        coop = cooperative(ignore_index=255, input_noise=0.0, masker=TargetedChannelMask(0.5, 0))
+        coop = cooperative(ignore_index=255, hard=QUIET, augment=TargetedChannelMask(0.5, 0))
         coop.model.dropout.p = 0
         images, labels = batch()
         labels[:, :8] = 255
@@ -618,7 +627,7 @@ class TestLabels:
         torch.testing.assert_close(output.losses["segmentation"], valid)
 
     def test_no_valid_pixel_gives_finite_gradients(self):
-        coop = cooperative(masker=TargetedChannelMask())
+        coop = cooperative(augment=TargetedChannelMask())
         images, labels = batch()
         with pytest.warns(UserWarning, match="all zero or not finite"):
             output = cooperative_backward(coop, images, torch.full_like(labels, -100))
@@ -661,7 +670,7 @@ class TestLabels:
                 return wrap(super().forward(images))
 
         torch.manual_seed(0)
-        coop = cooperative(Wrapped(), layer="bottleneck").eval()
+        coop = cooperative(Wrapped(), codes="bottleneck").eval()
         images, labels = batch()
         torch.testing.assert_close(coop(images, labels).logits, UNet.forward(coop.model, images))
 
@@ -671,7 +680,7 @@ class TestLabels:
                 return F.avg_pool2d(super().forward(images), 2)
 
         torch.manual_seed(0)
-        coop = cooperative(Coarse(), layer="bottleneck")
+        coop = cooperative(Coarse(), codes="bottleneck")
         images, labels = batch()
         output = coop(images, labels)
         assert output.logits.shape == output.hard_segmentation.shape == (3, 3, 16, 20)
@@ -697,7 +706,7 @@ class Supervised(UNet):
 class TestDeepSupervision:
     def test_all_outputs_enter_the_segmentation_losses_by_their_resolution(self):
         torch.manual_seed(0)
-        coop = cooperative(Supervised(), layer="bottleneck", input_noise=0.0).eval()
+        coop = cooperative(Supervised(), codes="bottleneck", hard=QUIET).eval()
         images, labels = batch()
         early, coarse, full = coop(images)
         expected = (
@@ -709,7 +718,7 @@ class TestDeepSupervision:
 
     def test_every_head_learns_from_the_hard_images_too(self):
         torch.manual_seed(0)
-        coop = cooperative(Supervised(), layer="bottleneck")
+        coop = cooperative(Supervised(), codes="bottleneck")
         output = coop(*batch())
         heads = [coop.model.early.weight, coop.model.coarse.weight, coop.model.final.weight]
         gradients = torch.autograd.grad(output.losses["hard_image_segmentation"], heads)
@@ -717,7 +726,7 @@ class TestDeepSupervision:
 
     def test_the_segmentation_is_the_finest_output_that_passes_through_the_code(self):
         torch.manual_seed(0)
-        coop = cooperative(Supervised(), layer="bottleneck").eval()
+        coop = cooperative(Supervised(), codes="bottleneck").eval()
         images, labels = batch()
         assert torch.equal(coop(images, labels).logits, coop(images)[2])
         assert torch.equal(coop.predict(images, refine=0), coop(images)[2].argmax(1))
@@ -726,10 +735,10 @@ class TestDeepSupervision:
 
     def test_a_reader_of_your_own_may_leave_outputs_out(self):
         torch.manual_seed(0)
-        coop = cooperative(Supervised(), layer="bottleneck", logits=lambda outputs: outputs[1:]).eval()
+        coop = cooperative(Supervised(), codes="bottleneck", logits=lambda outputs: outputs[1:]).eval()
         images, labels = batch()
         assert torch.equal(coop(images, labels).logits, coop(images)[2])
-        assert len(coop._predicted(coop(images), (16, 20)).outputs) == 2
+        assert len(coop.reader.read(coop(images), (16, 20)).outputs) == 2
 
 
 class TestModes:
@@ -739,14 +748,14 @@ class TestModes:
                 return {"out": super().forward(images), "name": "mine"}
 
         torch.manual_seed(0)
-        coop = cooperative(Named(), layer="bottleneck").eval()
+        coop = cooperative(Named(), codes="bottleneck").eval()
         images, _ = batch()
         output = coop(images)
         assert output["name"] == "mine"
         assert torch.equal(output["out"], coop.model(images)["out"])
 
     def test_eval_mode_with_labels_gives_the_standard_terms(self):
-        coop = cooperative(input_noise=0.5)
+        coop = cooperative(hard=HardExamples(noise=0.5))
         images, labels = batch()
         coop(images, labels)
         buffers = {name: buffer.clone() for name, buffer in coop.named_buffers()}
@@ -812,18 +821,17 @@ class TestModes:
             assert all(map(torch.equal, before, coop.parameters()))
 
     def test_an_error_in_the_hard_stage_leaves_no_trace(self):
-        coop = cooperative(hard_norm_frozen=("model", "shape_prior"))
+        def fail(logits, labels):
+            raise ArithmeticError("no loss today")
+
+        coop = cooperative(loss=fail, hard=HardExamples(frozen_norms=("model", "shape_prior")))
         images, labels = batch()
         kept = {name: id(parameter) for name, parameter in coop.named_parameters()}
         statistics = {name: buffer.clone() for name, buffer in coop.named_buffers()}
 
-        def fail(logits, labels):
-            raise ArithmeticError("no loss today")
-
         examples = (images, torch.zeros(3, 3, 16, 20))
-        coop.loss = fail
         with pytest.raises(ArithmeticError, match="no loss today"):
-            coop(images, labels, stage="hard", hard_examples=examples)
+            coop(images, labels, stage=HardStage(*examples))
         assert {name: id(parameter) for name, parameter in coop.named_parameters()} == kept
         assert all(torch.equal(buffer, statistics[name]) for name, buffer in coop.named_buffers())
         assert all(m.track_running_stats for m in coop.modules() if isinstance(m, nn.BatchNorm2d))
@@ -871,26 +879,26 @@ class TestHardCode:
     @pytest.mark.parametrize("layer", ["bottleneck", ["down", "bottleneck"]])
     @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
     def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap, layer):
-        coop = cooperative(dtype=torch.float64, weights={"hard_code_segmentation": 1}, layer=layer)
+        coop = cooperative(dtype=torch.float64, weights={"hard_code_segmentation": 1}, codes=layer)
         parts_fill_the_same_gradients(coop, wrap)
 
 
 class TestDetails:
     def test_are_kept_unless_the_model_declares_its_image_code(self):
         ftn = FTN(num_classes=3, width=2, depth=2)
-        assert cooperative().details == DETAILS == (0, 1)
-        assert cooperative(ftn).details == 0
-        assert cooperative(ftn, layer="decoupler").details == DETAILS
-        assert cooperative(details=0).details == 0
-        assert cooperative(ftn, details=(0.5, 1)).details == (0.5, 1)
+        assert cooperative().maker.residual == RESIDUAL == (0, 1)
+        assert cooperative(ftn).maker.residual == 0
+        assert cooperative(ftn, codes="decoupler").maker.residual == RESIDUAL
+        assert cooperative(hard=HardExamples(residual=0)).maker.residual == 0
+        assert cooperative(ftn, hard=HardExamples(residual=(0.5, 1))).maker.residual == (0.5, 1)
 
     @pytest.mark.parametrize("image_range", [(0.0, 1.0), (-2.0, 3.0), None])
     @pytest.mark.parametrize("details", [0.25, 1.0])
     def test_a_share_of_what_an_image_has_beyond_its_reconstruction_is_added(self, details, image_range):
-        coop = cooperative(dtype=torch.float64, image_range=image_range, input_noise=0.0, details=details)
+        coop = cooperative(dtype=torch.float64, image_range=image_range, hard=HardExamples(noise=0, residual=details))
         coop.model.dropout.p = 0
         twin = copy.deepcopy(coop)
-        twin.details = 0.0
+        twin.hard = HardExamples(noise=0, residual=0)
         images, labels = batch(dtype=torch.float64)
         decoded = twin(images, labels, generator=seeded()).hard_images
         code = []
@@ -906,9 +914,14 @@ class TestDetails:
 
     def test_of_a_pair_each_sample_has_a_share_of_its_own(self):
         images, labels = batch(dtype=torch.float64)
-        coop = cooperative(dtype=torch.float64, details=(0.25, 0.75), masker=TargetedChannelMask(0.0), image_range=None)
+        coop = cooperative(
+            dtype=torch.float64,
+            hard=HardExamples(residual=(0.25, 0.75)),
+            augment=TargetedChannelMask(0.0),
+            image_range=None,
+        )
         hard, again, other = (coop.explain(images, labels, generator=seeded(seed)).hard_images for seed in (0, 0, 1))
-        coop.details = 0.0
+        coop.hard = HardExamples(residual=0)
         reconstructed = coop.explain(images, labels, generator=seeded()).hard_images
         shares = ((hard - reconstructed) / (images - reconstructed)).flatten(1)
         torch.testing.assert_close(shares, shares[:, :1].expand_as(shares), rtol=1e-6, atol=0)
@@ -919,24 +932,24 @@ class TestDetails:
 
     def test_where_nothing_is_masked_all_details_make_the_image(self):
         images, labels = batch()
-        coop = cooperative(details=1.0, masker=TargetedChannelMask(0.0))
+        coop = cooperative(hard=HardExamples(residual=1.0), augment=TargetedChannelMask(0.0))
         assert torch.equal(coop(images, labels, generator=seeded()).hard_images, images)
         assert torch.equal(coop.explain(images, labels, generator=seeded()).hard_images, images)
 
     @pytest.mark.parametrize("details", [1.0, (0.0, 1.0)])
     @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["branch by branch", "stage by stage"])
     def test_backpropagating_in_parts_fills_the_same_gradients(self, wrap, details):
-        coop = cooperative(dtype=torch.float64, details=details, hard_share=0.5)
+        coop = cooperative(dtype=torch.float64, hard=HardExamples(residual=details, fraction=0.5))
         parts_fill_the_same_gradients(coop, wrap)
 
 
 class TestHardNormFrozen:
     def test_only_the_named_networks_learn_no_scale_and_shift_from_hard_examples(self):
-        coop = cooperative(hard_norm_frozen=("model.up", "shape_prior"))
+        coop = cooperative(hard=HardExamples(frozen_norms=("model.up", "shape_prior")))
         images, labels = batch()
-        standard = coop(images, labels, stage="standard")
+        standard = coop(images, labels, stage="first")
         examples = standard.hard_images, standard.hard_segmentation
-        hard = coop(images, labels, stage="hard", hard_examples=examples)
+        hard = coop(images, labels, stage=HardStage(*examples))
         assert list(hard.losses) == HARD
         names, parameters = zip(*coop.named_parameters(), strict=True)
         reached = dict(zip(names, torch.autograd.grad(hard.loss, parameters, allow_unused=True), strict=True))
@@ -968,16 +981,14 @@ class TestRefusals:
         assert all(parameter.grad is None for parameter in coop.parameters())
 
     def test_unknown_stage(self):
-        with pytest.raises(ValueError, match="stage must be one of 'both', 'plain', 'standard', 'hard'; got 'hrad'"):
+        with pytest.raises(
+            ValueError, match="stage must be one of 'all', 'standard', 'first' or a HardStage; got 'hrad'"
+        ):
             cooperative()(*batch(), stage="hrad")
 
     def test_negative_refinement(self):
         with pytest.raises(ValueError, match="needs 0 or more steps of refinement; got -1"):
             cooperative().predict(batch()[0], refine=-1)
-
-    def test_hard_stage_needs_hard_examples(self):
-        with pytest.raises(ValueError, match="needs `hard_examples` for stage='hard'"):
-            cooperative()(*batch(), stage="hard")
 
     def test_images_outside_their_range(self):
         coop = cooperative()
@@ -1006,8 +1017,10 @@ class TestRefusals:
 
     @pytest.mark.parametrize("masker", ["paper", TargetedChannelMask, (paper_masks(),), (paper_masks(), None)])
     def test_other_things_than_maskers(self, masker):
-        with pytest.raises(TypeError, match=r"masker must be a Masker, or a pair of them .* got .* Pass an instance"):
-            cooperative(masker=masker)
+        with pytest.raises(
+            TypeError, match=r"augment must be a transform, or a pair of them .* got .* Pass an instance"
+        ):
+            cooperative(augment=masker)
 
     def test_one_hot_labels(self):
         images, labels = batch()
@@ -1027,8 +1040,8 @@ class TestRefusals:
 
         torch.manual_seed(0)
         with pytest.raises(ValueError, match=r"needs logits .* got \(3, 16, 20, 3\). .* pass logits="):
-            cooperative(Odd(), layer="bottleneck")
-        coop = cooperative(Odd(), layer="bottleneck", logits=lambda output: output["masks"].movedim(-1, 1))
+            cooperative(Odd(), codes="bottleneck")
+        coop = cooperative(Odd(), codes="bottleneck", logits=lambda output: output["masks"].movedim(-1, 1))
         assert coop(*batch()).loss.isfinite()
 
     def test_unknown_weights(self):
@@ -1036,14 +1049,14 @@ class TestRefusals:
             cooperative(weights={"total": 1.0})
 
     def test_no_share_of_details(self):
-        with pytest.raises(ValueError, match=r"details must be in \[0, 1\]; got 2"):
-            cooperative(details=2)
-        with pytest.raises(TypeError, match="details must be a number or a pair"):
-            cooperative(details="all")
+        with pytest.raises(ValueError, match=r"residual must be in \[0, 1\]; got 2"):
+            cooperative(hard=HardExamples(residual=2))
+        with pytest.raises(TypeError, match="residual must be a number or a pair"):
+            cooperative(hard=HardExamples(residual="all"))
 
     def test_unknown_networks_to_freeze(self):
-        with pytest.raises(ValueError, match="hard_norm_frozen must name submodules"):
-            cooperative(hard_norm_frozen=("model.encodr",))
+        with pytest.raises(ValueError, match="frozen_norms must name submodules"):
+            cooperative(hard=HardExamples(frozen_norms=("model.encodr",)))
 
     def test_image_decoder_of_another_range(self):
         with pytest.raises(ValueError, match=r"image decoder of image_range=None; got one of \(0.0, 1.0\)"):
@@ -1071,7 +1084,7 @@ class TestPlainStage:
         torch.manual_seed(1)
         plain = standard_backward(other, images, labels, generator=seeded())
         torch.manual_seed(1)
-        standard = coop(images, labels, generator=seeded(), stage="standard")
+        standard = coop(images, labels, generator=seeded(), stage="first")
         standard.loss.backward()
 
         assert plain.hard_images is None
@@ -1083,9 +1096,9 @@ class TestPlainStage:
     def test_plain_draws_no_mask_and_decodes_nothing(self, monkeypatch):
         coop, images, labels = case("unet")
         monkeypatch.setattr(coop.reconstruction.decoder, "forward", counted := Counted(coop.reconstruction.decoder))
-        coop(images, labels, stage="plain")
-        assert counted.calls == 1
         coop(images, labels, stage="standard")
+        assert counted.calls == 1
+        coop(images, labels, stage="first")
         assert counted.calls == 3
 
 
@@ -1115,7 +1128,7 @@ class TestExplain:
             torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
     def test_without_a_mask_the_hard_segmentation_is_the_prediction(self):
-        coop = cooperative(masker=RandomChannelMask(0.0), dtype=torch.float64)
+        coop = cooperative(augment=RandomChannelMask(0.0), dtype=torch.float64)
         shown = coop.explain(*batch(dtype=torch.float64))
         torch.testing.assert_close(shown.hard_segmentation, shown.logits, rtol=1e-12, atol=1e-12)
         assert shown.shape_factor.eq(1).all()

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from latentaug import CooperativeModel, cooperative_backward, find_bottleneck, find_codes
-from tests.models.hostile import conv, random_state, same, traces
+from tests.models.parts import conv
+from tests.support.compare import same
+from tests.support.random_streams import random_state
+from tests.support.traces import traces
 
 
 class UNet(nn.Module):
@@ -83,10 +86,10 @@ def test_looking_changes_nothing() -> None:
     ("named", "image", "shape"),
     [
         ({}, "downs.1", ["downs.2"]),
-        ({"layer": "downs.2"}, "downs.2", ["downs.2"]),
-        ({"layer": ["downs.0", "downs.2"]}, "downs.2", ["downs.0", "downs.2"]),
-        ({"image_code": "downs.0"}, "downs.0", ["downs.2"]),
-        ({"shape_code": ["downs.2", "downs.0"]}, "downs.1", ["downs.2", "downs.0"]),
+        ({"codes": "downs.2"}, "downs.2", ["downs.2"]),
+        ({"codes": ["downs.0", "downs.2"]}, "downs.2", ["downs.0", "downs.2"]),
+        ({"codes": {"image": "downs.0"}}, "downs.0", ["downs.2"]),
+        ({"codes": {"shape": ["downs.2", "downs.0"]}}, "downs.1", ["downs.2", "downs.0"]),
     ],
     ids=["nothing", "layer", "layers", "image code", "shape codes"],
 )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ spec.loader.exec_module(worker)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What every rank found in `.grad`, by case."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -46,7 +47,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("way", worker.WAYS)
 @pytest.mark.parametrize(("name", "wrapper"), worker.CASES)
-def test_gradients(results, name, wrapper, way):
+def test_gradients(results: list[dict[Any, Any]], name: str, wrapper: str, way: str) -> None:
     for number in range(worker.STEPS):
         first, second = (rank[name, wrapper, way, number] for rank in results)
         alone = [worker.gradients(worker.cooperative(name), "one backward", rank, number) for rank in range(RANKS)]
@@ -60,7 +61,7 @@ def test_gradients(results, name, wrapper, way):
 @pytest.mark.skipif("fully_shard" not in worker.WRAPPERS, reason="this release of PyTorch has no fully_shard")
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("where", worker.TAPPED)
-def test_replays_of_sharded_models(results, where, detach):
+def test_replays_of_sharded_models(results: list[dict[Any, Any]], where: str, detach: bool) -> None:
     for number in range(worker.STEPS):
         first, second = (rank[where, detach, number] for rank in results)
         alone = [worker.expected_gradients(detach, number, rank) for rank in range(RANKS)]

@@ -11,8 +11,21 @@ from torch import nn
 
 from latentaug.layout import CHANNELS_LAST, TOKENS, Layout
 from tests.integrations.rows import Row
-from tests.models import handwritten as hand
-from tests.models.hostile import CASES
+from tests.models.handwritten import (
+    attention,
+    blocks,
+    codes,
+    contexts,
+    dimensions,
+    outputs,
+    recurrent,
+    resampling,
+    streams,
+    tokens,
+    unets,
+    wrappers,
+)
+from tests.models.hostile.table import CASES
 
 IMAGES = (2, 3, 32, 48)
 
@@ -31,56 +44,62 @@ def hostile(name: str, case: str, code: tuple[int, ...], **options: Any) -> Row:
 
 def timm_features(name: str, widths: tuple[int, ...], channels_last: bool = False, **options: Any) -> nn.Module:
     encoder = pytest.importorskip("timm").create_model(name, features_only=True, **options)
-    return hand.OnFeatures(encoder, widths, channels_last)
+    return wrappers.OnFeatures(encoder, widths, channels_last)
 
 
 UNETS = [
-    by_hand("U-Net, functional skips", hand.FunctionalUNet, "bottom", (2, 32, 8, 12)),
-    by_hand("U-Net of nn.Sequential", hand.SequentialUNet, "encoder.2", (2, 32, 8, 12)),
-    by_hand("U-Net of ModuleLists, popped skips", hand.PoppingUNet, "bottleneck", (2, 32, 4, 6), classes=1, quick=True),
-    by_hand("U-Net, one block down, one up", partial(hand.SharedUNet, False), "block", (2, 8, 4, 6)),
+    by_hand("U-Net, functional skips", unets.FunctionalUNet, "bottom", (2, 32, 8, 12)),
+    by_hand("U-Net of nn.Sequential", unets.SequentialUNet, "encoder.2", (2, 32, 8, 12)),
+    by_hand(
+        "U-Net of ModuleLists, popped skips", unets.PoppingUNet, "bottleneck", (2, 32, 4, 6), classes=1, quick=True
+    ),
+    by_hand("U-Net, one block down, one up", partial(unets.SharedUNet, False), "block", (2, 8, 4, 6)),
     # The block comes last in the decoder, so that of the modules on the coarsest grid only the pooling can be named.
-    by_hand("U-Net, one block for all levels", partial(hand.SharedUNet, True), "down", (2, 8, 4, 6)),
-    by_hand("FPN, in place", hand.InPlacePyramid, "layer3", (2, 32, 8, 12), classes=4),
-    by_hand("Attention U-Net", hand.AttentionUNet, "center", (2, 32, 8, 12)),
-    by_hand("U-Net, odd sizes", hand.PaddingUNet, "down3", (2, 32, 4, 6), shape=(2, 3, 37, 51)),
-    by_hand("U-Net, unpadded", hand.UnpaddedUNet, "bottom", (2, 32, 8, 12), shape=(2, 3, 60, 76)),
-    by_hand("ResUNet", hand.ResUNet, "bridge", (2, 64, 4, 6)),
+    by_hand("U-Net, one block for all levels", partial(unets.SharedUNet, True), "down", (2, 8, 4, 6)),
+    by_hand("FPN, in place", blocks.InPlacePyramid, "layer3", (2, 32, 8, 12), classes=4),
+    by_hand("Attention U-Net", attention.AttentionUNet, "center", (2, 32, 8, 12)),
+    by_hand("U-Net, odd sizes", unets.PaddingUNet, "down3", (2, 32, 4, 6), shape=(2, 3, 37, 51)),
+    by_hand("U-Net, unpadded", unets.UnpaddedUNet, "bottom", (2, 32, 8, 12), shape=(2, 3, 60, 76)),
+    by_hand("ResUNet", blocks.ResUNet, "bridge", (2, 64, 4, 6)),
     # The activation behind the innermost convolution changes what that returned, and so is the one to be tapped.
-    by_hand("U-Net, recursive", hand.RecursiveUNet, "model.1.model.2.model.2.model.2", (2, 32, 4, 6)),
-    by_hand("SegNet, unpooling", hand.SegNet, "pool", (2, 32, 4, 6), path=(0,)),
-    by_hand("FCN-8s", hand.FullyConvolutional, "fully_connected", (2, 64, 4, 6), classes=4),
-    by_hand("UNet++, deep supervision", hand.UNetPlusPlus, "conv3_0", (2, 32, 4, 6)),
-    by_hand("U2-Net", hand.U2Net, "stage4", (2, 16, 4, 6)),
-    by_hand("MultiResUNet", hand.MultiResUNet, "multires3", (2, 32, 8, 12)),
-    by_hand("Tiramisu", hand.Tiramisu, "bottleneck", (2, 24, 8, 12)),
-    by_hand("U-Net, squeeze-and-excitation", hand.SqueezeExciteUNet, "se3", (2, 32, 8, 12)),
+    by_hand("U-Net, recursive", unets.RecursiveUNet, "model.1.model.2.model.2.model.2", (2, 32, 4, 6)),
+    by_hand("SegNet, unpooling", unets.SegNet, "pool", (2, 32, 4, 6), path=(0,)),
+    by_hand("FCN-8s", unets.FullyConvolutional, "fully_connected", (2, 64, 4, 6), classes=4),
+    by_hand("UNet++, deep supervision", unets.UNetPlusPlus, "conv3_0", (2, 32, 4, 6)),
+    by_hand("U2-Net", unets.U2Net, "stage4", (2, 16, 4, 6)),
+    by_hand("MultiResUNet", blocks.MultiResUNet, "multires3", (2, 32, 8, 12)),
+    by_hand("Tiramisu", blocks.Tiramisu, "bottleneck", (2, 24, 8, 12)),
+    by_hand("U-Net, squeeze-and-excitation", attention.SqueezeExciteUNet, "se3", (2, 32, 8, 12)),
 ]
 CONTEXTS = [
-    by_hand("DeepLab", hand.DeepLab, "backbone", (2, 48, 4, 6), classes=4),
-    by_hand("U-Net, ASPP as bridge", hand.BridgeUNet, "bridge", (2, 32, 8, 12)),
-    by_hand("PSPNet, functional pooling", hand.PooledPyramid, "encoder", (2, 32, 8, 12), shape=(2, 3, 64, 96)),
-    by_hand("HRNet", hand.HighResolutionNet, "stage2", (2, 32, 4, 6), path=(2,)),
-    by_hand("features in a dict", hand.NamedFeatures, "backbone", (2, 32, 4, 6), path=("res3",)),
+    by_hand("DeepLab", contexts.DeepLab, "backbone", (2, 48, 4, 6), classes=4),
+    by_hand("U-Net, ASPP as bridge", contexts.BridgeUNet, "bridge", (2, 32, 8, 12)),
+    by_hand("PSPNet, functional pooling", contexts.PooledPyramid, "encoder", (2, 32, 8, 12), shape=(2, 3, 64, 96)),
+    by_hand("HRNet", contexts.HighResolutionNet, "stage2", (2, 32, 4, 6), path=(2,)),
+    by_hand("features in a dict", contexts.NamedFeatures, "backbone", (2, 32, 4, 6), path=("res3",)),
     by_hand(
         "SegFormer head, logits at 1/4",
-        hand.QuarterResolution,
+        contexts.QuarterResolution,
         "encoder",
         (2, 32, 4, 6),
         path=(2,),
         classes=4,
         shape=(2, 3, 64, 96),
     ),
-    by_hand("BiSeNet", hand.Bilateral, "context.resnet", (2, 32, 4, 6), path=(2,)),
-    by_hand("siamese", hand.ChangeDetector, "encoder", (2, 32, 4, 6), path=(2,), shape=(2, 6, 32, 48)),
-    by_hand("siamese, as one batch", hand.BatchedChangeDetector, "fuse.2", (2, 32, 4, 6), shape=(2, 6, 32, 48)),
+    by_hand("BiSeNet", contexts.Bilateral, "context.resnet", (2, 32, 4, 6), path=(2,)),
+    by_hand("siamese", streams.ChangeDetector, "encoder", (2, 32, 4, 6), path=(2,), shape=(2, 6, 32, 48)),
+    by_hand("siamese, as one batch", streams.BatchedChangeDetector, "fuse.2", (2, 32, 4, 6), shape=(2, 6, 32, 48)),
     by_hand(
-        "two streams, fused by a module", partial(hand.TwoStreams, True), "fusion", (2, 32, 4, 6), shape=(2, 4, 32, 48)
+        "two streams, fused by a module",
+        partial(streams.TwoStreams, True),
+        "fusion",
+        (2, 32, 4, 6),
+        shape=(2, 4, 32, 48),
     ),
     # Neither stream alone is the code; the later one is as good as the other.
     by_hand(
         "two streams, fused by a function",
-        partial(hand.TwoStreams, False),
+        partial(streams.TwoStreams, False),
         "depth",
         (2, 32, 4, 6),
         path=(2,),
@@ -118,17 +137,17 @@ CONTEXTS = [
     ),
 ]
 RECURRENT_AND_OTHER_DIMENSIONS = [
-    by_hand("R2U-Net", hand.RecurrentUNet, "rrcnn3", (2, 32, 8, 12)),
-    by_hand("ConvLSTM at the bottleneck", hand.RecurrentBottleneck, "cell", (2, 32, 4, 6), path=(0,)),
-    by_hand("V-Net 3-D", hand.VNet, "down_tr2", (2, 16, 2, 4, 4), shape=(2, 1, 8, 16, 16)),
-    by_hand("U-Net 3-D, anisotropic", hand.AnisotropicUNet, "bottom", (2, 16, 4, 4, 4), shape=(2, 1, 8, 16, 16)),
-    by_hand("U-Net 1-D", hand.SignalUNet, "bottom", (2, 32, 8), shape=(2, 1, 128), timed=(8, 1, 8192), classes=3),
+    by_hand("R2U-Net", recurrent.RecurrentUNet, "rrcnn3", (2, 32, 8, 12)),
+    by_hand("ConvLSTM at the bottleneck", recurrent.RecurrentBottleneck, "cell", (2, 32, 4, 6), path=(0,)),
+    by_hand("V-Net 3-D", dimensions.VNet, "down_tr2", (2, 16, 2, 4, 4), shape=(2, 1, 8, 16, 16)),
+    by_hand("U-Net 3-D, anisotropic", dimensions.AnisotropicUNet, "bottom", (2, 16, 4, 4, 4), shape=(2, 1, 8, 16, 16)),
+    by_hand("U-Net 1-D", dimensions.SignalUNet, "bottom", (2, 32, 8), shape=(2, 1, 128), timed=(8, 1, 8192), classes=3),
 ]
 TOKENS_AND_CHANNELS_LAST = [
-    by_hand("TransUNet", hand.HybridTransformer, "transformer", (2, 24, 32), layout=TOKENS, timed=IMAGES),
+    by_hand("TransUNet", attention.HybridTransformer, "transformer", (2, 24, 32), layout=TOKENS, timed=IMAGES),
     by_hand(
         "Segmenter, forward_features",
-        hand.Segmenter,
+        attention.Segmenter,
         "vit.norm",
         (2, 25, 32),
         layout=Layout(-1, 1),
@@ -137,45 +156,51 @@ TOKENS_AND_CHANNELS_LAST = [
     ),
     by_hand(
         "Swin, channels last",
-        hand.SwinPyramid,
+        attention.SwinPyramid,
         "backbone",
         (2, 4, 6, 48),
         path=(2,),
         layout=CHANNELS_LAST,
         shape=(2, 3, 64, 96),
     ),
-    by_hand("MLP-Mixer", hand.Mixer, "mixer", (2, 24, 32), layout=TOKENS, timed=IMAGES),
+    by_hand("MLP-Mixer", tokens.Mixer, "mixer", (2, 24, 32), layout=TOKENS, timed=IMAGES),
     by_hand(
-        "Swin-Unet, tokens throughout", hand.TokenUNet, "bottleneck", (2, 24, 32), layout=TOKENS, timed=(2, 3, 64, 96)
+        "Swin-Unet, tokens throughout", tokens.TokenUNet, "bottleneck", (2, 24, 32), layout=TOKENS, timed=(2, 3, 64, 96)
     ),
-    by_hand("UNeXt", hand.TokenizedUNet, "norm2", (2, 24, 32), layout=TOKENS),
-    by_hand("ConvMixer, logits at 1/2", hand.ConvMixer, "blocks", (2, 32, 4, 6)),
+    by_hand("UNeXt", tokens.TokenizedUNet, "norm2", (2, 24, 32), layout=TOKENS),
+    by_hand("ConvMixer, logits at 1/2", tokens.ConvMixer, "blocks", (2, 32, 4, 6)),
 ]
 OTHER_CODES_AND_OUTPUTS = [
-    by_hand("U-Net with a classifier, NamedTuple", hand.WithClassifier, "encoder", (2, 32, 4, 6), path=(2,)),
-    by_hand("U-Net, deep supervision", hand.DeeplySupervised, "bottom", (2, 32, 8, 12)),
-    by_hand("two decoders", hand.TwoDecoders, "encoder", (2, 32, 4, 6), path=(2,)),
-    by_hand("variational U-Net, dataclass", hand.VariationalUNet, "bottleneck", (2, 32, 4, 6), path=(0,)),
-    by_hand("vector-quantised U-Net, tuple with a loss", hand.QuantisedUNet, "quantise", (2, 32, 4, 6), path=(0,)),
-    by_hand("stochastic depth, dropout, dropped blocks", hand.StochasticUNet, "stage3", (2, 32, 4, 6)),
-    by_hand("FiLM by a context network", hand.Modulated, "encoder", (2, 32, 4, 6), path=(2,)),
-    by_hand("spatial transformer before the U-Net", hand.Localised, "unet.bottom", (2, 32, 8, 12), timed=IMAGES),
-    by_hand("aligned by grid_sample", hand.AlignedUNet, "layer3", (2, 32, 4, 6)),
-    by_hand("U-Net, pixel shuffle", hand.ShuffledUNet, "bottom", (2, 32, 4, 6)),
-    by_hand("U-Net, wavelets", hand.WaveletUNet, "bottom", (2, 64, 8, 12)),
-    by_hand("wrapped", lambda: hand.Wrapper(hand.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
-    by_hand("wrapped twice", lambda: hand.Wrapper(hand.Wrapper(hand.ResUNet())), "net.net.bridge", (2, 64, 4, 6)),
+    by_hand("U-Net with a classifier, NamedTuple", outputs.WithClassifier, "encoder", (2, 32, 4, 6), path=(2,)),
+    by_hand("U-Net, deep supervision", outputs.DeeplySupervised, "bottom", (2, 32, 8, 12)),
+    by_hand("two decoders", outputs.TwoDecoders, "encoder", (2, 32, 4, 6), path=(2,)),
+    by_hand("variational U-Net, dataclass", codes.VariationalUNet, "bottleneck", (2, 32, 4, 6), path=(0,)),
+    by_hand("vector-quantised U-Net, tuple with a loss", codes.QuantisedUNet, "quantise", (2, 32, 4, 6), path=(0,)),
+    by_hand("stochastic depth, dropout, dropped blocks", codes.StochasticUNet, "stage3", (2, 32, 4, 6)),
+    by_hand("FiLM by a context network", streams.Modulated, "encoder", (2, 32, 4, 6), path=(2,)),
+    by_hand("spatial transformer before the U-Net", resampling.Localised, "unet.bottom", (2, 32, 8, 12), timed=IMAGES),
+    by_hand("aligned by grid_sample", resampling.AlignedUNet, "layer3", (2, 32, 4, 6)),
+    by_hand("U-Net, pixel shuffle", resampling.ShuffledUNet, "bottom", (2, 32, 4, 6)),
+    by_hand("U-Net, wavelets", resampling.WaveletUNet, "bottom", (2, 64, 8, 12)),
+    by_hand("wrapped", lambda: wrappers.Wrapper(unets.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
+    by_hand(
+        "wrapped twice", lambda: wrappers.Wrapper(wrappers.Wrapper(blocks.ResUNet())), "net.net.bridge", (2, 64, 4, 6)
+    ),
     by_hand(
         "resized inside to one size",
-        lambda: hand.Resizing(hand.ResUNet(), (32, 32)),
+        lambda: wrappers.Resizing(blocks.ResUNet(), (32, 32)),
         "net.bridge",
         (2, 64, 4, 4),
         shape=(2, 3, 48, 72),
     ),
     by_hand(
-        "padded inside", lambda: hand.Padding(hand.ResUNet(), 32), "net.bridge", (2, 64, 8, 8), shape=(2, 3, 40, 56)
+        "padded inside",
+        lambda: wrappers.Padding(blocks.ResUNet(), 32),
+        "net.bridge",
+        (2, 64, 8, 8),
+        shape=(2, 3, 40, 56),
     ),
-    by_hand("autocast inside", lambda: hand.MixedPrecision(hand.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
+    by_hand("autocast inside", lambda: wrappers.MixedPrecision(unets.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
 ]
 HOSTILE = [
     hostile("activation as a statement", "StatementActivation", (2, 6, 8, 8)),

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.layout import CHANNELS_FIRST, Layout
-from tests.models.hostile import Case, leaves, seed_all
+from tests.models.case import Case
+from tests.support.random_streams import seed_all
+from tests.support.trees import leaves
 
 TINY = 1e-3  # layer scales and gates start below this, and let no signal through
 

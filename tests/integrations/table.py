@@ -26,7 +26,7 @@ REPEATS = 3
 class Table:
     """Rows of the documented table by library and model; in writing, the rows measured so far."""
 
-    def __init__(self, writing: bool):
+    def __init__(self, writing: bool) -> None:
         self.writing = writing
         self.documented = dict(_read(PAGE.read_text()))
         self.measured: dict[tuple[str, str], list[str]] = {}

@@ -1,7 +1,12 @@
 """Models that checkpoint their activations themselves, and models whose blocks the cooperative model checkpoints."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from latentaug import CooperativeModel, LatentTap, ShapePrior, cooperative_backward
 
@@ -16,11 +21,11 @@ VOLUME = (2, 1, 8, 8, 8)
 class Wrapper(torch.nn.Module):
     """Stands for DDP: calls the module that it holds."""
 
-    def __init__(self, module):
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
 
@@ -32,7 +37,7 @@ def unet(kind: str = "UNet", norm: str = "INSTANCE") -> torch.nn.Module:
     return getattr(nets, kind)(3, 1, 3, **options).double()
 
 
-def step(model: torch.nn.Module, way: str, **options):
+def step(model: torch.nn.Module, way: str, **options: Any) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
     """Return losses, gradients and buffers of one step."""
     generator = torch.Generator().manual_seed(0)
     volumes = torch.rand(VOLUME, generator=generator, dtype=torch.float64)
@@ -51,7 +56,7 @@ def step(model: torch.nn.Module, way: str, **options):
     return losses, [parameter.grad for parameter in coop.parameters()], list(coop.buffers())
 
 
-def test_masked_replays_of_a_unet_that_checkpoints_itself_are_exact():
+def test_masked_replays_of_a_unet_that_checkpoints_itself_are_exact() -> None:
     """Its regions lie one in another, around the bottleneck."""
     plain, checkpointing = unet(), unet("CheckpointUNet")
     volumes = torch.rand(VOLUME, dtype=torch.float64)
@@ -75,7 +80,7 @@ def test_masked_replays_of_a_unet_that_checkpoints_itself_are_exact():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_unet_that_checkpoints_itself_gets_the_gradients_of_one_that_does_not(way):
+def test_a_unet_that_checkpoints_itself_gets_the_gradients_of_one_that_does_not(way: str) -> None:
     losses, gradients, _ = step(unet(), way)
     again, same, _ = step(unet("CheckpointUNet"), way)
     assert losses == again
@@ -83,7 +88,7 @@ def test_a_unet_that_checkpoints_itself_gets_the_gradients_of_one_that_does_not(
 
 
 @pytest.mark.parametrize("way", WAYS[1:])
-def test_with_batch_normalisation_too(way):
+def test_with_batch_normalisation_too(way: str) -> None:
     """Not in one backward pass: statistics are frozen in the hard stage, and `checkpoint` notices that it is over."""
     losses, gradients, _ = step(unet(norm="BATCH"), way)
     again, same, _ = step(unet("CheckpointUNet", norm="BATCH"), way)
@@ -93,7 +98,7 @@ def test_with_batch_normalisation_too(way):
 
 @pytest.mark.parametrize("norm", ["INSTANCE", "BATCH"])
 @pytest.mark.parametrize("way", WAYS)
-def test_blocks_of_any_model_are_checkpointed_by_name(way, norm):
+def test_blocks_of_any_model_are_checkpointed_by_name(way: str, norm: str) -> None:
     losses, gradients, buffers = step(unet(norm=norm), way)
     again, same, moved = step(unet(norm=norm), way, checkpointed=BLOCKS)
     assert losses == again

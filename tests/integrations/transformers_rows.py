@@ -34,7 +34,7 @@ def transformers(name: str, task: str = "SemanticSegmentation", /, **options: An
 class ToldTheTask(nn.Module):
     """OneFormer does one of several tasks, and is told which by tokens."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 

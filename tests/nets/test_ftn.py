@@ -1,3 +1,9 @@
+"""The paper's network: sizes, widths, codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +20,7 @@ from latentaug.nets.ftn import FTN
         ({"spatial_dims": 3, "depth": 2}, (12, 9, 8)),
     ],
 )
-def test_sizes(options, size):
+def test_logits_codes_and_images_have_their_sizes(options: dict[str, Any], size: tuple[int, ...]) -> None:
     network = FTN(width=2, **options)
     images = torch.rand(2, options.get("in_channels", 1), *size)
     code = network.encoder(images)
@@ -24,7 +30,7 @@ def test_sizes(options, size):
     assert network.image_decoder(code, size).shape == images.shape
 
 
-def test_the_papers_widths():
+def test_the_papers_widths() -> None:
     network = FTN()
     downs = [block.shortcut.out_channels for block in network.encoder.blocks]
     assert downs == [32, 64, 128, 128]
@@ -33,7 +39,7 @@ def test_the_papers_widths():
     assert network.encoder(torch.rand(1, 1, 192, 192)).shape == (1, 128, 12, 12)
 
 
-def test_declares_its_codes_and_its_image_decoder():
+def test_declares_its_codes_and_its_image_decoder() -> None:
     network = FTN(width=2)
     images = torch.rand(1, 1, 32, 32)
     image_code = network.get_submodule(network.image_code)(images)
@@ -43,7 +49,7 @@ def test_declares_its_codes_and_its_image_decoder():
     assert FTN(width=2, image_range=None).image_decoder.image_range is None
 
 
-def test_the_segmentation_reads_the_shape_code_only():
+def test_the_segmentation_reads_the_shape_code_only() -> None:
     network = FTN(width=2, depth=2).eval()
     images = torch.rand(1, 1, 16, 16)
     expected = network.segmentation_decoder(network.decoupler(network.encoder(images)))

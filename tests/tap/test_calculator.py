@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentaug.layout import CHANNELS_FIRST
 from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tracing.location import Location
-from tests.models.hostile import traces
+from tests.support.traces import traces
 
 
 class Pair(NamedTuple):

@@ -16,8 +16,6 @@ from latentaug.tracing.isolation import (
     is_norm_statistic,
     preserved_modes,
 )
-from latentaug.tracing.random_state import RandomState, preserved_random_state
-from tests.models.hostile import random_state, same, seed_all
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nn.BatchNorm2d(3),
@@ -57,9 +55,9 @@ def test_frozen_statistics_cover_every_root_and_nest() -> None:
     def block() -> None:
         with frozen_norm_statistics(first, second), frozen_norm_statistics(first):
             second(first(x))
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert first[0].track_running_stats
     assert second.momentum == 0.3
@@ -84,9 +82,9 @@ def test_borrowed_buffers_go_back_whatever_happened_to_them() -> None:
         with borrowed_buffers(model, {"1.running_mean": lent}):
             assert model[1].running_mean is lent
             model[1].running_mean = torch.full((2,), 3.0)  # reassigned, as some layers do
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert model[1].running_mean is own
     assert torch.equal(own, torch.zeros(2))
@@ -99,9 +97,9 @@ def test_constant_weights_are_weights_again_afterwards() -> None:
     def block() -> None:
         with constant_weights(model):
             assert not model(torch.ones(1, 2)).requires_grad
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert [weight.requires_grad for weight in model.parameters()] == [True, True, True, False]
 
@@ -143,9 +141,9 @@ def test_gathered_weights_are_kept_for_as_long_as_the_context() -> None:
     def block() -> None:
         with gathered_weights(model):
             assert model.told == [(False, False)]
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert model.told == [(False, False), (True, False)]
     with gathered_weights(nn.Linear(1, 1)):
@@ -160,42 +158,8 @@ def test_modes_are_given_back_to_every_submodule() -> None:
         with preserved_modes(model):
             model.eval()
             model[0][1].train()
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in the block")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
-
-
-def test_random_streams_are_left_where_they_were() -> None:
-    seed_all(1)
-    before = random_state()
-
-    def block() -> None:
-        with preserved_random_state(torch.device("cpu")) as entry:
-            seed_all(2)
-            assert random_state() != before
-            entry.restore()
-            assert random_state() == before
-            seed_all(3)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        block()
-    assert random_state() == before
-
-
-def test_a_random_state_of_a_device_without_streams_of_its_own() -> None:
-    state = RandomState.capture(torch.device("meta"))
-    torch.rand(1)
-    state.restore()
-    assert state.accelerator is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_stream_of_an_accelerator_is_kept() -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
-    with preserved_random_state(device):
-        first = torch.rand(3, device=device)
-    assert same(torch.rand(3, device=device), first)

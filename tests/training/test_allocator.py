@@ -1,5 +1,7 @@
 """Keeping large blocks: effect on page faults, and doing nothing where there is no glibc."""
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -41,7 +43,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not ON_GLIBC, reason="mallopt belongs to glibc")
-def test_large_blocks_are_kept_and_the_change_is_logged_once():
+def test_large_blocks_are_kept_and_the_change_is_logged_once() -> None:
     untouched = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     # glibc's first threshold, and no other: by itself glibc raises it now and then, by what was freed before.
     untouched["MALLOC_MMAP_THRESHOLD_"] = str(128 * 1024)
@@ -57,20 +59,22 @@ def test_large_blocks_are_kept_and_the_change_is_logged_once():
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_are_left_alone(monkeypatch, system):
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("no library needs to be opened"))
     assert tune_allocator() is False
 
 
-def test_a_linux_without_glibc_is_left_alone(monkeypatch):
+def test_a_linux_without_glibc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert tune_allocator() is False
 
 
 @pytest.mark.parametrize(("answers", "expected"), [([1, 1], True), ([0, 1], False), ([1, 0], False)])
-def test_it_says_whether_malloc_took_both_settings(monkeypatch, answers, expected):
+def test_it_says_whether_malloc_took_both_settings(
+    monkeypatch: pytest.MonkeyPatch, answers: list[int], expected: bool
+) -> None:
     replies = iter(answers)
     asked = []
 
@@ -84,7 +88,7 @@ def test_it_says_whether_malloc_took_both_settings(monkeypatch, answers, expecte
 
 
 @pytest.mark.parametrize("order", [[2**30, 2**25, 2**30], [2**25, 2**30, 2**25]])
-def test_no_call_lowers_what_an_earlier_one_has_set(monkeypatch, order):
+def test_no_call_lowers_what_an_earlier_one_has_set(monkeypatch: pytest.MonkeyPatch, order: list[int]) -> None:
     largest = 0
 
     def mallopt(parameter: int, value: int) -> int:
@@ -98,7 +102,7 @@ def test_no_call_lowers_what_an_earlier_one_has_set(monkeypatch, order):
         assert largest == max(order[: i + 1])
 
 
-def test_what_malloc_refuses_does_not_count(monkeypatch):
+def test_what_malloc_refuses_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def mallopt(parameter: int, value: int) -> int:
@@ -112,7 +116,7 @@ def test_what_malloc_refuses_does_not_count(monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1073741824", 2**30), ("131072", 2**25), ("much", 2**25)])
-def test_the_environment_is_not_overruled_either(monkeypatch, value, expected):
+def test_the_environment_is_not_overruled_either(monkeypatch: pytest.MonkeyPatch, value: str, expected: int) -> None:
     asked = {}
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", value)
     monkeypatch.setattr(allocator, "_glibc_mallopt", lambda: lambda *pair: bool(asked.update([pair])) + 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from latentaug.training.callbacks import CSVLog
 from latentaug.training.checkpoint import atomic_write, random_state, restore_random_state
 from latentaug.training.optimization import PerStep
 from latentaug.training.trainer import CooperativeTrainer
+from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
     Squares,
@@ -35,21 +36,10 @@ from tests.support.tiny_training import (
     weights_of,
 )
 
-
-def seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-
-
-def save_to(path: Path) -> Any:
-    return lambda trainer: trainer.save(path)
-
-
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(TypeError, match="bytes-like"), atomic_write(path) as file:
@@ -58,7 +48,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path):
+def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     script = (
@@ -76,7 +66,7 @@ def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_checkpoint_holds_nothing_but_data(tmp_path):
+def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path) -> None:
     trainer = tiny_trainer(scheduler=lambda optimizer: MultiStepLR(optimizer, [1, 2]))
     trainer.fit(squares(), squares(), epochs=1)
     trainer.save(tmp_path / "deep" / "a.pt")
@@ -84,7 +74,7 @@ def test_a_checkpoint_holds_nothing_but_data(tmp_path):
     assert set(state["model"]) == set(trainer.model.state_dict())
 
 
-def test_random_state_covers_every_stream():
+def test_random_state_covers_every_stream() -> None:
     loader = DataLoader(Squares(), generator=torch.Generator().manual_seed(0))
     device = torch.device("cpu")
 
@@ -100,12 +90,40 @@ def test_random_state_covers_every_stream():
     assert draw() == expected
 
 
+KILLED_RUN = """
+import sys
+from tests.support.tiny_training import squares, tiny_trainer
+trainer = tiny_trainer(folder=sys.argv[1])
+trainer.fit(squares(), epochs=10_000)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.kill()
+    trainer = tiny_trainer()
+    trainer.resume(tmp_path / "last.pt")
+    assert trainer.epoch >= 1
+    assert trainer.global_step == 3 * trainer.epoch
+    trainer.fit(squares(), epochs=trainer.epoch + 1)
+
+
 # Exact resumption -----------------------------------------------------------------------------------------------------
 
 
 def own_stream(num_workers: int) -> DataLoader:
     generator = torch.Generator().manual_seed(8)
     return DataLoader(Squares(), batch_size=2, shuffle=True, generator=generator, num_workers=num_workers)
+
+
+def save_to(path: Path) -> Any:
+    return lambda trainer: trainer.save(path)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -121,28 +139,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("saved_after", [2, 3, 4])
-def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path, saved_after):
+def test_resuming_gives_what_an_uninterrupted_run_gives(tmp_path: Path, saved_after: int) -> None:
     run_and_compare(tmp_path, {}, saved_after, squares)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_resuming_is_exact_whatever_the_settings(tmp_path, settings):
+def test_resuming_is_exact_whatever_the_settings(tmp_path: Path, settings: dict[str, Any]) -> None:
     run_and_compare(tmp_path, settings, 2 if "accumulate" not in settings else 3, squares)
 
 
 @pytest.mark.parametrize("make_loader", [squares, own_stream])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_is_exact_with_workers_and_with_a_stream_of_the_loaders_own(tmp_path, make_loader, num_workers):
+def test_resuming_is_exact_with_workers_and_with_a_stream_of_the_loaders_own(
+    tmp_path: Path, make_loader: Any, num_workers: int
+) -> None:
     run_and_compare(tmp_path, {}, saved_after=4, make_loader=partial(make_loader, num_workers=num_workers))
 
 
 def run_and_compare(tmp_path: Path, settings: dict[str, Any], saved_after: int, make_loader: Any) -> None:
     straight = tiny_trainer(**settings, callbacks=[At(saved_after, save_to(tmp_path / "a.pt"))])
-    seed_everything(5)
+    seed_all(5)
     straight.fit(make_loader(), squares(), epochs=2)
 
     resumed = tiny_trainer(**settings)
-    seed_everything(6)
+    seed_all(6)
     resumed.resume(tmp_path / "a.pt")
     assert resumed.global_step == saved_after
     torch.rand(3)  # what happens between resuming and fitting doesn't matter
@@ -152,19 +172,19 @@ def run_and_compare(tmp_path: Path, settings: dict[str, Any], saved_after: int, 
         assert {**one, "seconds": 0} == pytest.approx({**other, "seconds": 0}, rel=0, abs=0, nan_ok=True)
 
 
-def test_another_seed_would_show(tmp_path):
+def test_another_seed_would_show(tmp_path: Path) -> None:
     straight = tiny_trainer(callbacks=[At(3, save_to(tmp_path / "a.pt"))])
-    seed_everything(5)
+    seed_all(5)
     straight.fit(squares(), epochs=2)
     resumed = tiny_trainer()
     resumed.resume(tmp_path / "a.pt")
     resumed._resumed_random = None
-    seed_everything(6)
+    seed_all(6)
     resumed.fit(squares(), epochs=2)
     assert not same_weights(weights_of(straight), weights_of(resumed))
 
 
-def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_path):
+def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_path: Path) -> None:
     def trainer() -> CooperativeTrainer:
         return tiny_trainer(folder=tmp_path, callbacks=[CSVLog(tmp_path / "log.csv")])
 
@@ -182,7 +202,7 @@ def test_the_folder_is_enough_to_continue_and_the_log_has_each_epoch_once(tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["best.pt", "last.pt", "log.csv"]
 
 
-def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path):
+def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path: Path) -> None:
     first = tiny_trainer(optimizer=partial(torch.optim.Adam, lr=0.05))
     val_loader = list(squares())
     first.fit(squares(), val_loader, epochs=3)
@@ -193,7 +213,7 @@ def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path):
     assert second.evaluate(val_loader)["refined_iou"] == first.best.value
 
 
-def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path):
+def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
     tiny_trainer(callbacks=[At(2, save_to(tmp_path / "a.pt"))]).fit(squares(), epochs=1)
     resumed = tiny_trainer()
     resumed.resume(tmp_path / "a.pt")
@@ -233,7 +253,9 @@ SPOILERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILERS.values(), ids=SPOILERS)
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys, spoil, message):
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], message: str
+) -> None:
     path = tmp_path / "a.pt"
     tiny_trainer().save(path)
     spoil(path)
@@ -246,7 +268,7 @@ def wider(num_classes: int = 3) -> CooperativeModel:
         torch.nn.Sequential(torch.nn.Conv2d(1, 8, 4, 4), torch.nn.ConvTranspose2d(8, num_classes, 4, 4)),
         num_classes=num_classes,
         example=torch.rand(2, 1, 8, 8),
-        layer="0",
+        codes="0",
     )
 
 
@@ -277,14 +299,14 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), MISFITS.values(), ids=MISFITS)
-def test_a_checkpoint_of_another_trainer_is_refused(tmp_path, options, message):
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = tmp_path / "a.pt"
     tiny_trainer().save(path)
     options = dict(options)
     refused(tiny_trainer(options.pop("model", tiny_coop)(), **options), path, message)
 
 
-def test_other_names_of_the_same_number_are_refused_by_name(tmp_path):
+def test_other_names_of_the_same_number_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     trainer = tiny_trainer()
     trainer.save(path)
@@ -294,7 +316,7 @@ def test_other_names_of_the_same_number_are_refused_by_name(tmp_path):
     refused(trainer, path, r"'model.encoder.0.bias' is missing; 'other' is unknown to the model\.")
 
 
-def test_a_missing_file_is_no_surprise(tmp_path):
+def test_a_missing_file_is_no_surprise(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.pt"):
         tiny_trainer().resume(tmp_path / "a.pt")
 
@@ -308,128 +330,3 @@ def refused(trainer: CooperativeTrainer, path: Path, message: str) -> None:
     assert (trainer.epoch, trainer.global_step, trainer.history, trainer.best) == (0, 0, [], None)
     assert trainer.optimizer.state_dict()["state"] == {}
     assert trainer._resumed_random is None
-
-
-# Ctrl-C and worse -----------------------------------------------------------------------------------------------------
-
-
-def press_ctrl_c(trainer: object) -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize(("num_workers", "pressed_after"), [(0, 1), (0, 3), (2, 1)])
-def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path, num_workers, pressed_after):
-    straight = tiny_trainer()
-    seed_everything(5)
-    straight.fit(squares(num_workers=num_workers), squares(), epochs=2)
-
-    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(pressed_after, press_ctrl_c)])
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(num_workers=num_workers), squares(), epochs=2)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert interrupted.global_step == pressed_after
-
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    resumed.fit(squares(num_workers=num_workers), squares(), epochs=2)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-
-
-def test_ctrl_c_during_validation_keeps_the_epoch(tmp_path):
-    def validation():
-        yield from squares()
-        press_ctrl_c(None)
-        yield from squares()
-
-    class Loader:
-        def __iter__(self):
-            return validation()
-
-    interrupted = tiny_trainer(folder=tmp_path)
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(), Loader(), epochs=2)
-    resumed, straight = tiny_trainer(), tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    assert (resumed.epoch, resumed.global_step) == (0, 3)
-    resumed.fit(squares(), squares(), epochs=2)
-    seed_everything(5)
-    straight.fit(squares(), squares(), epochs=2)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-    assert len(resumed.history) == 2
-
-
-@pytest.mark.parametrize(("steps", "epoch"), [(3, 1), (5, 1)])
-def test_ctrl_c_in_the_last_update_leaves_its_epoch_to_be_scored(tmp_path, steps, epoch):
-    straight = tiny_trainer()
-    seed_everything(5)
-    straight.fit(squares(), squares(), max_steps=steps)
-
-    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(steps, press_ctrl_c)])
-    seed_everything(5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit(squares(), squares(), max_steps=steps)
-
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "last.pt")
-    resumed.fit(squares(), squares(), max_steps=steps)
-    assert (resumed.epoch, resumed.global_step) == (straight.epoch, straight.global_step) == (epoch, steps)
-    assert same_weights(weights_of(straight), weights_of(resumed))
-    for one, other in zip(straight.history, resumed.history, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    def twice(trainer: Any) -> None:
-        press_ctrl_c(trainer)
-        press_ctrl_c(trainer)
-        pytest.fail("should have stopped")
-
-    trainer = tiny_trainer(folder=tmp_path, callbacks=[At(2, twice)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit(squares(), epochs=1)
-    assert os.listdir(tmp_path) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ctrl_c_without_a_folder_is_just_ctrl_c():
-    trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit(squares(), epochs=1)
-    assert trainer.global_step == 2
-
-
-def test_a_handler_of_the_users_own_stays_in_charge():
-    pressed = []
-    previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
-    try:
-        trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-        trainer.fit(squares(), epochs=1)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert (pressed, trainer.epoch) == ([1], 1)
-
-
-KILLED_RUN = """
-import sys
-from tests.support.tiny_training import squares, tiny_trainer
-trainer = tiny_trainer(folder=sys.argv[1])
-trainer.fit(squares(), epochs=10_000)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_a_whole_checkpoint(tmp_path):
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=root) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        process.kill()
-    trainer = tiny_trainer()
-    trainer.resume(tmp_path / "last.pt")
-    assert trainer.epoch >= 1
-    assert trainer.global_step == 3 * trainer.epoch
-    trainer.fit(squares(), epochs=trainer.epoch + 1)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from latentaug.nets.functional import one_hot
+from tests.parity.model.reference import Reference
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
 @pytest.fixture
-def networks(reference):
+def networks(reference: Reference) -> nn.ModuleDict:
     return reference.networks()
 
 
-def standard_pass(networks, images, labels):
+def standard_pass(networks: nn.ModuleDict, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     model, shape_prior = networks["model"], networks["shape_prior"]
     image_code = model.encoder(images)
     shape_code = model.decoupler(image_code)
@@ -31,17 +33,17 @@ def standard_pass(networks, images, labels):
     }
 
 
-def test_standard_pass(reference, networks):
+def test_standard_pass(reference: Reference, networks: nn.ModuleDict) -> None:
     outputs = standard_pass(networks, reference.noisy_images, reference.labels)
     for name, output in outputs.items():
         torch.testing.assert_close(output, reference[f"std__{name}"], **EXACT)
 
 
-def test_calling_the_network_gives_the_logits(reference, networks):
+def test_calling_the_network_gives_the_logits(reference: Reference, networks: nn.ModuleDict) -> None:
     torch.testing.assert_close(networks["model"](reference.noisy_images), reference["std__seg_logits"], **EXACT)
 
 
-def test_running_statistics_of_a_standard_pass(reference, networks):
+def test_running_statistics_of_a_standard_pass(reference: Reference, networks: nn.ModuleDict) -> None:
     standard_pass(networks, reference.noisy_images, reference.labels)
     expected = reference.buffers("after_std")
     buffers = dict(networks.named_buffers())
@@ -50,7 +52,7 @@ def test_running_statistics_of_a_standard_pass(reference, networks):
         torch.testing.assert_close(buffer, expected[name], **EXACT)
 
 
-def test_running_statistics_that_the_authors_move_by_mistake(reference, networks):
+def test_running_statistics_that_the_authors_move_by_mistake(reference: Reference, networks: nn.ModuleDict) -> None:
     """Their saliency pass runs both decoders in train mode again, which moves the running statistics a second time."""
     outputs = standard_pass(networks, reference.noisy_images, reference.labels)
     model = networks["model"]
@@ -61,7 +63,7 @@ def test_running_statistics_that_the_authors_move_by_mistake(reference, networks
         torch.testing.assert_close(buffer, expected[name], **EXACT)
 
 
-def test_predictions(reference, networks):
+def test_predictions(reference: Reference, networks: nn.ModuleDict) -> None:
     networks.load_state_dict(reference.buffers("for_predict"), strict=False)
     networks.eval()
     logits = networks["model"](reference.images)

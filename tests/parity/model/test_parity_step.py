@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import pytest
 import torch
+from torch import Tensor
 
-from latentaug import CooperativeModel, cooperative_backward
-from latentaug.augment.masks import Masker, TargetedChannelMask, TargetedSpatialMask
+from latentaug import CooperativeModel, HardExamples, cooperative_backward
+from latentaug.augment.masks import LatentMask, Masker, TargetedChannelMask, TargetedSpatialMask
+from latentaug.cooperative.output import CooperativeOutput
+from tests.parity.model.reference import Reference
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 MASKERS = {"channel": TargetedChannelMask, "spatial": TargetedSpatialMask}
@@ -29,23 +34,26 @@ NETWORKS = {
 }
 # The authors' hard pass gives no gradient to scale and shift of the normalisation layers, the image decoder's excepted.
 HARD_NORM_FROZEN = ("model.encoder", "model.decoupler", "model.segmentation_decoder", "shape_prior")
+Step: TypeAlias = tuple[CooperativeModel, CooperativeOutput]
 
 
 class Remembering(Masker):
     """A masker that keeps the masks it made."""
 
-    def __init__(self, masker):
+    def __init__(self, masker: Masker) -> None:
         super().__init__()
         self.masker = masker
         self.factors = []
 
-    def forward(self, code, saliency=None, **options):
+    def forward(self, code: Tensor, saliency: Any = None, **options: Any) -> LatentMask:
         mask = self.masker(code, saliency, **options)
         self.factors.append(mask.factor)
         return mask
 
 
-def cooperative(reference, setting):
+def cooperative(
+    reference: Reference, setting: str, transforms: tuple[Masker, Masker] | None = None
+) -> CooperativeModel:
     networks = reference.networks()
     image, shape, percentile, separate = re.fullmatch(
         r"c\d_img-(\w+)_seg-(\w+)_p([\d.]+?)(_separate)?", setting
@@ -55,19 +63,21 @@ def cooperative(reference, setting):
         networks["model"],
         num_classes=networks["shape_prior"].num_classes,
         example=reference.images,
-        masker=maskers,
-        input_noise=lambda images, generator: reference.noisy_images,
-        separate=separate is not None,
+        augment=maskers if transforms is None else transforms,
+        hard=HardExamples(
+            noise=lambda images, generator: reference.noisy_images,
+            separate=separate is not None,
+            frozen_norms=HARD_NORM_FROZEN,
+        ),
         shape_prior=networks["shape_prior"],
-        hard_norm_frozen=HARD_NORM_FROZEN,
     )
 
 
-def norm_of(gradients):
+def norm_of(gradients: Iterable[Tensor | None]) -> float:
     return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None))
 
 
-def gradients_of(coop, losses):
+def gradients_of(coop: CooperativeModel, losses: Iterable[Tensor]) -> dict[str, Tensor | None]:
     """Gradients of some of the losses, by name; None where the losses don't reach the parameter."""
     names, parameters = zip(*coop.named_parameters(), strict=True)
     gradients = torch.autograd.grad(sum(losses), parameters, retain_graph=True, allow_unused=True)
@@ -75,12 +85,12 @@ def gradients_of(coop, losses):
 
 
 @pytest.fixture
-def step(reference, setting):
+def step(reference: Reference, setting: str) -> Step:
     coop = cooperative(reference, setting)
     return coop, coop(reference.images, reference.labels)
 
 
-def test_losses(reference, setting, step):
+def test_losses(reference: Reference, setting: str, step: Step) -> None:
     _, output = step
     for name, expected in (("std", STANDARD), ("hard", HARD)):
         losses = torch.stack([output.losses[loss] for loss in expected])
@@ -88,14 +98,14 @@ def test_losses(reference, setting, step):
     torch.testing.assert_close(output.loss, sum(output.losses.values()), **EXACT)
 
 
-def test_masks(reference, setting, step):
+def test_masks(reference: Reference, setting: str, step: Step) -> None:
     coop, _ = step
-    for masker, name in ((coop.image_masker, "img_mask"), (coop.shape_masker, "seg_mask")):
+    for masker, name in ((coop.image_transform, "img_mask"), (coop.shape_transform, "seg_mask")):
         (factor,) = masker.factors
         torch.testing.assert_close(factor, reference[f"{setting}__{name}"].float(), rtol=0, atol=0)
 
 
-def test_hard_examples(reference):
+def test_hard_examples(reference: Reference) -> None:
     recorded = [setting for setting in reference.settings if f"{setting}__hard_image" in reference.names]
     assert recorded
     for setting in recorded:
@@ -106,7 +116,7 @@ def test_hard_examples(reference):
         assert not output.hard_segmentation.requires_grad
 
 
-def test_gradient_norms(reference, setting, step):
+def test_gradient_norms(reference: Reference, setting: str, step: Step) -> None:
     coop, output = step
     for part, losses in (("std", STANDARD), ("hard", HARD), ("total", STANDARD + HARD)):
         gradients = gradients_of(coop, [output.losses[name] for name in losses])
@@ -127,7 +137,7 @@ def test_gradient_norms(reference, setting, step):
         assert all(gradient is None for gradient in gradients.values())
 
 
-def test_two_stages_give_the_same_gradients(reference, setting, step):
+def test_two_stages_give_the_same_gradients(reference: Reference, setting: str, step: Step) -> None:
     coop, output = step
     expected = gradients_of(coop, [output.loss])
     again = cooperative(reference, setting)
@@ -137,7 +147,7 @@ def test_two_stages_give_the_same_gradients(reference, setting, step):
         torch.testing.assert_close(parameter.grad, expected[name], **EXACT)
 
 
-def test_running_statistics_are_those_of_the_standard_pass(reference, setting, step):
+def test_running_statistics_are_those_of_the_standard_pass(reference: Reference, setting: str, step: Step) -> None:
     """The authors' are not: their saliency pass moves both decoders', their hard pass the image decoder's once more."""
     coop, _ = step
     expected = reference.buffers("after_std")
@@ -154,25 +164,25 @@ def test_running_statistics_are_those_of_the_standard_pass(reference, setting, s
         assert torch.equal(after_hard[name], after_generation[name]) is not image_decoder
 
 
-def test_saliency(reference):
+def test_saliency(reference: Reference) -> None:
     """Each code's saliency is the derivative of its own task loss, without the loss's weight."""
     seen = {}
 
     class Spy(TargetedChannelMask):
-        def sample(self, code, saliency, generator):
+        def sample(self, code: Tensor, saliency: Any, generator: Any) -> Tensor:
             seen[self.name] = saliency()
             return super().sample(code, saliency, generator)
 
-    coop = cooperative(reference, reference.settings[0])
-    coop.image_masker, coop.shape_masker = Spy(), Spy()
-    coop.image_masker.name, coop.shape_masker.name = "z_i_mse", "z_s_ce"
+    spies = Spy(), Spy()
+    spies[0].name, spies[1].name = "z_i_mse", "z_s_ce"
+    coop = cooperative(reference, reference.settings[0], spies)
     coop(reference.images, reference.labels)
     for name, saliency in seen.items():
         torch.testing.assert_close(saliency, reference[f"gen__grad_{name}"], rtol=1e-9, atol=1e-15)
     assert len(seen) == 2
 
 
-def test_losses_in_float32(reference32, setting):
+def test_losses_in_float32(reference32: Reference, setting: str) -> None:
     output = cooperative(reference32, setting)(reference32.images, reference32.labels)
     for name, expected in (("std", STANDARD), ("hard", HARD)):
         losses = torch.stack([output.losses[loss] for loss in expected])

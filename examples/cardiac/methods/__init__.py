@@ -1,0 +1,26 @@
+"""What is trained: methods by name, the images that they see, and networks."""
+
+from collections.abc import Mapping, Sequence
+
+from cardiac.methods.ablations import ABLATIONS
+from cardiac.methods.compared import COMPARED
+from cardiac.methods.method import Method
+
+__all__ = ["GROUPS", "METHODS", "Method", "chosen"]
+
+METHODS: Mapping[str, Method] = {**COMPARED, **ABLATIONS}
+"""All methods by their names, in the order of the table."""
+
+_NAMES = (*METHODS,)
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "main": (*COMPARED,),
+    "table2": _NAMES[_NAMES.index("cooperative") : _NAMES.index("separate") + 1],
+    "all": _NAMES,
+}
+"""Several methods by one name."""
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Spell groups out, each method once and in the order of the table."""
+    wanted = {name for given in names for name in GROUPS.get(given, (given,))}
+    return [name for name in METHODS if name in wanted]

@@ -1,0 +1,73 @@
+"""A method: how it trains, everything else being equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from latentaug import CooperativeModel, CooperativeOutput, standard_backward
+
+Step: TypeAlias = Callable[..., CooperativeOutput]
+"""Fills the gradients from a batch, as `cooperative_backward` does."""
+Transform: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method, trained from the same weights, on the same batches, for as many iterations as any other.
+
+    Args:
+        title: What it does, for the reader of the table.
+        reference: Whom it is from; empty for Chen et al., MICCAI 2021, and for what varies that.
+        step: Fills the gradients from a batch.
+        options: Arguments of `CooperativeModel` that are not its defaults.
+        transform: Changes the images of a batch before the step.
+        ramp: Fraction of the training over which the weights of the losses on hard examples rise from 0.
+        reconstructs: Whether the image decoder is trained, without which there are no hard images.
+        refines: Whether the shape prior is trained.
+        prepare: Sets what `CooperativeModel` can only be told once it is made.
+    """
+
+    title: str
+    reference: str = ""
+    step: Step = standard_backward
+    options: Mapping[str, Any] = field(default_factory=dict)
+    transform: Transform | None = None
+    ramp: float = 0.0
+    reconstructs: bool = True
+    refines: bool = True
+    prepare: Callable[[CooperativeModel], None] | None = None
+
+    def backward(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CooperativeOutput:
+        """Fill the gradients from a batch, as `cooperative_backward` does."""
+        if self.transform is not None:
+            images = self.transform(images, generator or torch.default_generator)
+        return self.step(model, images, labels, scaler=scaler, generator=generator)
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Words in the names of logged numbers that come from heads which it leaves untrained."""
+        decoder = () if self.reconstructs else ("reconstruction",)
+        prior = () if self.refines else ("refined", "shape")
+        return (*decoder, *prior)
+
+    def describe(self, name: str) -> str:
+        """Say in a line what the method is that the table calls `name`."""
+        return f"{name}: {self.title}{f' ({self.reference})' if self.reference else ''}."
+
+
+def off(*losses: str) -> dict[str, Any]:
+    """Return the options that switch losses off."""
+    return {"weights": dict.fromkeys(losses, 0.0)}

@@ -1,0 +1,49 @@
+"""The end of a run: everything that can be said of what its folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from cardiac.methods import METHODS
+from cardiac.report.page import PAGE, write_page
+from cardiac.report.tables import Row
+from cardiac.report.written import curves_figure, write_report
+from cardiac.run.files import save_figure
+from cardiac.run.outputs import Finished, Outputs
+
+
+def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
+    """Write scores, tables, curves and the page of every training that is done in a folder, and print the table."""
+    finished = [training._replace(log=trained_alone(training)) for training in outputs.finished(METHODS)]
+    scores = [score for training in finished for score in training.scores]
+    notes = notes_on(finished)
+    if outputs.configuration["preset"] == "quick":
+        notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
+    table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
+    curves = {f"{training.method}, draw {training.draw}": training.log for training in finished}
+    save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
+    write_page(outputs, finished, notes)
+    print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
+    print(f"\nThe run as one page: {outputs.folder / PAGE}")
+    print(f"Results: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
+
+
+def notes_on(finished: Sequence[Finished]) -> list[str]:
+    """Say what a reader of the results should know about the trainings, a line each and none twice."""
+    notes: list[str] = []
+    for name, draw, _, _, about in finished:
+        took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
+        if shifted := about.get("shifted validation dice"):
+            took += f" Dice on validation patients under shifts that no test has: {fmean(shifted.values()):.3f}."
+        notes += [*about["notes"], METHODS[name].describe(name), took]
+    return list(dict.fromkeys(notes))
+
+
+def trained_alone(training: Finished) -> list[dict[str, float]]:
+    """Return the log without the numbers of heads that the method leaves untrained."""
+    untrained = METHODS[training.method].untrained
+    return [
+        {name: value for name, value in line.items() if not any(word in name for word in untrained)}
+        for line in training.log
+    ]

@@ -1,0 +1,162 @@
+"""The frames of a run: read, cropped, corrupted and halved as the preset says, each once if there is a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from cardiac.data.cache import Cache
+from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
+from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
+from cardiac.data.split import Split, choose_split, read_split
+from cardiac.run.presets import Preset
+from cardiac.run.progress import Progress
+
+
+class DataSet(NamedTuple):
+    """A data set: what reads it, its folder, and the folder in that which volumes are read from."""
+
+    read: Callable[..., list[Frame]]
+    root: Path
+    part: str = "."
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data come from.
+
+    Args:
+        acdc: The folder of ACDC, which trains, validates and tests.
+        mnms: The folder of M&Ms, a test set; None for none.
+        external: Further test sets in the preprocessed layout, by the names of their columns.
+    """
+
+    acdc: Path
+    mnms: Path | None
+    external: Mapping[str, Path]
+
+    def __post_init__(self) -> None:
+        for name, folder in self.external.items():
+            if folder.resolve() == self.acdc.resolve():
+                raise DataError(f"{folder}: given as --acdc and as --external {name}. Pass another folder.")
+
+    def test_sets(self) -> dict[str, DataSet]:
+        """Return every test set but ACDC, by the name of its column."""
+        mnms = {} if self.mnms is None else {"M&Ms": DataSet(read_mnms, self.mnms, "Training/Labeled")}
+        return mnms | {name: DataSet(read_preprocessed, folder) for name, folder in self.external.items()}
+
+
+class Study:
+    """What there is to train, validate and test on.
+
+    Args:
+        sources: Where data come from.
+        preset: Sizes and corruptions.
+        split_file: Who trains, validates and is tested; None for the paper's protocol.
+        cache: Where frames are kept from run to run; None keeps them in memory alone.
+    """
+
+    def __init__(
+        self, sources: Sources, preset: Preset, split_file: Path | None = None, cache: Cache | None = None
+    ) -> None:
+        self.sources, self.preset, self.split_file = sources, preset, split_file
+        self.cache = cache or Cache(None)
+        if not sources.acdc.is_dir():
+            raise DataError(f"{sources.acdc}: no such folder; pass the folder that ACDC was unpacked to.")
+        # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
+        self.available = {path.parent.name.removeprefix("patient") for path in sources.acdc.rglob("*.nii.gz")}
+        if not self.available:
+            raise DataError(f"{sources.acdc}: no *.nii.gz in it. Pass the folder that ACDC was unpacked to.")
+        self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
+        self._corrupted: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[Frame]]] = {}
+        self._others: dict[str, list[Frame]] = {}
+
+    def split(self, draw: int) -> Split:
+        """Return who trains, validates and is tested in a draw."""
+        if self.split_file is not None:
+            return read_split(self.split_file, self.available)
+        try:
+            return choose_split(self.available, draw, self.preset.patients)
+        except DataError as error:
+            raise DataError(f"{self.sources.acdc}: {error}") from None
+
+    def training(self, draw: int) -> list[Frame]:
+        """Return the frames to train on, with a margin for augmentation to turn into the corners."""
+        return self._shrunk(self._read(self.split(draw).train, self.preset.padded_size))
+
+    def validation(self, draw: int) -> list[Frame]:
+        """Return the frames to select the model by."""
+        return self._shrunk(self._read(self.split(draw).validation, self.preset.image_size))
+
+    def shifted_validation(self, draw: int) -> dict[str, list[Frame]]:
+        """Return the frames to choose methods by: of the validation patients, under shifts that no test has."""
+        patients = self.split(draw).validation
+        return self._corrupt_all((*VALIDATION_PARAMETERS,), patients, repetitions=1)
+
+    def tests(self, draw: int) -> dict[str, list[Frame]]:
+        """Return the test sets by their columns' names: ACDC, ACDC under each corruption, and the others."""
+        patients = self.split(draw).test
+        clean = self._read(patients, self.preset.image_size)
+        corrupted = self._corrupt_all((*PARAMETERS,), patients, self.preset.corruption_draws)
+        return {"ACDC": self._shrunk(clean), **corrupted, **self._others}
+
+    def load(self, draws: Iterable[int]) -> None:
+        """Read everything that the draws need, so that whatever is wrong with the data shows before training."""
+        for draw in draws:
+            split = self.split(draw)
+            self._read(split.train, self.preset.padded_size)
+            self._read(split.validation, self.preset.image_size)
+            self._read(split.test, self.preset.image_size)
+        for name, data in self.sources.test_sets().items():
+            self._others[name] = self._shrunk(self._frames(data, self.preset.image_size))
+
+    def notes(self, draw: int) -> list[str]:
+        """Return what a reader of the results should know about the data."""
+        split = self.split(draw)
+        counts = f"{len(split.train)} patients train, {len(split.validation)} validate, {len(split.test)} are tested."
+        notes = [f"Draw {draw}: {counts} {split.note}".strip()]
+        for name, frames in {"ACDC": self._read(split.test, self.preset.image_size), **self._others}.items():
+            for patient, cropped in count_cropped(frames).items():
+                lost = ", ".join(f"{count} of {structure}" for structure, count in cropped.items())
+                notes.append(f"{name}, patient {patient}: the crop cuts labelled voxels off ({lost}).")
+        return notes
+
+    def _read(self, patients: tuple[str, ...], size: int) -> list[Frame]:
+        if (patients, size) not in self._acdc:
+            self._acdc[patients, size] = self._frames(DataSet(read_acdc, self.sources.acdc), size, patients)
+        return self._acdc[patients, size]
+
+    def _frames(self, data: DataSet, size: int, patients: tuple[str, ...] | None = None) -> list[Frame]:
+        read = partial(data.read, data.root, patients=patients, size=size)
+        source = self.cache.fingerprint(data.root, part=data.part, patients=patients)
+        return self.cache.frames(read, source, reader=data.read.__name__, patients=patients, size=size)
+
+    def _corrupt_all(
+        self, names: tuple[str, ...], patients: tuple[str, ...], repetitions: int
+    ) -> dict[str, list[Frame]]:
+        if (names, patients) in self._corrupted:
+            return self._corrupted[names, patients]
+        clean = self._read(patients, self.preset.image_size)
+        corrupted: dict[str, list[Frame]] = {name: [] for name in names}
+        source = self.cache.fingerprint(self.sources.acdc, patients=patients)
+        size, halve = self.preset.image_size, self.preset.halve
+        kinds = list(product(names, range(repetitions)))
+        with Progress("corrupting", len(kinds) * len(clean)) as progress:
+            for number, (name, draw) in enumerate(kinds, start=1):
+                make = partial(self._corrupt, clean, name, draw, progress)
+                how = recipe(name, draw, spacing=self.preset.corruption_spacing)
+                corrupted[name] += self.cache.frames(make, source, patients=patients, size=size, halve=halve, **how)
+                progress.reach(number * len(clean))  # those that the cache had went by unseen
+        self._corrupted[names, patients] = corrupted
+        return corrupted
+
+    def _corrupt(self, clean: list[Frame], name: str, draw: int, progress: Progress) -> list[Frame]:
+        spacing = self.preset.corruption_spacing
+        return self._shrunk(corrupt(frame, name, draw, spacing=spacing) for frame in progress.over(clean))
+
+    def _shrunk(self, frames: Iterable[Frame]) -> list[Frame]:
+        return [halve(frame) if self.preset.halve else frame for frame in frames]

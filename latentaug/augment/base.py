@@ -1,0 +1,420 @@
+"""What all transforms of latent codes are: drawn once, applied as often as need be, in any layout."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from latentaug.augment.ranges import Range, as_range, draw, source_of
+from latentaug.layout import CHANNELS_FIRST, Layout
+
+Saliency: TypeAlias = Tensor | Callable[[], Tensor]
+"""The saliency itself, or what computes it for a transform that asks."""
+
+LossAt: TypeAlias = Callable[[Any], Tensor]
+"""The loss of what a model makes of a code, as a function of the code."""
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A loss of logits and labels."""
+
+
+class LatentTransform(nn.Module):
+    """Change a latent code: the base of all transforms.
+
+    A transform samples its parameters once (`make_params`) and then makes the same change as often as need be
+    (`transform`). It knows no model and has no weights, so that it prints, nests, copies and moves as any module does.
+    Both methods see the code as [B, C, *S], whatever its layout. In eval mode a transform leaves the code alone.
+
+    Args:
+        p: Chance that the transform acts, in [0, 1]; a pair is sampled from uniformly.
+        per_sample: Whether that is sampled for each sample, or once for the batch.
+
+    Samples:
+        Whether to act, and then what `make_params` samples; all from `generator`, on its device.
+
+    Example:
+        >>> class Darken(LatentTransform):
+        ...     def make_params(self, code, context):
+        ...         return {"factor": context.rand(len(code))}
+        ...     def transform(self, code, factor):
+        ...         return code * factor.view(-1, *[1] * (code.ndim - 1)).to(code.dtype)
+        >>> change = Darken()(torch.ones(2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+        >>> change.params["factor"].shape, bool((change(torch.ones(2, 3, 4, 4)) <= 1).all())
+        (torch.Size([2]), True)
+    """
+
+    needs: tuple[str, ...] = ()
+    """What it asks its context for and a single forward pass cannot give: "saliency", "loss_at", "divergence_at"."""
+    needs_partner: bool = False
+    """Whether samples of a batch are combined, so that a batch of one stays as it is."""
+    whole_pass: bool = False
+    """Whether a replay changes everything that was computed before the code and is read after it, as mixing must."""
+    acts_in_eval: bool = False
+    """Whether it acts in eval mode too."""
+    gated: bool = True
+    """Whether `p` is the chance that it acts."""
+    is_mask: bool = False
+    """Whether its changes are masks, which multiply the code."""
+
+    def __init__(self, *, p: Range = 1.0, per_sample: bool = False) -> None:
+        super().__init__()
+        self.p = as_range("p", p)
+        self.per_sample = per_sample
+        self._has_warned = False
+
+    # To be written by each transform ------------------------------------------------------------------------------
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample what the change consists of, for a code [B, C, *S] that must not be changed."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method make_params(code, context) -> dict.")
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Return the changed code [B, C, *S]; the same each time, and differentiable."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method transform(code, **params) -> Tensor.")
+
+    def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor, **params: Any) -> Tensor:
+        """Return the loss of what a model makes of the changed code; only where labels mix it isn't the criterion's."""
+        return criterion(logits, labels)
+
+    # For those who use it -----------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        code: Tensor,
+        saliency: Saliency | Context | None = None,
+        *,
+        layout: Layout = CHANNELS_FIRST,
+        generator: torch.Generator | None = None,
+        loss_at: LossAt | None = None,
+        labels: Tensor | None = None,
+        divergence_at: LossAt | None = None,
+        training: bool | None = None,
+    ) -> Change:
+        """Sample a change of this code.
+
+        Args:
+            code: The latent code, of any floating dtype; neither changed nor differentiated through.
+            saliency: Gradient of a task loss with respect to the code, shaped like it; or a callable without arguments
+                that returns it, called at most once and only if this transform asks for it. Transforms made of
+                transforms pass their own context on.
+            layout: Where the channels are in `code` and `saliency`, and which tokens are no spatial positions.
+            generator: Source of the random numbers, which are made on its device and then moved to the code's. Default:
+                PyTorch's global CPU generator, on any device, so that a seed means the same on each.
+            loss_at: Returns the loss for another code, in the code's own layout; what adversarial transforms climb.
+            labels: Labels of the batch, for transforms that ask for them.
+            divergence_at: Returns how far the prediction for another code is from that for this one.
+            training: Whether to act as in train mode. Default: as the transform's own flag says.
+
+        Shape:
+            code, saliency: [B, C, *S] (any layout given by `layout`).
+
+        Raises:
+            TypeError: The code is not floating-point.
+            ValueError: The code does not fit the layout; or something that is asked for is missing or misshapen.
+        """
+        if not code.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} needs a floating-point code; got {code.dtype}. Pass features, not labels."
+            )
+        shown = layout.to_channels_first(code.detach())
+        if isinstance(saliency, Context):
+            context = saliency
+        else:
+            given = {"saliency": saliency, "loss_at": loss_at, "divergence_at": divergence_at, "labels": labels}
+            context = Context(type(self).__name__, shown, code, layout, generator, given, training)
+        if not self._acts(shown, context):
+            return self.unchanged(code, layout)
+        gate = self._gate(len(shown), context)
+        if gate is not None and gate.is_cpu and not gate.any():
+            return self.unchanged(code, layout)
+        return self.changed(code, layout, self.make_params(shown, context), gate)
+
+    def changed(self, code: Tensor, layout: Layout, params: dict[str, Any], gate: Tensor | None) -> Change:
+        """Wrap sampled parameters."""
+        return Change(self, params, layout=layout, gate=gate)
+
+    def unchanged(self, code: Tensor, layout: Layout) -> Change:
+        """Return the change that changes nothing."""
+        return Change(self, {}, layout=layout, gate=torch.zeros((), dtype=torch.bool))
+
+    def augment(self, images: Tensor, *, generator: torch.Generator | None = None, batched: bool = True) -> Tensor:
+        """Sample a change of images and apply it, in one go: a batch of images is a code with few channels.
+
+        Args:
+            images: A batch of images; or a single one.
+            generator: Source of the random numbers, as for a call.
+            batched: Whether there is a batch axis. The shape alone doesn't tell [B, C, L] from [C, H, W].
+
+        Shape:
+            images: [B, C, *S], or [C, *S] with `batched=False`.   output: the same.
+
+        Example:
+            >>> from latentaug import GIN
+            >>> GIN().augment(torch.rand(1, 32, 32), batched=False).shape
+            torch.Size([1, 32, 32])
+        """
+        if not batched:
+            return self.augment(images.unsqueeze(0), generator=generator).squeeze(0)
+        change: Change = self(images, generator=generator)
+        return change.apply(images)
+
+    def extra_repr(self) -> str:
+        """Show the arguments that differ from their defaults."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        options = [(p, getattr(self, p.name)) for p in parameters if p.default is not p.empty and hasattr(self, p.name)]
+        return ", ".join(f"{p.name}={value!r}" for p, value in options if value != p.default)
+
+    def _acts(self, code: Tensor, context: Context) -> bool:
+        training = self.training if context.training is None else context.training
+        if not training and not self.acts_in_eval:
+            return False
+        if not self.needs_partner or len(code) != 1:
+            return True
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self).__name__} combines the samples of a batch, and leaves a batch of one as it is. Pass "
+                "larger batches.",
+                stacklevel=3,
+            )
+        return False
+
+    def _gate(self, batch: int, context: Context) -> Tensor | None:
+        """Sample for whom the transform acts, on the generator's device; None for everybody."""
+        if not self.gated or self.p == 1:
+            return None
+        source = source_of(context.generator)
+        p = draw(self.p, (), source, context.generator)
+        gate = draw((0.0, 1.0), (batch,) if self.per_sample else (), source, context.generator) < p
+        if gate.is_cpu and not self.per_sample:  # known to Python already: nothing is computed for nothing
+            return None if gate.any() else gate
+        return gate.to(context.device, non_blocking=source.type == "cpu") if gate.any() or not gate.is_cpu else gate
+
+
+class Change:
+    """One sampled instance of a transform: the same change, whatever code it is applied to.
+
+    Args:
+        transform: What it was sampled by.
+        params: What was sampled.
+        layout: Layout of the codes that it is applied to.
+        gate: For whom the transform acts, one for the batch or [B]; None for everybody.
+
+    Example:
+        >>> from latentaug import MixStyle
+        >>> code = torch.randn(4, 8, 6, 6)
+        >>> change = MixStyle(p=1)(code, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(change.apply(code), change(code)), sorted(change.params)
+        (True, ['order', 'own'])
+    """
+
+    def __init__(
+        self,
+        transform: LatentTransform,
+        params: Mapping[str, Any],
+        *,
+        layout: Layout = CHANNELS_FIRST,
+        gate: Tensor | None = None,
+    ) -> None:
+        self.transform = transform
+        self.params = dict(params)
+        self.layout = layout
+        self.gate = gate
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is known, without asking a device, that nothing changes."""
+        return self.gate is not None and self.gate.ndim == 0 and self.gate.is_cpu and not self.gate
+
+    @property
+    def whole_pass(self) -> bool:
+        """Whether a replay changes all that was computed before the code and is read after it."""
+        return self.transform.whole_pass and not self.is_identity
+
+    def apply(self, code: Tensor) -> Tensor:
+        """Return the changed code, in the code's own layout, dtype and place."""
+        if self.is_identity:
+            return code
+        if self.transform.whole_pass:  # samples are combined, so that layouts and prefix tokens make no difference
+            return self._gated(code, self.transform.transform(code, **self.params))
+        shown = self.layout.to_channels_first(code)
+        changed = self._gated(shown, self.transform.transform(shown, **self.params))
+        return self.layout.put_back(changed, code)
+
+    __call__ = apply
+
+    def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of what a model makes of the changed code.
+
+        Args:
+            criterion: Callable (logits, labels) -> scalar.
+            logits: What the model returned.
+            labels: Labels of the samples as they were before the change.
+        """
+        if self.is_identity:
+            return criterion(logits, labels)
+        loss = self.transform.loss(criterion, logits, labels, **self.params)
+        if self.gate is None or self.gate.ndim or self.gate.is_cpu:
+            return loss
+        return torch.where(self.gate, loss, criterion(logits, labels))
+
+    def __repr__(self) -> str:
+        acts = ", leaves all as it is" if self.is_identity else ""
+        return f"{type(self).__name__}(by {type(self.transform).__name__}, params={sorted(self.params)}{acts})"
+
+    def _gated(self, code: Tensor, changed: Tensor) -> Tensor:
+        if changed.shape != code.shape:
+            raise ValueError(
+                f"{type(self.transform).__name__} needs to return a code shaped like the one it was given, "
+                f"{tuple(code.shape)}; its transform returned {tuple(changed.shape)}."
+            )
+        changed = changed.to(code.dtype)
+        if self.gate is None:
+            return changed
+        gate = self.gate.to(code.device)
+        return torch.where(gate.view(-1, *[1] * (code.ndim - 1)) if gate.ndim else gate, changed, code)
+
+
+class Context:
+    """What a transform may ask for while it samples: each computed at most once, and only if it is asked for.
+
+    Everything is as the transform sees the code, [B, C, *S], and on the code's device. Random numbers are float32
+    whatever the code's dtype.
+
+    Args:
+        asked_by: What errors call the transform that asks: the outermost, which the caller knows.
+        shown: The code as [B, C, *S].
+        code: The code as it was given.
+        layout: Its layout.
+        generator: Source of the random numbers.
+        given: What the caller gave, by the names of the methods.
+        training: Whether transforms act as in train mode; None lets each follow its own flag.
+    """
+
+    def __init__(
+        self,
+        asked_by: str,
+        shown: Tensor,
+        code: Tensor,
+        layout: Layout,
+        generator: torch.Generator | None,
+        given: Mapping[str, Any],
+        training: bool | None = None,
+    ) -> None:
+        self.generator = generator
+        self.device = shown.device
+        self.training = training
+        self.asked_by = asked_by
+        self._shape = code.shape
+        self._code = code
+        self._layout = layout
+        self._given = given
+        self._saliency: Tensor | None = None
+
+    # What the caller knows ----------------------------------------------------------------------------------------
+
+    def saliency(self) -> Tensor:
+        """Return the gradient of the task loss with respect to the code.
+
+        Raises:
+            ValueError: None was given, or it is not shaped like the code.
+        """
+        if self._saliency is None:
+            source = self._given.get("saliency")
+            given = source() if callable(source) else source
+            self._saliency = self._layout.to_channels_first(self._checked(given).detach())
+        return self._saliency
+
+    def loss_at(self, code: Tensor) -> Tensor:
+        """Return the task loss of what the model makes of another code; differentiable with respect to it.
+
+        Raises:
+            ValueError: It was not given.
+        """
+        return self._at("loss_at", "the loss for a code", code)
+
+    def divergence_at(self, code: Tensor) -> Tensor:
+        """Return the divergence of the prediction for another code from that for this one.
+
+        Raises:
+            ValueError: It was not given.
+        """
+        return self._at("divergence_at", "the divergence for a code", code)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of the batch.
+
+        Raises:
+            ValueError: None were given.
+        """
+        labels = self._given.get("labels")
+        if labels is None:
+            raise ValueError(f"{self.asked_by} needs `labels`; got None. Pass the labels of the batch.")
+        return labels  # type: ignore[no-any-return]
+
+    # Random numbers -----------------------------------------------------------------------------------------------
+
+    def rand(self, *shape: int) -> Tensor:
+        """Sample from U(0, 1)."""
+        return self.uniform((0.0, 1.0), *shape)
+
+    def uniform(self, value: Range, *shape: int) -> Tensor:
+        """Sample from a pair (low, high) uniformly; a number stays itself, in that shape."""
+        return draw(value, shape, self.device, self.generator).expand(shape)
+
+    def randn(self, *shape: int) -> Tensor:
+        """Sample from N(0, 1)."""
+        source = source_of(self.generator)
+        return self._moved(torch.randn(shape, generator=self.generator, device=source))
+
+    def permutation(self, n: int) -> Tensor:
+        """Sample an order of n samples."""
+        return self._moved(torch.randperm(n, generator=self.generator, device=source_of(self.generator)))
+
+    def beta(self, a: float, b: float, *shape: int) -> Tensor:
+        """Sample from Beta(a, b)."""
+        # As torch.distributions does, which takes no generator; in float64, where small a and b don't underflow.
+        both = torch.tensor([a, b], dtype=torch.float64, device=source_of(self.generator)).expand(*shape, 2)
+        gammas: Tensor = torch._standard_gamma(both.contiguous(), generator=self.generator)
+        return self._moved((gammas[..., 0] / gammas.sum(-1)).float())
+
+    def choice(self, weights: Sequence[float]) -> int:
+        """Sample a position by weights of any sum.
+
+        It becomes a Python number: with a generator on a GPU that makes the host wait for it, with none or one on the
+        CPU it does not.
+        """
+        chances = torch.tensor(weights, dtype=torch.float64, device=source_of(self.generator))
+        return int(torch.multinomial(chances, 1, generator=self.generator))
+
+    def _moved(self, sampled: Tensor) -> Tensor:
+        # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
+        return sampled.to(self.device, non_blocking=sampled.is_cpu)
+
+    def _at(self, name: str, what: str, code: Tensor) -> Tensor:
+        function = self._given.get(name)
+        if function is None:
+            raise ValueError(
+                f"{self.asked_by} needs `{name}`, a callable that returns {what}; got None. Pass it, or let "
+                "LatentTap.draw(transform, objective=...) make it by replays."
+            )
+        result: Tensor = function(self._layout.put_back(code, self._code))
+        return result
+
+    def _checked(self, given: object) -> Tensor:
+        if not isinstance(given, Tensor):
+            came = "None" if given is None else type(given).__name__
+        elif given.shape != self._shape:
+            came = str(tuple(given.shape))
+        else:
+            return given
+        raise ValueError(
+            f"{self.asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
+            "Pass latent_saliency(loss, code), or use RandomChannelMask."
+        )

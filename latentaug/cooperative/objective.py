@@ -1,0 +1,160 @@
+"""The objective of cooperative training: its losses, their names and their weights, all checked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from types import MappingProxyType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentaug.cooperative.eager_losses import Losses
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A loss of logits and labels."""
+
+WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "segmentation": 1.0,
+        "reconstruction": 0.5,
+        "shape_from_logits": 1.0,
+        "shape_from_labels": 1.0,
+        "hard_image_segmentation": 1.0,
+        "hard_image_reconstruction": 0.5,
+        "shape_from_hard_image": 1.0,
+        "shape_from_hard_segmentation": 1.0,
+        "hard_code_segmentation": 0.0,
+    }
+)
+"""The paper's weights, by the names that `CooperativeOutput.losses` has.
+
+"hard_code_segmentation" isn't the paper's: the segmentation loss of what the changed shape codes decode to, whose
+gradient reaches decoder and encoder. It is computed only where it has a weight.
+"""
+
+HARD = (
+    "hard_image_segmentation",
+    "hard_image_reconstruction",
+    "shape_from_hard_image",
+    "shape_from_hard_segmentation",
+    "hard_code_segmentation",
+)
+"""The losses on hard examples."""
+
+
+class Objective:
+    """The loss of segmentations, and what each loss of a step weighs.
+
+    Args:
+        weights: Weights that differ from the paper's, by the names of the losses.
+        loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
+        ignore_index: Label of pixels that don't count.
+
+    Raises:
+        ValueError: There is no loss of a name, or a weight is negative or not finite.
+        TypeError: A weight is no number, or `loss` cannot be called.
+
+    Example:
+        >>> objective = Objective({"reconstruction": 0.1}, None, -100)
+        >>> objective.weights["reconstruction"], objective.weights["segmentation"]
+        (0.1, 1.0)
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None, loss: Loss | None, ignore_index: int) -> None:
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {loss!r}.")
+        self.segmentation: Loss = (
+            functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
+        )
+        self.ignore_index = ignore_index
+        self._weights = {**WEIGHTS, **_checked({} if weights is None else weights)}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factor of each loss, by name; a copy."""
+        return dict(self._weights)
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, float]) -> None:
+        self._weights = {**self._weights, **_checked(weights)}
+
+    def losses(self, *, eager: bool = False, scaler: torch.amp.GradScaler | None = None) -> Losses:
+        """Return what adds the losses of one stage up; see `Losses`."""
+        return Losses(self._weights, eager=eager, scaler=scaler)
+
+
+def _checked(weights: Mapping[str, object]) -> dict[str, float]:
+    if unknown := sorted(set(weights) - set(WEIGHTS)):
+        raise ValueError(f"CooperativeModel has no loss {', '.join(unknown)} to weigh; it has {', '.join(WEIGHTS)}.")
+    checked = {}
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise TypeError(f"weights[{name!r}] must be a number; got {weight!r}.")
+        checked[name] = float(weight)
+        if not 0 <= checked[name] < math.inf:
+            raise ValueError(f"weights[{name!r}] must be finite and 0 or more; got {weight}. Pass 0 to leave it out.")
+    return checked
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Return the mean cross entropy over labelled pixels; binary where there is one logit.
+
+    Args:
+        logits: What the network returns, before softmax or sigmoid.
+        labels: Class indices; 0 and 1 where there is one logit.
+        ignore_index: Label of pixels that don't count. Where none counts, the loss is 0.
+
+    Shape:
+        logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: a scalar.
+
+    Raises:
+        ValueError: The labels' shape doesn't fit the logits'.
+
+    Example:
+        >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long))
+        tensor(0.6931)
+        >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), -100))
+        tensor(0.)
+    """
+    labels = squeeze_labels(labels, logits.ndim - 2)
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"segmentation_loss needs labels of shape {(logits.shape[0], *logits.shape[2:])} for logits of shape "
+            f"{tuple(logits.shape)}; got {tuple(labels.shape)}. Labels are class indices, without a channel per class."
+        )
+    logits = _at_least_float32(logits)
+    valid = labels != ignore_index
+    if logits.shape[1] == 1:
+        targets = labels.where(valid, 0).to(logits.dtype)
+        total = F.binary_cross_entropy_with_logits(logits.squeeze(1), targets, valid.to(logits.dtype), reduction="sum")
+    else:
+        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / valid.sum().clamp(min=1)
+
+
+def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Return the mean squared error between a reconstruction and the image it stands for.
+
+    Shape:
+        reconstruction, images: [B, C, *S].   output: a scalar.
+
+    Example:
+        >>> reconstruction_loss(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5))
+        tensor(0.2500)
+    """
+    return F.mse_loss(_at_least_float32(reconstruction), _at_least_float32(images))
+
+
+def squeeze_labels(labels: Tensor, spatial_dims: int) -> Tensor:
+    """Return labels [B, *S] whether they came so or as [B, 1, *S]."""
+    return labels.squeeze(1) if labels.ndim == spatial_dims + 2 and labels.shape[1] == 1 else labels
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Sums over an image's pixels need more than half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,19 @@
+"""What varies the paper's method."""
+
+from __future__ import annotations
+
+import pytest
+from cardiac.methods.ablations import all_but_image_decoder
+from cardiac.methods.network import Network
+from cardiac.run.presets import Preset
+
+SMALL = Preset(image_size=64, depth=2, width=2)
+
+
+@pytest.mark.parametrize("name", ["FTN", "smp:Unet:resnet18"])
+def test_norm_frozen_covers_all_but_what_decodes_images(name):
+    model = Network(name).build(SMALL, {})
+    names = all_but_image_decoder(model)
+    covered = {id(p) for part in names for p in model.get_submodule(part).parameters()}
+    images = {id(p) for p in model.reconstruction.parameters()}
+    assert covered == {id(p) for p in model.parameters()} - images

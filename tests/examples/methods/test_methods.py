@@ -1,0 +1,206 @@
+"""Every method trains, differs from every other, repeats itself and goes on where it was left, on tiny volumes."""
+
+import inspect
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from cardiac.data.batches import TrainingBatches, validation_batches
+from cardiac.data.readers import Frame
+from cardiac.methods import GROUPS, METHODS, chosen
+from cardiac.methods.network import Network
+from cardiac.methods.steps import NOISE, mixup_backward, plain_backward
+from cardiac.run.presets import Preset
+from cardiac.run.training import build_trainer
+from torch.nn import functional as F
+
+from latentaug import (
+    FTN,
+    CooperativeModel,
+    CooperativeTrainer,
+    OneOf,
+    RandomChannelMask,
+    TargetedChannelMask,
+    TargetedSpatialMask,
+    cooperative_backward,
+    standard_backward,
+)
+
+STEPS = 6
+PRESET = Preset(image_size=24, depth=1, width=2, batch_size=4, iterations=STEPS, learning_rate=1e-2)
+
+
+def frames():
+    labels = np.zeros((3, 24, 24), np.uint8)
+    labels[:, 6:18, 4:16], labels[:, 8:14, 8:14], labels[:, 10:12, 10:14] = 3, 2, 1
+    image = (labels / 4 + np.random.default_rng(0).uniform(0, 0.3, labels.shape)).astype(np.float32)
+    return [Frame("1", "ED", image, labels, (10.0, 1.0, 1.0))]
+
+
+def train(method, folder, steps=STEPS, network=None):
+    trainer = build_trainer(method, network or Network(), PRESET, STEPS, 0, folder, torch.device("cpu"))
+    loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
+    trainer.fit(loader, max_steps=steps)
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return {method: weights(train(method, tmp_path_factory.mktemp(method))) for method in METHODS}
+
+
+def test_every_method_ends_with_weights_of_its_own(trained):
+    assert all(one.isfinite().all() for one in trained.values())
+    for method, one in trained.items():
+        alike = {"cooperative", "cooperative-decoded"}  # on the paper's network
+        expected = alike if method in alike else {method}
+        assert {other for other in trained if torch.equal(trained[other], one)} == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_training_ends_with_the_same_weights(trained, tmp_path, method):
+    train(method, tmp_path, steps=1)
+    train(method, tmp_path, steps=3)
+    assert torch.equal(weights(train(method, tmp_path)), trained[method])
+
+
+@pytest.mark.parametrize(("method", "step"), [("standard", standard_backward), ("cooperative", cooperative_backward)])
+def test_the_two_main_methods_are_the_librarys_own(trained, method, step):
+    torch.manual_seed(0)
+    network = FTN(num_classes=4, width=2, depth=1)
+    model = CooperativeModel(network, num_classes=4, example=torch.zeros(2, 1, 24, 24))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    trainer = CooperativeTrainer(model, optimizer, step=step, seed=0, callbacks=[])
+    loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
+    trainer.fit(loader, max_steps=STEPS)
+    assert torch.equal(weights(trainer), trained[method])
+
+
+def test_all_methods_start_from_the_same_weights():
+    def start(method):
+        torch.manual_seed(0)
+        model = Network().build(PRESET, method.options)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    first, *others = map(start, METHODS.values())
+    assert all(torch.equal(other, first) for other in others)
+
+
+def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_images_and_no_head_gets_one():
+    torch.manual_seed(0)
+    model, by_hand = Network().build(PRESET, {}), Network().build(PRESET, {})
+    by_hand.load_state_dict(model.state_dict())
+    ((images, labels),) = validation_batches(frames(), 24)
+    seen = []
+    model.reconstruction.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    model.shape_prior.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    output = METHODS["plain"].backward(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
+
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(by_hand.train().model((images + 0.05 * noise).clamp(0, 1)), labels)
+    loss.backward()
+    torch.testing.assert_close(output.loss, loss.detach())
+    assert {*output.losses} == {"segmentation"}
+    assert not seen
+    for (name, ours), theirs in zip(model.named_parameters(), by_hand.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    assert all(parameter.grad is None for parameter in model.shape_prior.parameters())
+    assert all(parameter.grad is None for parameter in model.reconstruction.parameters())
+
+
+def test_the_plain_network_sees_the_noise_that_every_other_method_has():
+    model, inputs = cooperative_model(input_noise=NOISE), []
+    model.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
+    ((images, labels),) = validation_batches(frames(), 24)
+    for step in (plain_backward, standard_backward):
+        step(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(inputs[0], inputs[-1])
+    assert inspect.signature(CooperativeModel).parameters["input_noise"].default == NOISE
+
+
+def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    fresh = Network().build(PRESET, {}).shape_prior
+    trained = train("standard-without-stn", tmp_path).model.shape_prior
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(parameter, trained.get_parameter(name)), name
+
+
+def cooperative_model(input_noise=0.0):
+    torch.manual_seed(0)
+    return Network().build(PRESET, {"input_noise": input_noise})
+
+
+def test_mixup_mixes_images_and_both_segmentation_losses():
+    model, before = cooperative_model(), cooperative_model()
+    ((images, labels),) = validation_batches(frames(), 24)
+    seen = []
+    model.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    output = mixup_backward(model, images, labels, generator=torch.Generator().manual_seed(3))
+
+    mixed = seen[-1]
+    orders = [torch.tensor(order) for order in permutations(range(3)) if order != (0, 1, 2)]
+    share, order = next((share, order) for order in orders if (share := _share(mixed, images, order)) is not None)
+    assert 0 <= share <= 1
+    with torch.no_grad():
+        logits = before.model.train()(mixed)
+        refined = before.refine(logits)
+    for name, one in (("segmentation", logits), ("shape_from_logits", refined)):
+        expected = share * F.cross_entropy(one, labels) + (1 - share) * F.cross_entropy(one, labels[order])
+        torch.testing.assert_close(output.losses[name].detach(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.loss, sum(output.losses.values()))
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def _share(mixed, images, order):
+    """The share that makes `mixed` of images in this order, if there is one."""
+    difference = images - images[order]
+    share = ((mixed - images[order]) * difference).sum() / difference.square().sum()
+    fits = torch.allclose(images[order] + share * difference, mixed, atol=1e-5)
+    return share if fits else None
+
+
+def test_a_transform_changes_images_before_the_step_and_no_labels():
+    ((images, labels),) = validation_batches(frames(), 24)
+    kept = labels.clone()
+    for name in ("randconv", "bias-field", "noise"):
+        model, before = cooperative_model(), cooperative_model()
+        changed = METHODS[name].transform(images, torch.Generator().manual_seed(1))
+        output = METHODS[name].backward(model, images, labels, generator=torch.Generator().manual_seed(1))
+        expected = standard_backward(before, changed, labels, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(output.losses, expected.losses)
+        assert torch.equal(labels, kept)
+
+
+def test_random_masks_and_the_dropout_scheme_differ_in_their_rate():
+    assert METHODS["random-masks"].options["masker"].p == (0, 0.5)
+    assert METHODS["cooperative-dropout"].options["masker"].p == RandomChannelMask().p
+
+
+def test_hard_masks_are_the_three_schemes_without_annealing():
+    masker = METHODS["cooperative-hard-masks"].options["masker"]
+    assert isinstance(masker, OneOf)
+    assert [type(scheme) for scheme in masker.maskers] == [RandomChannelMask, TargetedChannelMask, TargetedSpatialMask]
+    code, generator = torch.ones(20, 8, 6, 6), torch.Generator().manual_seed(0)
+    for scheme in masker.maskers:
+        factors = [scheme(code, torch.randn(code.shape, generator=generator), generator=generator) for _ in range(9)]
+        values = {value for mask in factors for value in mask.factor.unique().tolist()}
+        assert values == ({0, 2} if isinstance(scheme, RandomChannelMask) else {0, 1})
+
+
+def test_groups_are_spelled_out_once_and_in_the_order_of_the_table():
+    assert chosen(["all"]) == [*METHODS]
+    assert chosen(["cooperative", "standard"]) == ["standard", "cooperative"]
+    assert chosen(["main", "cooperative", "noise"]) == chosen(["main"])
+    assert {*chosen(["main", "table2"])} < {*METHODS}
+    assert GROUPS["main"][:2] == ("plain", "standard")
+    assert GROUPS["main"][-1] == "cooperative"
+    assert not {*METHODS} & {*GROUPS}

@@ -1,0 +1,44 @@
+import pytest
+from cardiac.data.readers import DataError
+from cardiac.report.published import read_published
+from cardiac.report.tables import Cell
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "published.csv"
+
+
+def test_lines_become_rows_without_draws(file):
+    file.write_text("method,stage,column,value\nA,FTN,ACDC,0.5\nA,FTN+STN,ACDC,0.6\nA,FTN, M&Ms ,0.25\n")
+    first, second = read_published(str(file))
+    assert (first.method, first.stage, first.draws) == ("A", "FTN", ())
+    assert first.cells == {"ACDC": Cell(0.5, None), "M&Ms": Cell(0.25, None)}
+    assert second.cells == {"ACDC": Cell(0.6, None)}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no column method, stage, column, value; begin with the line method,stage,column,value"),
+        ("method,stage,value\n", "no column column"),
+        ("method,stage,column,value\nA,FTN,ACDC,71.5\n", "line 2: A, FTN, ACDC has the value '71.5'"),
+        ("method,stage,column,value\nA,FTN,ACDC,high\n", "line 2: .*a Dice score of 0 to 1"),
+        ("method,stage,column,value\nA,FTN,ACDC,nan\n", "line 2: .*a Dice score of 0 to 1"),
+        ("method,stage,column,value\nA,FTN\n", "line 2: .*name method, stage and column"),
+        ("method,stage,column,value\nA,FTN,ACDC,0.5\nA,FTN,ACDC,0.6\n", "line 3: .* comes twice"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_that_names_it(file, text, reason):
+    file.write_text(text)
+    with pytest.raises(DataError, match=rf"published\.csv.*{reason}") as caught:
+        read_published(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_is_no_text_is_refused(file):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_published(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_published(file)
