@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentaug.discovery.candidates import (
     Candidate,
     Look,
+    Seen,
     candidates,
     finest_input,
     has_weights,
@@ -72,32 +73,32 @@ def ranked(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Any] | None
 ) -> list[Candidate]:
     """Return the candidates, the bottleneck first."""
-    image = image_in((args, kwargs))
-    if image is None:
+    if image_in((args, kwargs)) is None:
         raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
-    look = look_at(model, args, kwargs, image, logits)
-    again = seen_again(model, args, kwargs, image, look.training)
+    try:
+        look = look_at(model, (args, kwargs), logits, samples=2)
+    except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
+        look = look_at(model, (args, kwargs), logits, samples=None)
+    again = seen_again(model, look)
     found = candidates(model, look, again, guess=again is not None) or candidates(model, look, again, guess=True)
-    best = _best(model, found, look, args, kwargs)
+    best = _best(model, found, look, again)
     rest = sorted((c for c in found if c is not best), key=lambda c: (c.sites, -c.channels))
     return [best, *_outermost(rest)]
 
 
 # Choosing ---------------------------------------------------------------------------------------------------------
-def _best(
-    model: nn.Module, found: list[Candidate], look: Look, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Candidate:
+def _best(model: nn.Module, found: list[Candidate], look: Look, again: Seen | None) -> Candidate:
     """Choose the bottleneck.
 
     Raises:
         ValueError: There is none.
     """
     found = [c for c in found if not _passed_through(c.call, c.tensor, look.ways)]
-    lacking = f"on a coarser grid than its input {look.image}"
+    lacking = f"on a coarser grid than its input {(look.batch, *look.image[1:])}"
     while level := _level(look.trace, found, look):
         coarsest = _by_preference(model, level, look)
         for candidate in coarsest:
-            if _is_used(model, candidate, args, kwargs, look):
+            if _is_used(model, candidate, look, again):
                 return candidate
         lacking = "whose replacement would change the output"
         found = [c for c in found if c not in coarsest]
@@ -219,8 +220,16 @@ def _is_followed(candidate: Candidate, weighted: list[Call], ways: Ways) -> bool
     )
 
 
-def _is_used(model: nn.Module, candidate: Candidate, args: tuple[Any, ...], kwargs: dict[str, Any], look: Look) -> bool:
+def _is_used(model: nn.Module, candidate: Candidate, look: Look, again: Seen | None) -> bool:
     """Tell whether the output follows from the tensor that the module returns, and is not just that tensor itself."""
+    looked = [look.inputs]
+    if again is not None and (candidate.call.key, candidate.path) in again.returned:
+        looked.insert(math.prod(again.image) > math.prod(look.image), again.inputs)  # the smaller image first
+    return any(_spreads(model, candidate, look, inputs) for inputs in looked)
+
+
+def _spreads(model: nn.Module, candidate: Candidate, look: Look, inputs: Any) -> bool:
+    """Tell whether what a call returns spreads to the output of a pass, other than as itself."""
     calls: Counter[str] = Counter()
     poisoned: list[Tensor] = []
 
@@ -235,9 +244,9 @@ def _is_used(model: nn.Module, candidate: Candidate, args: tuple[Any, ...], kwar
         poisoned.append(torch.full_like(code, math.nan))
         return map_tensors(output, lambda t: poisoned[0] if t is code else t)
 
-    with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.no_grad():
+    with preserved_modes(model), sandbox(model, device_of(model, *inputs)), torch.no_grad():
         model.train(look.training)
-        args, kwargs = map_tensors((args, kwargs), torch.clone)
+        args, kwargs = map_tensors(inputs, torch.clone)
         with overridden(visible_modules(model), poison):
             output = model(*args, **kwargs)
     itself = {storage_of(tensor) for tensor in poisoned}

@@ -15,7 +15,7 @@ from latentaug.discovery.graph_paths import Ways
 from latentaug.layout import Layout
 from latentaug.tracing.infer_layout import Shape, grid_of, infer_layout, layouts
 from latentaug.tracing.isolation import preserved_modes, sandbox
-from latentaug.tracing.location import Location, device_of
+from latentaug.tracing.location import Location, device_of, first_samples, image_in, resized
 from latentaug.tracing.record import Call, record
 from latentaug.tracing.tree import Path, map_tensors, tensors_in
 
@@ -28,6 +28,7 @@ class Candidate:
     """
 
     trace: Call  # of the whole pass, which keeps the calls around this one
+    batch: int  # samples of the example, of which the pass may have seen the first only
     ways: Ways  # through the whole pass
     call: Call
     path: Path
@@ -51,33 +52,44 @@ class Candidate:
     @property
     def location(self) -> Location:
         """Where it is, as a user may pass it."""
-        return Location(self.call.name, self.path, self.layout, tuple(self.tensor.shape), self.stride)
+        return Location(self.call.name, self.path, self.layout, (self.batch, *self.tensor.shape[1:]), self.stride)
 
 
 # Looking ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Look:
-    """What a dry run showed."""
+    """What a dry run showed, and on which inputs."""
 
+    inputs: Any
     trace: Call
+    batch: int  # samples of the example, of which these may be the first only
     image: Shape
     ways: Ways
     training: bool
     logits: Callable[[Any], Any] | None
 
 
-def look_at(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, logits: Callable[[Any], Any] | None
-) -> Look:
-    """Run the model once with gradients: in eval mode, or in train mode if it then returns labels, not logits."""
+def look_at(model: nn.Module, inputs: Any, logits: Callable[[Any], Any] | None, *, samples: int | None) -> Look:
+    """Run the model once with gradients: in eval mode, or in train mode if it then returns labels, not logits.
+
+    Of the inputs, which have an image, it gets the first samples.
+    """
+    batch, given = _image(inputs)[0], first_samples(inputs, samples)
+    image = _image(given)
     for training in (False, True):
-        inputs = map_tensors((args, kwargs), _differentiable)
-        trace = _dry_run(model, *inputs, training=training)
+        leaves = map_tensors(given, _differentiable)
+        trace = _dry_run(model, leaves, training=training)
         ends = [tensor.grad_fn for tensor in results_of(trace.output, logits)]
         if any(end is not None for end in ends):
             break
-    starts = [tensor.grad_fn for _, tensor in tensors_in(inputs) if tensor.shape[2:] == image.shape[2:]]
-    return Look(trace, tuple(image.shape), Ways(ends, starts), training, logits)
+    starts = [tensor.grad_fn for _, tensor in tensors_in(leaves) if tensor.shape[2:] == image[2:]]
+    return Look(given, trace, batch, image, Ways(ends, starts), training, logits)
+
+
+def _image(inputs: Any) -> Shape:
+    image = image_in(inputs)
+    assert image is not None
+    return tuple(image.shape)
 
 
 def results_of(output: Any, logits: Callable[[Any], Any] | None) -> list[Tensor]:
@@ -103,14 +115,12 @@ def _differentiable(tensor: Tensor) -> Tensor:
     return tensor.requires_grad_() * 1 if tensor.is_floating_point() else tensor
 
 
-def _dry_run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, graph: bool = True
-) -> Call:
+def _dry_run(model: nn.Module, inputs: Any, *, training: bool, graph: bool = True) -> Call:
     def run() -> Any:
-        own_args, own_kwargs = map_tensors((args, kwargs), torch.clone)
-        return model(*own_args, **own_kwargs)
+        args, kwargs = map_tensors(inputs, torch.clone)
+        return model(*args, **kwargs)
 
-    with preserved_modes(model), sandbox(model, device_of(model, args, kwargs)), torch.set_grad_enabled(graph):
+    with preserved_modes(model), sandbox(model, device_of(model, *inputs)), torch.set_grad_enabled(graph):
         model.train(training)
         if graph:
             try:
@@ -122,8 +132,9 @@ def _dry_run(
 
 
 class Seen(NamedTuple):
-    """Shapes of what was returned in a pass, of what modules were given, and of the image."""
+    """Shapes of what was returned in a pass, of what modules were given, and of the image; and the pass's inputs."""
 
+    inputs: Any
     image: Shape
     returned: dict[Any, Shape]
     given: frozenset[Shape]
@@ -142,28 +153,21 @@ class Seen(NamedTuple):
         return {key: fits[shape] for key, shape in self.returned.items()}
 
 
-def _seen(trace: Call, image: Shape) -> Seen:
+def _seen(inputs: Any, trace: Call, image: Shape) -> Seen:
     returned = {(call.key, path): tuple(t.shape) for call in trace.walk() for path, t in call.tensors}
-    return Seen(image, returned, frozenset(shape for call in trace.walk() for shape in call.given))
+    return Seen(inputs, image, returned, frozenset(shape for call in trace.walk() for shape in call.given))
 
 
-def seen_again(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], image: Tensor, training: bool
-) -> Seen | None:
+def seen_again(model: nn.Module, look: Look) -> Seen | None:
     """Look at one sample of another size: half, or twice as long where that is too small; None if the model refuses."""
-    *axes, last = image.shape[2:]
-    for size in ([max(1, s // 2) for s in image.shape[2:]], [*axes, 2 * last]):
-
-        def resize(tensor: Tensor, size: list[int] = size) -> Tensor:
-            if tensor.shape[2:] != image.shape[2:]:
-                return tensor[:1] if tensor.ndim and tensor.shape[0] == image.shape[0] else tensor
-            return nn.functional.interpolate(tensor[:1].float(), size=size).to(tensor.dtype)
-
+    _, channels, *axes = look.image
+    for size in ([max(1, s // 2) for s in axes], [*axes[:-1], 2 * axes[-1]]):
         try:
-            trace = _dry_run(model, *map_tensors((args, kwargs), resize), training=training, graph=False)
+            inputs = resized(first_samples(look.inputs, 1), size)
+            trace = _dry_run(model, inputs, training=look.training, graph=False)
         except Exception:  # models of one size refuse any other in their own ways
             continue
-        return _seen(trace, (1, image.shape[1], *size))
+        return _seen(inputs, trace, (1, channels, *size))
     return None
 
 
@@ -171,7 +175,7 @@ def seen_again(
 def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool) -> list[Candidate]:
     """List the tensors that a tap could take, on a grid that is coarser than the input's and follows its size."""
     latest = {call.name: call for call in look.trace.walk()}  # a tap takes a module's last call
-    readings = _seen(look.trace, look.image).readings(guess=guess)
+    readings = _seen(look.inputs, look.trace, look.image).readings(guess=guess)
     others = again.readings(guess=guess) if again else {}
     found: list[Candidate] = []
     fixed: list[Candidate] = []
@@ -191,7 +195,7 @@ def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool)
             sites = 1 / math.prod(stride)
             pooled = entering > sites and all(fit and 1 / math.prod(fit[0][1]) > sites for fit in made)
             candidate = Candidate(
-                look.trace, look.ways, call, path, tensor, node, bool(weighted), pooled, layout, stride
+                look.trace, look.batch, look.ways, call, path, tensor, node, bool(weighted), pooled, layout, stride
             )
             (fixed if other is not None and shape[1:] == other[1:] else found).append(candidate)
     # A grid that does not follow the input's size is pooled to fixed bins; all of them: a model that resizes its input.

@@ -14,11 +14,11 @@ from typing_extensions import Self
 
 from latentaug.layout import Layout
 from latentaug.tap.capture import modules_down_to
-from latentaug.tap.latent_tap import Layer, Sampled, Sampler, compiled_wrappers, layout_of
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
 from latentaug.tracing.intercept import is_compiled, stand_in
-from latentaug.tracing.location import Location, find_spot, image_in, spot_in, unwrap
+from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]

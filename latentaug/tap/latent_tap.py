@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,53 +20,24 @@ from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.plan import captured, initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.sampling import Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
-from latentaug.tracing.infer_layout import infer_layout
-from latentaug.tracing.intercept import Override, is_compiled, overridden
+from latentaug.tracing.intercept import Override, overridden
 from latentaug.tracing.isolation import submodules
-from latentaug.tracing.location import Location, Spot, as_inputs, complete_spots, find_spot, image_in, unwrap
+from latentaug.tracing.location import (
+    Location,
+    Spot,
+    as_inputs,
+    compiled_wrappers,
+    complete_spots,
+    find_spot,
+    image_in,
+    layout_of,
+    unwrap,
+)
 from latentaug.tracing.tree import Path
 
 logger = logging.getLogger("latentaug")
-
-
-Layer: TypeAlias = str | nn.Module | Location
-Objective: TypeAlias = Callable[[Any], Tensor]
-"""The loss of what the model returns, as a function of it."""
-
-
-@runtime_checkable
-class Sampled(Protocol):
-    """A change as this room sees it: a `latentaug.Change`."""
-
-    @property
-    def whole_pass(self) -> bool:
-        """Whether it changes all that was computed before the code and is read after it."""
-
-    def apply(self, code: Tensor) -> Tensor:
-        """Return the changed code."""
-
-    def __call__(self, code: Tensor) -> Tensor:
-        """Return the changed code."""
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """A transform as this room sees it: a `latentaug.LatentTransform`."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it asks for beyond the code."""
-
-    def make_params(self, code: Tensor, context: Any) -> dict[str, Any]:
-        """Sample what a change consists of."""
-
-    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Any:
-        """Sample a change."""
-
-
-New: TypeAlias = Tensor | Callable[[Tensor], Tensor] | Sampled | Sampler | None
-"""What a replay takes in place of a code."""
 
 
 class LatentTap:
@@ -424,31 +395,3 @@ def _location(spot: Spot, shape: tuple[int, ...], image: tuple[int, ...], given:
     if isinstance(given, Location):
         return given._replace(name=spot.name, index=spot.path, shape=shape)
     return Location(spot.name, spot.path, *layout_of(spot.name, shape, image))
-
-
-def layout_of(
-    name: str, shape: tuple[int, ...], image: tuple[int, ...]
-) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
-    """Read layout, shape and stride of a code off its shape and that of the image.
-
-    Raises:
-        ValueError: They don't tell.
-    """
-    fit = infer_layout(shape, image)
-    if fit is None:
-        raise ValueError(
-            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
-            f"{name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
-        )
-    return fit[0], shape, fit[1]
-
-
-def compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that `torch.compile` has put around a model."""
-    inner: Any = model
-    while isinstance(inner, nn.Module):
-        if is_compiled(inner) and "_orig_mod" in inner._modules:
-            yield inner
-            inner = inner._orig_mod
-        else:
-            inner = inner.module if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) else None

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from latentaug.tap.capture import Capture, Plan, weight_versions, within_checkpoint
 from latentaug.tracing.intercept import is_compiled, overridden
 from latentaug.tracing.isolation import plain_buffers, preserved_modes, sandbox, submodules
-from latentaug.tracing.location import Spot, device_of
+from latentaug.tracing.location import Spot, device_of, few_samples, first_samples
 from latentaug.tracing.random_state import RandomState
 from latentaug.tracing.record import Call, ancestors, can_be_watched, record
 from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, storage_of, tensors_in, version_of
@@ -45,13 +45,11 @@ def make_plan(
             "torch.distributed.fsdp.fully_shard, or wrap the whole model only."
         )
     with sandbox(model, device_of(model, args, kwargs)):
-        # A model that is compiled would be compiled again for a batch of another size.
-        size = None if any(is_compiled(module) for module in model.modules()) else 2
         try:
-            sample = _sample(args, kwargs, size)
+            sample = first_samples((args, kwargs), few_samples(model))
             plan = _planned(model, spots, call, sample)
         except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
-            sample = _sample(args, kwargs, size=None)
+            sample = first_samples((args, kwargs), None)
             plan = _planned(model, spots, call, sample)
         return _proved(model, plan, sample)
 
@@ -63,17 +61,6 @@ def initialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             model.eval()  # where nothing else is drawn, and no statistics move
             args, kwargs = map_tensors((args, kwargs), torch.clone)
             model(*args, **kwargs)
-
-
-def _sample(args: tuple[Any, ...], kwargs: dict[str, Any], size: int | None) -> Any:
-    """Copy the inputs, of a batch the first samples only."""
-    batch = next((t.shape[0] for _, t in tensors_in((args, kwargs)) if t.is_floating_point() and t.ndim), None)
-
-    def cut(tensor: Tensor) -> Tensor:
-        part = tensor.detach()[:size] if tensor.ndim and tensor.shape[0] == batch else tensor.detach()
-        return part.clone().requires_grad_(tensor.requires_grad)
-
-    return map_tensors((args, kwargs), cut)
 
 
 def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) -> Plan:
@@ -164,8 +151,6 @@ def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
     expected = capture.replay(codes, full=True)
     gradients, right = _checked_gradients(capture, expected, codes)
     plan = replace(plan, graphless=not right)
-    if not plan.kept:
-        return plan
     reason = _misfit(capture, inputs, codes, expected, gradients, graphless=plan.graphless)
     # What follows the code may keep state, or be checkpointed, where what precedes it does not.
     if reason and plan.late:

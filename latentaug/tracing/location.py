@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentaug.layout import Layout
-from latentaug.tracing.infer_layout import grid_of
+from latentaug.tracing.infer_layout import grid_of, infer_layout
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import sandbox
-from latentaug.tracing.record import record
+from latentaug.tracing.record import Call, record
 from latentaug.tracing.tree import Path, item_at, map_tensors, tensors_in
 
 _WRAPPER = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=\.|$)")
@@ -160,13 +160,25 @@ def complete_spots(
 ) -> dict[Spot, tuple[int, ...]]:
     """Look in a dry run at what the target modules return, complete the paths left open, and tell the codes' shapes.
 
+    The run is of two samples; the shapes are those of the whole batch.
+
     Raises:
         ValueError: A target returns no tensor at its path, several where none was said, or is not called so often.
         RuntimeError: A target is not called at all.
     """
+    names = frozenset(name for name, _ in targets)
+
+    def recorded(inputs: Any) -> Call:
+        args, kwargs = inputs
+        return record(model, lambda: model(*args, **kwargs), inside=names)[0]
+
     with sandbox(model, device_of(model, args, kwargs)):
-        args, kwargs = map_tensors((args, kwargs), torch.clone)
-        trace, _ = record(model, lambda: model(*args, **kwargs), inside=frozenset(name for name, _ in targets))
+        batch, few = batch_of((args, kwargs)), first_samples((args, kwargs), few_samples(model))
+        seen = batch_of(few)
+        try:
+            trace = recorded(few)
+        except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
+            trace, seen = recorded(first_samples((args, kwargs), None)), batch
     spots: dict[Spot, tuple[int, ...]] = {}
     for name, path in targets:
         calls = [entry for entry in trace.walk() if entry.name == name]
@@ -180,8 +192,38 @@ def complete_spots(
         spot = spot_in(name, path, calls[call].output)
         if spot in spots:
             raise ValueError(f"LatentTap needs different layers; got {name!r} twice.")
-        spots[spot] = tuple(item_at(calls[call].output, spot.path).shape)
+        shape = tuple(item_at(calls[call].output, spot.path).shape)
+        per_sample = seen and batch and shape and shape[0] % seen == 0
+        spots[spot] = (shape[0] // seen * batch, *shape[1:]) if per_sample else shape
     return spots
+
+
+def layout_of(
+    name: str, shape: tuple[int, ...], image: tuple[int, ...]
+) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    """Read layout, shape and stride of a code off its shape and that of the image.
+
+    Raises:
+        ValueError: They don't tell.
+    """
+    fit = infer_layout(shape, image)
+    if fit is None:
+        raise ValueError(
+            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
+            f"{name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
+        )
+    return fit[0], shape, fit[1]
+
+
+def compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that `torch.compile` has put around a model."""
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if is_compiled(inner) and "_orig_mod" in inner._modules:
+            yield inner
+            inner = inner._orig_mod
+        else:
+            inner = inner.module if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
 
 
 # Inputs -----------------------------------------------------------------------------------------------------------
@@ -189,6 +231,54 @@ def image_in(inputs: Any) -> Tensor | None:
     """Return the image among a model's inputs: the first tensor [B, C, *S] of most axes, better one of floats."""
     images = [tensor for _, tensor in tensors_in(inputs) if tensor.ndim >= 3]
     return max(images, key=lambda image: (image.ndim, image.is_floating_point()), default=None)
+
+
+def few_samples(model: nn.Module) -> int | None:
+    """Return how many samples a dry run takes: two, as batch normalisation needs; or all, not to compile again."""
+    return None if any(map(is_compiled, model.modules())) else 2
+
+
+def batch_of(inputs: Any) -> int | None:
+    """Return the number of samples among a model's inputs: of the image, or else of the first tensor of floats."""
+    image = image_in(inputs)
+    batched = [image] if image is not None else [t for _, t in tensors_in(inputs) if t.is_floating_point() and t.ndim]
+    return batched[0].shape[0] if batched else None
+
+
+def first_samples(inputs: Any, size: int | None) -> Any:
+    """Copy a model's inputs, of a batch the first samples only; None copies all.
+
+    Example:
+        >>> args, kwargs = first_samples(((torch.rand(8, 1, 16, 16),), {"ages": torch.rand(8)}), 2)
+        >>> args[0].shape, kwargs["ages"].shape
+        (torch.Size([2, 1, 16, 16]), torch.Size([2]))
+    """
+    batch = batch_of(inputs)
+
+    def cut(tensor: Tensor) -> Tensor:
+        part = tensor.detach()[:size] if tensor.ndim and tensor.shape[0] == batch else tensor.detach()
+        return part.clone().requires_grad_(tensor.requires_grad)
+
+    return map_tensors(inputs, cut)
+
+
+def resized(inputs: Any, size: Sequence[int]) -> Any:
+    """Copy a model's inputs, with images, and what else has their size, at another size.
+
+    Example:
+        >>> (image,), _ = resized(((torch.rand(2, 1, 16, 24),), {}), (8, 12))
+        >>> image.shape
+        torch.Size([2, 1, 8, 12])
+    """
+    image = image_in(inputs)
+
+    def resize(tensor: Tensor) -> Tensor:
+        if image is None or tensor.shape[2:] != image.shape[2:]:
+            return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        small = nn.functional.interpolate(tensor.detach().float(), size=tuple(size)).to(tensor.dtype)
+        return small.requires_grad_(tensor.requires_grad)
+
+    return map_tensors(inputs, resize)
 
 
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

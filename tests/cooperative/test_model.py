@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import math
 import pickle
 from collections.abc import Callable
@@ -83,7 +85,7 @@ def test_predictions_are_the_labels_of_eval_mode_and_leave_every_mode_as_it_was(
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_of_the_making_of_hard_examples_is_what_hooks_see(name: str) -> None:
     coop, images, labels = case(name)
-    coop.hard = HardExamples(residual=0)
+    coop.hard = dataclasses.replace(coop.hard, residual=0)
     before = copy.deepcopy(coop.state_dict())
     shown = coop.explain(images, labels, generator=seeded())
     assert coop.training
@@ -108,21 +110,21 @@ def test_every_step_of_the_making_of_hard_examples_is_what_hooks_see(name: str) 
     reconstruction = reconstruction_loss(coop.reconstruction(code, images.shape[2:]), images)
     (image_saliency,) = torch.autograd.grad(reconstruction, code, retain_graph=True)
     (shape_saliency,) = torch.autograd.grad(segmentation_loss(logits, labels), codes[shape_code.name])
-    exact = {"rtol": 1e-10, "atol": 1e-14}
-    torch.testing.assert_close(shown.logits, logits.detach(), **exact)
-    torch.testing.assert_close(shown.image_saliency, image_code.layout.to_channels_first(image_saliency), **exact)
-    torch.testing.assert_close(shown.shape_saliency, shape_code.layout.to_channels_first(shape_saliency), **exact)
+    same = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-14)
+    same(shown.logits, logits.detach())
+    same(shown.image_saliency, image_code.layout.to_channels_first(image_saliency))
+    same(shown.shape_saliency, shape_code.layout.to_channels_first(shape_saliency))
 
     with torch.no_grad():
         assert shown.image_factor is not None
         factor = image_code.layout.from_channels_first(shown.image_factor, code)
-        torch.testing.assert_close(shown.hard_images, coop.reconstruction(factor * code, images.shape[2:]), **exact)
+        same(shown.hard_images, coop.reconstruction(factor * code, images.shape[2:]))
         if len(coop.shape_codes) == 1:
             assert shown.shape_factor is not None
             factor = shape_code.layout.from_channels_first(shown.shape_factor, codes[shape_code.name])
             replayed = scaled_at(coop.model, {shape_code.name: factor}, images)
-            torch.testing.assert_close(shown.hard_segmentation, replayed, **exact)
-        torch.testing.assert_close(shown.refined, coop.refine(shown.hard_segmentation), **exact)
+            same(shown.hard_segmentation, replayed)
+        same(shown.refined, coop.refine(shown.hard_segmentation))
 
 
 def test_without_a_mask_the_hard_segmentation_is_the_prediction() -> None:

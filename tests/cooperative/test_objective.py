@@ -36,8 +36,8 @@ def slow_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) ->
                 p = 1 / (1 + math.exp(-scores[0].item()))
                 terms.append(-math.log(p if label else 1 - p))
             else:
-                p = scores.exp() / scores.exp().sum()
-                terms.append(-math.log(p[int(label)].item()))
+                probabilities = scores.exp() / scores.exp().sum()
+                terms.append(-math.log(probabilities[int(label)].item()))
     return sum(terms) / len(terms) if terms else 0.0
 
 

@@ -23,6 +23,8 @@ def test_output_is_a_named_tuple_with_the_loss_first() -> None:
     assert isinstance(found, CooperativeOutput)
     assert found[0] is found.loss
     assert list(found.losses) == STANDARD + HARD
+    assert found.hard_images is not None
+    assert found.hard_segmentation is not None
     assert found.logits.shape == found.refined.shape == found.hard_segmentation.shape == (3, 3, 16, 20)
     assert found.hard_images.shape == (3, 1, 16, 20)
 

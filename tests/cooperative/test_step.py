@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import WEIGHTS
+from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.nets.functional import one_hot
 from tests.support.codes import seeded
@@ -210,10 +212,11 @@ def test_the_standard_step_is_the_first_stage_without_hard_examples(wrap: Wrap) 
 # Modes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cooperative_step_needs_train_mode() -> None:
+@pytest.mark.parametrize("step", [cooperative_backward, standard_backward])
+def test_a_step_needs_train_mode(step: Callable[..., CooperativeOutput]) -> None:
     coop = cooperative().eval()
-    with pytest.raises(RuntimeError, match=r"needs the model in train mode; call .train\(\)"):
-        cooperative_backward(coop, *batch())
+    with pytest.raises(RuntimeError, match=rf"{step.__name__} needs the model in train mode; call .train\(\)"):
+        step(coop, *batch())
     assert all(parameter.grad is None for parameter in coop.parameters())
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentaug.discovery.bottleneck import find_bottleneck
+from latentaug.discovery.codes import find_codes
 from latentaug.tap.latent_tap import LatentTap
 from tests.models.parts import conv
 from tests.models.searched.choices import CutOff, Narrowing, PooledLast, ReadsTheFirst, SharedRelu, SubPixel
@@ -149,3 +150,22 @@ def test_a_code_that_nobody_reads_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"no code in Bypassed whose replacement would change the output"):
         find_bottleneck(Bypassed(), images())
+
+
+def test_two_samples_are_run_and_the_code_is_that_of_the_whole_batch() -> None:
+    model, batch, seen = Net(Encoder()), torch.randn(5, 3, 32, 48), list[int]()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    assert find_bottleneck(model, batch).shape == (5, 32, 8, 12)
+    assert find_codes(model, batch).image.shape[0] == 5
+    assert max(seen) == batch[:2].numel()
+
+
+def test_a_model_that_insists_on_its_batch_is_searched_too() -> None:
+    class Insists(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 3:
+                raise ValueError("three at a time")
+            return super().forward(x)
+
+    location = find_bottleneck(Insists(Encoder()), torch.randn(3, 3, 32, 48))
+    assert (str(location), location.shape[0]) == ("encoder[2]", 3)

@@ -17,7 +17,7 @@ from latentaug.cooperative import eager_losses
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.step import cooperative_backward
-from latentaug.layout import Layout
+from latentaug.layout import CHANNELS_FIRST, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import ShapePrior
 from tests.models.segmenters import SkipNet, Tokens
@@ -154,15 +154,8 @@ class Spy(Masker):
         self.masker = masker
         self.calls: list[Call] = []
 
-    def forward(
-        self,
-        code: Tensor,
-        saliency: Any = None,
-        *,
-        layout: Layout,
-        generator: torch.Generator | None = None,
-    ) -> LatentMask:
-        mask = self.masker(code, saliency, layout=layout, generator=generator)
+    def forward(self, code: Tensor, *args: Any, layout: Layout = CHANNELS_FIRST, **options: Any) -> LatentMask:
+        mask = self.masker(code, *args, layout=layout, **options)
         self.calls.append(Call(code, layout, mask.factor))
         return mask
 

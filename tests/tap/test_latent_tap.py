@@ -82,6 +82,25 @@ def test_an_example_tells_the_layers_before_the_first_pass(model: UNet, images: 
         LatentTap(model, example=3)
 
 
+@pytest.mark.parametrize("layer", [None, "encoder[1]"])
+def test_an_example_is_looked_at_by_two_samples(model: UNet, images: Tensor, layer: str | None) -> None:
+    batch, seen = images.repeat(3, 1, 1, 1), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    assert LatentTap(model, layer, example=batch).layers[0].shape == (6, 6, 8, 12)
+    assert max(seen) == images.numel()
+
+
+def test_an_example_that_must_not_be_cut_is_looked_at_whole() -> None:
+    class Insists(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 3:
+                raise ValueError("three at a time")
+            return self.head(self.up(self.code(self.stem(x))))
+
+    for layer in (None, "code"):
+        assert LatentTap(Insists(), layer, example=torch.randn(3, 3, 8, 8)).layers[0].shape == (3, 6, 4, 4)
+
+
 def test_layers_are_unknown_before_the_first_pass(model: UNet) -> None:
     with pytest.raises(RuntimeError, match=r"LatentTap.layers is known once the model was called"):
         _ = LatentTap(model).layers

@@ -113,6 +113,19 @@ class SkipsOnSelf(nn.Module):
         return self.decoder(*self.encoder.skips, z)
 
 
+@hostile("encoder", fast=False)
+class SkipsOnTheFirstModule(nn.Module):
+    """The same, and nothing but the tapped module itself could be skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = StatefulEncoder(), Decoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        return self.decoder(*self.encoder.skips, z)
+
+
 class StatefulEncoder(Pyramid):
     def forward(self, x: Tensor) -> Tensor:
         *self.skips, z = super().forward(x)
