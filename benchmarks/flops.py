@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import CLASSES, MASKERS, bare, trained
+from benchmarks.subjects import CLASSES, MASKERS, Size, bare, trained
 from latentaug import HardExamples
 
 GIGA = 1e9
@@ -19,7 +19,7 @@ GIGA = 1e9
 def run(options: Options) -> Report:
     """Count the steps of the paper's network on one image."""
     device, side = torch.device(options.device), 64 if options.quick else 192
-    size = {"images": 2, "side": side}
+    size = Size(images=2, side=side)
     counted = {
         "bare": count(bare(device, **size)) / 2,
         "standard": count(trained(device, kind="standard", **size)) / 2,
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def count_option(device: torch.device, name: str, *, images: int, side: int) -> float:
     """Return the operations for an image, the mean of four steps with one of `OPTIONS`."""
-    size = {"images": images, "side": side}
+    size = Size(images=images, side=side)
     step = trained(device, kind="cooperative", masker="targeted channels", options=OPTIONS[name], **size)
     return count(step, steps=4) / 4 / images
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import alone, timed
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import MASKERS, trained
-from latentaug import Masker, RandomApply, paper_masks
+from latentaug import LatentTransform, RandomApply, paper_masks
 
 REPEATS = 200
 
@@ -25,7 +25,7 @@ def run(options: Options) -> Report:
     build = partial(trained, kind="cooperative", images=images, side=side)
     step = alone(build, device=options.device, threads=options.threads, repeats=options.repeats)
     code, saliency = torch.randn(2, images, 128, side // 16, side // 16, device=device)
-    maskers: dict[str, Masker] = {name: masker() for name, masker in MASKERS.items()}
+    maskers: dict[str, LatentTransform] = {name: masker() for name, masker in MASKERS.items()}
     maskers |= {"paper_masks()": paper_masks(), "RandomApply(paper_masks())": RandomApply(paper_masks())}
     rows = {}
     for name, masker in maskers.items():
@@ -45,7 +45,7 @@ NOTES = (
 )
 
 
-def _masked(masker: Masker, code: torch.Tensor, saliency: torch.Tensor) -> Any:
+def _masked(masker: LatentTransform, code: torch.Tensor, saliency: torch.Tensor) -> Any:
     return masker(code, saliency).apply(code)
 
 

@@ -110,6 +110,7 @@ def largest(fits: Callable[[int], bool], limit: int = 2**14) -> int:
 
 def fits(build: Callable[[torch.device], Step], device: torch.device) -> bool:
     """Tell whether an accelerator has the memory for a step, with the optimizer's part of it."""
+    step: Step | None = None
     try:
         step = build(device)
         step()
@@ -117,7 +118,7 @@ def fits(build: Callable[[torch.device], Step], device: torch.device) -> bool:
     except torch.cuda.OutOfMemoryError:
         return False
     finally:
-        step = None
+        step = None  # frees what it holds
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import bare, cooperative_model, trained
+from benchmarks.subjects import Size, bare, cooperative_model, trained
 from latentaug import FTN, CooperativeModel
 from latentaug.cooperative.stages import second_stage
 
@@ -24,7 +24,7 @@ FORMATS = {"peak GB": "{:.3f}", "left GB": "{:.3f}", "allocations": "{:,}"}
 def run(options: Options) -> Report:
     """Follow every allocation of whole steps, and of the stages of a cooperative one."""
     device = torch.device(options.device)
-    size = {"images": 2, "side": 32} if options.quick else {"images": 20, "side": 192}
+    size = Size(images=2, side=32) if options.quick else Size(images=20, side=192)
     steps = {
         "bare": bare(device, **size),
         "standard": trained(device, kind="standard", **size),
@@ -65,7 +65,9 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
 
     Weights don't count, and the inputs of parts that are checkpointed do.
     """
-    parts = {"network": model.model, "image head": model.reconstruction, "shape prior": model.shape_prior}
+    parts = {"network": model.model, "image head": model.reconstruction}
+    if model.shape_prior is not None:
+        parts["shape prior"] = model.shape_prior
     sizes = dict.fromkeys([*parts, "losses"], 0)
     seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     running = ["losses"]

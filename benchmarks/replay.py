@@ -52,11 +52,12 @@ def smp(name: str, encoder: str) -> Callable[[], nn.Module]:
 
 def segformer() -> nn.Module:
     transformers = import_module("transformers")
-    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=4))
+    network: nn.Module = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=4))
+    return network
 
 
 def nnunet() -> nn.Module:
-    return import_module("dynamic_network_architectures.architectures.unet").PlainConvUNet(
+    network: nn.Module = import_module("dynamic_network_architectures.architectures.unet").PlainConvUNet(
         input_channels=1,
         n_stages=6,
         features_per_stage=(32, 64, 128, 256, 512, 512),
@@ -72,6 +73,7 @@ def nnunet() -> nn.Module:
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
     )
+    return network
 
 
 MONAI = "monai.networks.nets"

@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks import memory
 from benchmarks.measure import Measured, Step, Subject, alone, peak_since, start_peak, take_turns, timed
@@ -91,7 +92,7 @@ def _ranks(options: Options, images: int, side: int) -> Table:
     for world in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             arguments = (world, Path(folder), options.device, threads, images, side, options.repeats)
-            torch.multiprocessing.spawn(_rank, arguments, nprocs=world)
+            spawn(_rank, arguments, nprocs=world)
             rows[f"{world} ranks"] = (median(json.loads((Path(folder) / "seconds.json").read_text())),)
     return Table(f"ranks of {threads} threads, batch {images} each, {side}²", ("seconds",), rows)
 
@@ -129,7 +130,7 @@ def _steps(options: Options) -> Table:
 def _volumes(options: Options) -> Table:
     """Measure a 3-D U-Net on one cubic patch."""
     sides = (32,) if options.quick else (64, 96, 128)
-    rows = {}
+    rows: dict[str, tuple[float, float]] = {}
     for side in sides:
         build = partial(trained_volume, side=side)
         subjects = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 
 from benchmarks.flops import OPTIONS, expected
-from benchmarks.measure import Measured, Subject, alone, fits, largest, take_turns
+from benchmarks.measure import Measured, Step, Subject, alone, fits, largest, take_turns
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import MASKERS, authors, bare, bare_unet, matmul, trained, trained_unet
+from benchmarks.subjects import MASKERS, Size, authors, bare, bare_unet, matmul, trained, trained_unet
 
 COLUMNS = ("seconds", "spread", "over bare", "over standard", "peak GB", "GFLOP/s", "of matmul")
 FORMATS = {"spread": "± {:.0%}", "GFLOP/s": "{:,.0f}", "of matmul": "{:.0%}"}
@@ -38,7 +38,7 @@ def run(options: Options) -> Report:
 
 def steps(images: int, side: int, options: Options) -> dict[str, Subject]:
     """Return steps of the paper's network, and of the authors' code."""
-    size = {"images": images, "side": side}
+    size = Size(images=images, side=side)
     plain, whole = images * expected("bare", side), images * expected("cooperative", side)
     cooperative = partial(trained, kind="cooperative", **size)
     subjects = {
@@ -57,7 +57,7 @@ def steps(images: int, side: int, options: Options) -> dict[str, Subject]:
 
 def masks(images: int, side: int) -> dict[str, Subject]:
     """Return cooperative steps with one kind of mask each."""
-    size = {"images": images, "side": side}
+    size = Size(images=images, side=side)
     standard = Subject(partial(trained, kind="standard", **size), flops=images * expected("standard", side))
     masked = {
         name: Subject(
@@ -71,7 +71,7 @@ def masks(images: int, side: int) -> dict[str, Subject]:
 
 def variants(images: int, side: int, options: Options) -> dict[str, Subject]:
     """Return cooperative steps in other layouts and precisions; on a GPU also compiled, and recorded kernels."""
-    size = {"images": images, "side": side}
+    size = Size(images=images, side=side)
     step = partial(trained, kind="cooperative", **size)
     eager = partial(Subject, flops=images * expected("cooperative", side))
     half = torch.bfloat16
@@ -105,7 +105,7 @@ def shortcuts(images: int, side: int) -> dict[str, Subject]:
 
 def unets(images: int, side: int) -> dict[str, Subject]:
     """Return steps of a U-Net from a library."""
-    size = {"images": images, "side": side}
+    size = Size(images=images, side=side)
     return {
         "bare": Subject(partial(bare_unet, **size), kept=0),
         "standard": Subject(partial(trained_unet, kind="standard", **size)),
@@ -122,8 +122,12 @@ def largest_batches(options: Options, side: int) -> Table:
         "cooperative": partial(step, kind="cooperative"),
         "cooperative, bfloat16": partial(step, kind="cooperative", precision=torch.bfloat16),
     }
-    rows = {name: (largest(lambda n, b=build: fits(partial(b, images=n), device)),) for name, build in builds.items()}
+    rows = {name: (_largest_batch(build, device),) for name, build in builds.items()}
     return Table(f"largest batch that fits, {side}²", ("images",), rows, {"images": "{:,}"})
+
+
+def _largest_batch(build: Callable[..., Step], device: torch.device) -> int:
+    return largest(lambda images: fits(partial(build, images=images), device))
 
 
 def matmuls(options: Options) -> dict[torch.dtype, float]:

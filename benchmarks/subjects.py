@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ MASKERS: dict[str, type[Masker]] = {
     "targeted channels": TargetedChannelMask,
     "targeted sites": TargetedSpatialMask,
 }
+
+
+class Size(TypedDict):
+    """How many images a step takes, and their side."""
+
+    images: int
+    side: int
 
 
 def batch(device: torch.device, images: int, size: tuple[int, ...], channels: int = 1) -> tuple[Tensor, Tensor]:
@@ -87,8 +94,8 @@ def trained(
 
 def compile_parts(model: CooperativeModel, **options: Any) -> None:
     """Compile the networks one by one; which of them run, and from which codes, is settled outside of them."""
-    prior = model.shape_prior
-    for part in (*model.model.children(), prior.encoder, prior.decoder):
+    prior = () if model.shape_prior is None else (model.shape_prior.encoder, model.shape_prior.decoder)
+    for part in (*model.model.children(), *prior):
         part.compile(**options)
 
 

@@ -1,17 +1,17 @@
-"""Take one masker into a loop of your own: train on the predictions that survive a masked latent code."""
+"""Your own loop: train on the image, and on what the network makes of a changed latent code."""
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from latentaug import LatentTap, TargetedChannelMask, latent_saliency
+from latentaug import LatentTap, TargetedChannelMask
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 
 
 def discs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw n noisy images of a disc, with the disc as label; put your own data loader here."""
+    """Make n noisy images of a disc, with the disc as label; put your own data loader here."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     centre, radius = torch.randint(20, 44, (n, 2, 1, 1)), torch.randint(8, 16, (n, 1, 1))
     labels = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < radius**2).long()
@@ -22,16 +22,21 @@ encoder = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 
 decoder = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(32, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 2, 1))
 model = nn.Sequential(encoder, decoder)
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-masker = TargetedChannelMask()
+mask = TargetedChannelMask()  # or any other transform
 
-for step in range(60):
-    images, labels = discs(16)
+
+def losses(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of the image, and that of a replay from the masked code: one encoder pass for both."""
     with LatentTap(model, encoder) as tap:
         loss = cross_entropy(model(images), labels)
-        mask = masker(tap.code, latent_saliency(loss, tap.code), generator=generator)
-        hard_loss = cross_entropy(tap.replay(mask.apply(tap.code)), labels)
+        hard = tap.replay(mask, objective=lambda output: cross_entropy(output, labels), generator=generator)
+        return loss, cross_entropy(hard, labels)
+
+
+for iteration in range(60):
+    loss, hard_loss = losses(*discs(16))
     optimizer.zero_grad()
     (loss + hard_loss).backward()
     optimizer.step()
-    if step % 20 == 19:
-        print(f"step {step + 1}: loss {loss.item():.3f}, with the code masked {hard_loss.item():.3f}")
+    if iteration % 20 == 19:
+        print(f"iteration {iteration + 1}: loss {loss.item():.3f}, with the code masked {hard_loss.item():.3f}")

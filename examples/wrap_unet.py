@@ -9,7 +9,7 @@ torch.manual_seed(0)
 
 
 def batch(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw n images of two nested squares, and their labels; put your own data loader here."""
+    """Make n images of two nested squares, and their labels; put your own data loader here."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     centre, half = torch.randint(20, 44, (n, 2, 1, 1)), torch.randint(6, 12, (n, 1, 1))
     distance = torch.maximum((y - centre[:, 0]).abs(), (x - centre[:, 1]).abs())
@@ -21,17 +21,18 @@ unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)
 coop = CooperativeModel(unet, num_classes=3, example=batch()[0])  # finds the codes, makes the two heads
 optimizer = torch.optim.Adam(coop.parameters(), lr=1e-3)  # the heads train along
 
-for step in range(30):
+for iteration in range(30):
     images, labels = batch()
     output = coop(images, labels)  # instead of loss = cross_entropy(unet(images), labels)
     optimizer.zero_grad()
     output.loss.backward()
     optimizer.step()
-    if step % 10 == 9:
-        print(f"step {step + 1}: " + ", ".join(f"{name} {loss.item():.2f}" for name, loss in output.losses.items()))
+    if iteration % 10 == 9:
+        losses = ", ".join(f"{name} {loss.item():.2f}" for name, loss in output.losses.items())
+        print(f"iteration {iteration + 1}: {losses}")
 
 images, labels = batch()
 accuracy = (coop.predict(images) == labels).float().mean().item()  # with the shape prior's refinement
 codes = f"images from {coop.image_code}, segmentations from {coop.shape_codes[0]}"
-print(f"{codes}; {accuracy:.1%} of pixels right after {step + 1} steps")
+print(f"{codes}; {accuracy:.1%} of pixels right after {iteration + 1} iterations")
 unet.eval()  # the same object as before: save it, export it, use it alone

@@ -12,6 +12,8 @@ Tap a model at a latent code, score the code, mask it, replay the rest of the mo
 `CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
 """
 
+from importlib import metadata
+
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.augment.drop import DropBlock
@@ -47,7 +49,10 @@ from latentaug.training.callbacks import Callback, Ramp
 from latentaug.training.optimization import PerStep
 from latentaug.training.trainer import CooperativeTrainer
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("latentaug")
+except metadata.PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "CHANNELS_FIRST",

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from latentaug.augment.ranges import Range, as_range, draw, source_of
+from latentaug.augment.ranges import Range, as_range, draw, log_odds_of_beta, source_of
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Saliency: TypeAlias = Tensor | Callable[[], Tensor]
@@ -64,8 +64,15 @@ class LatentTransform(nn.Module):
     def __init__(self, *, p: Range = 1.0, per_sample: bool = False) -> None:
         super().__init__()
         self.p = as_range("p", p)
+        if per_sample and type(self).loss is not LatentTransform.loss:
+            raise ValueError(f"{type(self).__name__} mixes labels, and so acts on a whole batch; got per_sample=True.")
         self.per_sample = per_sample
         self._has_warned = False
+
+    @property
+    def any_layout(self) -> bool:
+        """Whether it makes no difference to it which axis holds the channels."""
+        return self.whole_pass
 
     # To be written by each transform ------------------------------------------------------------------------------
 
@@ -171,7 +178,7 @@ class LatentTransform(nn.Module):
 
     def _acts(self, code: Tensor, context: Context) -> bool:
         training = self.training if context.training is None else context.training
-        if not training and not self.acts_in_eval:
+        if (not training and not self.acts_in_eval) or (not len(code) and not self.is_mask):
             return False
         if not self.needs_partner or len(code) != 1:
             return True
@@ -193,7 +200,7 @@ class LatentTransform(nn.Module):
         gate = draw((0.0, 1.0), (batch,) if self.per_sample else (), source, context.generator) < p
         if gate.is_cpu and not self.per_sample:  # known to Python already: nothing is computed for nothing
             return None if gate.any() else gate
-        return gate.to(context.device, non_blocking=source.type == "cpu") if gate.any() or not gate.is_cpu else gate
+        return gate if gate.is_cpu and not gate.any() else gate.to(context.device, non_blocking=gate.is_cpu)
 
 
 class Change:
@@ -379,10 +386,7 @@ class Context:
 
     def beta(self, a: float, b: float, *shape: int) -> Tensor:
         """Sample from Beta(a, b)."""
-        # As torch.distributions does, which takes no generator; in float64, where small a and b don't underflow.
-        both = torch.tensor([a, b], dtype=torch.float64, device=source_of(self.generator)).expand(*shape, 2)
-        gammas: Tensor = torch._standard_gamma(both.contiguous(), generator=self.generator)
-        return self._moved((gammas[..., 0] / gammas.sum(-1)).float())
+        return self._moved(log_odds_of_beta(a, b, shape, self.generator).sigmoid().float())
 
     def choice(self, weights: Sequence[float]) -> int:
         """Sample a position by weights of any sum.

@@ -38,6 +38,11 @@ class _Composed(LatentTransform):
         self.whole_pass = any(child.whole_pass for child in children)
         self.is_mask = all(child.is_mask for child in children)
 
+    @property
+    def any_layout(self) -> bool:
+        """Whether it makes no difference to any of them which axis holds the channels."""
+        return all(child.any_layout for child in self.transforms)
+
     def changed(self, code: Tensor, layout: Layout, params: dict[str, Any], gate: Tensor | None) -> Change:
         """Wrap the changes: those of masks are one mask, their product; a single one is itself."""
         changes: list[Change] = params["changes"]

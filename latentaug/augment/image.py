@@ -95,7 +95,10 @@ class GIN(LatentTransform):
                 filtered = F.leaky_relu(filtered)
         strength = params["strength"].to(images.dtype).view(-1, *[1] * (code.ndim - 1))
         mixed = strength * filtered + (1 - strength) * images
-        changed: Tensor = mixed * (_norm(images) / _norm(mixed).clamp_min(torch.finfo(images.dtype).tiny))
+        smallest = torch.finfo(images.dtype)
+        changed: Tensor = mixed * (
+            _norm(images) / (_norm(mixed) + smallest.tiny).clamp_min(smallest.eps * _norm(images))
+        )
         return changed
 
 

@@ -33,6 +33,20 @@ def draw(value: Range, shape: Sequence[int], device: torch.device, generator: to
     return (low + (high - low) * uniform).to(device, non_blocking=source.type == "cpu")
 
 
+def log_odds_of_beta(a: float, b: float, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Sample x from Beta(a, b), on the generator's device, and return log(x / (1 - x)) in float64.
+
+    torch.distributions takes no generator. Logarithms, as gammas of small a and b underflow: if G and U are samples of
+    Gamma(a + 1) and U(0, 1), then G · U^(1/a) is one of Gamma(a), and the quotient of two gives the odds.
+    """
+    source = source_of(generator)
+    both = torch.tensor([a, b], dtype=torch.float64, device=source).expand(*shape, 2).contiguous()
+    gammas: Tensor = torch._standard_gamma(both + 1, generator=generator)
+    uniform = torch.rand(both.shape, dtype=both.dtype, device=source, generator=generator)
+    first, second = (gammas.log() + torch.log1p(-uniform) / both).unbind(-1)
+    return first - second
+
+
 def as_range(name: str, value: object) -> Range:
     """Check a share in [0, 1], or a pair (low, high) of them, and return it as float or tuple.
 

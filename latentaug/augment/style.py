@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -103,8 +104,7 @@ def moments(code: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         code: [B, C, *S].   mean, deviation: [B, C, 1, …].
     """
     axes = tuple(range(2, code.ndim))
-    positions = code[0, 0].numel() if len(code) else 1
-    variance = code.var(axes, keepdim=True, correction=min(1, positions - 1))
+    variance = code.var(axes, keepdim=True, correction=min(1, math.prod(code.shape[2:]) - 1))
     return code.mean(axes, keepdim=True), (variance + eps).sqrt()
 
 

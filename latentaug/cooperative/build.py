@@ -13,7 +13,8 @@ from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
 from latentaug.discovery.codes import Codes, find_codes
 from latentaug.nets.heads import ReconstructionHead, ShapePrior
-from latentaug.tap.latent_tap import LatentTap, Layer
+from latentaug.tap.latent_tap import LatentTap
+from latentaug.tap.sampling import Layer
 from latentaug.tracing.location import Location
 
 logger = logging.getLogger("latentaug")

@@ -52,8 +52,7 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
-    if not model.training:
-        raise RuntimeError("cooperative_backward needs the model in train mode; call .train() first.")
+    _see_that_it_trains("cooperative_backward", model)
     if _can_backpropagate_inside(model):
         return model.run_step(images, labels, generator, "all", eager=True, scaler=scaler)
     with _without_sync(model):
@@ -78,11 +77,17 @@ def standard_backward(
 
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
+    _see_that_it_trains("standard_backward", model)
     if _can_backpropagate_inside(model):
         return model.run_step(images, labels, generator, "standard", eager=True, scaler=scaler)
     output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
     backpropagate([output.loss], scaler=scaler)
     return detached(output)
+
+
+def _see_that_it_trains(function: str, model: nn.Module) -> None:
+    if not model.training:
+        raise RuntimeError(f"{function} needs the model in train mode; call .train() first.")
 
 
 def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -13,10 +14,11 @@ from typing_extensions import Self
 
 from latentaug.layout import Layout
 from latentaug.tap.capture import modules_down_to
-from latentaug.tap.latent_tap import Layer, Sampled, Sampler, compiled_wrappers, layout_of
-from latentaug.tap.whole_pass import ChangedReads
+from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.sampling import Layer, Sampled, Sampler
+from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
 from latentaug.tracing.intercept import is_compiled, stand_in
-from latentaug.tracing.location import Location, find_spot, image_in, spot_in, unwrap
+from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
@@ -72,9 +74,11 @@ class Augmented:
             raise ValueError("augmented needs at most one transform that changes a whole pass; got more.")
         if len({(layer.name, layer.path) for layer in self._layers}) < len(self._layers):
             raise ValueError("augmented needs different layers; got one twice. Use Compose for several transforms.")
-        self._changes: dict[str, Sampled] = {}
+        self._changes: list[tuple[str, Any]] = []
         self._image: tuple[int, ...] = ()
         self._reads: ChangedReads | None = None
+        self._proving = False
+        self._streams: deque[int] = deque(maxlen=_STREAMS)
         self._undo: Callable[[], None] | None = None
 
     # Using --------------------------------------------------------------------------------------------------------
@@ -92,8 +96,8 @@ class Augmented:
             logits: What the model returned; whatever the criterion takes.
             labels: Labels of the samples as they are.
         """
-        for change in reversed(self._changes.values()):
-            criterion = functools.partial(getattr(change, "loss"), criterion)  # noqa: B009 - not part of `Sampled`
+        for _, change in reversed(self._changes):
+            criterion = functools.partial(change.loss, criterion)
         return criterion(logits, labels)
 
     def attach(self) -> Self:
@@ -106,7 +110,7 @@ class Augmented:
         if self._undo is not None:
             undo, self._undo = self._undo, None
             undo()
-        self._changes = {}
+        self._changes = []
 
     def __enter__(self) -> Self:
         if self._undo is not None:
@@ -135,52 +139,117 @@ class Augmented:
 
     def _pass(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a pass of the model."""
-        if torch._C._current_graph_task_id() != -1:  # the model as a whole is computed again by checkpointing
+        if _is_again():  # checkpointing computes the model as a whole again
             return original(*args, **kwargs)
-        self._changes = {}
+        shared = cache_of(self._root)
+        if not shared.busy:  # a tap's own passes are none of the user's
+            self._changes = []
         image = image_in((args, kwargs))
         self._image = () if image is None else tuple(image.shape)
-        if not any(layer.module.training for layer in self._whole):
-            return original(*args, **kwargs)
+        try:
+            if not any(layer.module.training for layer in self._whole):
+                return original(*args, **kwargs)
+            self._refuse_what_would_not_mix(tapped=any(reference() for reference in shared.open))
+            see_that_rows_are_samples(
+                self._root,
+                ("augmented", self._whole[0].name, self._whole[0].path),
+                (args, kwargs),
+                lambda inputs: self._watched(original, *inputs, proving=True),
+            )
+            return self._watched(original, args, kwargs)
+        finally:
+            self._image = ()
+
+    def _watched(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, proving: bool = False
+    ) -> Any:
+        """Run a pass that is to be changed as a whole; or one that only shows whether it can be."""
         reads = self._reads = ChangedReads(self._root, grad=torch.is_grad_enabled())
+        self._proving = proving
         try:
             with reads.watching():
                 reads.add((args, kwargs))
-                return map_tensors(original(*args, **kwargs), reads.read)
+                return reads.finished(original(*args, **kwargs))
         finally:
-            self._reads = None
+            self._reads, self._proving = None, False
 
     def _tapped(self, layers: list[_Layer], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a tapped layer, and change what it returns."""
         output = original(*args, **kwargs)
         if not layers[0].module.training:
             return output
-        again = torch._C._current_graph_task_id() != -1  # by activation checkpointing, in the backward pass
-        if self._generator is not None and (again or _is_checkpointed()):
-            raise RuntimeError(
-                f"{layers[0].name or 'the model'!r} is in a part of {type(self._root).__name__} that is checkpointed: "
-                "its backward pass would sample from `generator` anew. Leave `generator` out, as checkpointing "
-                "restores PyTorch's global stream."
-            )
+        again = _is_again()
+        self._follow_the_stream(layers[0], again)
         put: dict[int, Tensor] = {}
         for layer in layers:
             code = layer.code_in(output)
-            change = layer.transform(
-                code, layout=layer.layout(code, self._image), generator=self._generator, training=True
-            )
-            if not again:
-                self._changes[layer.label] = change
-            if not change.whole_pass:
-                put[id(code)] = change.apply(code)
-            elif self._reads is None:
-                raise RuntimeError(
-                    f"{type(layer.transform).__name__} changes a whole pass, but {layer.label!r} was called by itself. "
-                    f"Call {type(self._root).__name__}, or use a transform of the code alone."
-                )
-            else:
-                self._reads.add(output)
-                self._reads.begin(change, batch=len(code))
+            if id(code) in put:
+                raise ValueError(f"augmented needs different codes; got that of {layer.label!r} at two layers.")
+            if self._proving and not layer.transform.whole_pass:
+                continue
+            change = self._sampled(layer, code)
+            if not again and not self._proving:
+                self._changes.append((layer.label, change))
+            put[id(code)] = self._changed(layer, change, output, code)
         return map_tensors(output, lambda tensor: put.get(id(tensor), tensor)) if put else output
+
+    def _sampled(self, layer: _Layer, code: Tensor) -> Any:
+        if self._proving:
+            return Unmixed()
+        layout = layer.layout(code, self._image, self._root)
+        return layer.transform(code, layout=layout, generator=self._generator, training=True)
+
+    def _changed(self, layer: _Layer, change: Any, output: Any, code: Tensor) -> Tensor:
+        if not change.whole_pass:
+            changed: Tensor = change.apply(code)
+            return changed
+        if self._reads is None:
+            raise RuntimeError(
+                f"{type(layer.transform).__name__} changes a whole pass, but {layer.label!r} was called by itself. "
+                f"Call {type(self._root).__name__}, or use a transform of the code alone."
+            )
+        self._reads.add(output)
+        self._reads.begin(change, code)
+        return self._reads.read(code)
+
+    # Refusing -----------------------------------------------------------------------------------------------------
+
+    def _follow_the_stream(self, layer: _Layer, again: bool) -> None:
+        """See that checkpointing, which computes a layer again in the backward pass, samples the same again."""
+        where = f"{layer.name or 'the model'!r} of {type(self._root).__name__}"
+        if self._generator is not None:
+            if again or has_its_own_backward():
+                raise RuntimeError(
+                    f"{where} is in a part that is checkpointed: its backward pass would sample from `generator` anew. "
+                    "Leave `generator` out, as checkpointing restores PyTorch's global stream."
+                )
+            if any(reference() for reference in cache_of(self._root).open):
+                raise RuntimeError(
+                    f"{where} is augmented from a `generator` while a LatentTap is open, whose replays would sample "
+                    "anew. Leave `generator` out, as replays restore PyTorch's global stream."
+                )
+            return
+        stream = hash(torch.get_rng_state().numpy().tobytes())
+        if not again:
+            self._streams.append(stream)
+        elif stream not in self._streams:
+            raise RuntimeError(
+                f"{where} is checkpointed without the random state, so that its backward pass samples anew. Pass "
+                "preserve_rng_state=True to the checkpointing."
+            )
+
+    def _refuse_what_would_not_mix(self, *, tapped: bool) -> None:
+        name = type(self._whole[0].transform).__name__
+        if tapped:
+            raise RuntimeError(
+                f"{name} changes a whole pass, of which replays would see the tapped code alone. Leave the LatentTap "
+                f"first; or replay with it: tap.replay({name}())."
+            )
+        if any(not _is_of_torch(hook) for hook in self._root._forward_hooks.values()):
+            raise RuntimeError(
+                f"{name} changes a whole pass, but forward hooks of {type(self._root).__name__} itself would see its "
+                "inputs as they were. Remove them, or register them on a module that holds the model."
+            )
 
 
 class _Layer:
@@ -199,21 +268,37 @@ class _Layer:
         self.module = root.get_submodule(self.name)
         self.label = str(layer) if isinstance(layer, str | Location) else self.name
         self._given = layer if isinstance(layer, Location) else None
+        self._layouts: dict[tuple[int, ...], Layout] = {}
 
     def code_in(self, output: Any) -> Tensor:
         """Return the code in what the layer returned."""
         code: Tensor = item_at(output, spot_in(self.name, self.path, output).path)
         return code
 
-    def layout(self, code: Tensor, image: tuple[int, ...]) -> Layout:
-        """Return the code's layout."""
+    def layout(self, code: Tensor, image: tuple[int, ...], root: nn.Module) -> Layout:
+        """Return the code's layout; outside of a pass, that of a code like it."""
         if self._given is not None:
             return self._given.layout
-        if self.transform.whole_pass or not image:
+        if self.transform.any_layout:
             return Layout()
-        return layout_of(self.name, tuple(code.shape), image)[0]
+        shape = tuple(code.shape)
+        if image:
+            self._layouts[shape] = layout_of(self.name, shape, image)[0]
+        if shape not in self._layouts:
+            raise RuntimeError(
+                f"augmented cannot tell channels from spatial positions in a code {shape} of {self.label!r}, which was "
+                f"called without an image. Call {type(root).__name__} itself, or pass a Location as the layer."
+            )
+        return self._layouts[shape]
 
 
-def _is_checkpointed() -> bool:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+_STREAMS = 4096  # states of the random stream that are kept: as many layers as passes before a backward pass may hold
+
+
+def _is_again() -> bool:
+    """Tell whether this is a backward pass, in which activation checkpointing computes a layer again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.")

@@ -251,7 +251,7 @@ class Capture:
                 stack.enter_context(reads.watching())
             output = self.model(*args, **kwargs)
             if reads is not None:
-                output = map_tensors(output, reads.read)
+                output = reads.finished(output)
         if not again.reached:
             raise RuntimeError(
                 f"LatentTap.replay did not come to {self.earliest[0]!r} again: {type(self.model).__name__} calls other "
@@ -344,7 +344,9 @@ class _Replay:
                 put[id(returned)] = _new_code(new, current).clone()
         tree = self._follow(map_tensors(tree, lambda t: put.get(id(t), t)))
         if first and self.reads is not None and self.whole is not None:
-            self.reads.begin(self.whole, batch=len(next(iter(put.values()))))
+            self.reads.begin(self.whole, next(iter(put.values())))
+            codes = {id(code): self.reads.read(code) for code in put.values()}
+            tree = map_tensors(tree, lambda t: codes.get(id(t), t))
         return tree
 
     def _must_run(self, entry: Record, wanted: dict[Path, NewCode], first: bool) -> bool:

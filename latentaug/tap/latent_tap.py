@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,50 +18,26 @@ from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
 from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
-from latentaug.tap.plan import initialise, make_plan
+from latentaug.tap.plan import captured, initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
-from latentaug.tracing.infer_layout import infer_layout
-from latentaug.tracing.intercept import Override, is_compiled, overridden
+from latentaug.tap.sampling import Layer, New, Objective, Sampled, Sampler
+from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
+from latentaug.tracing.intercept import Override, overridden
 from latentaug.tracing.isolation import submodules
-from latentaug.tracing.location import Location, Spot, as_inputs, complete_spots, find_spot, image_in, unwrap
+from latentaug.tracing.location import (
+    Location,
+    Spot,
+    as_inputs,
+    compiled_wrappers,
+    complete_spots,
+    find_spot,
+    image_in,
+    layout_of,
+    unwrap,
+)
 from latentaug.tracing.tree import Path
 
 logger = logging.getLogger("latentaug")
-
-
-Layer: TypeAlias = str | nn.Module | Location
-Objective: TypeAlias = Callable[[Any], Tensor]
-"""The loss of what the model returns, as a function of it."""
-
-
-@runtime_checkable
-class Sampled(Protocol):
-    """A change as this room sees it: a `latentaug.Change`."""
-
-    @property
-    def whole_pass(self) -> bool:
-        """Whether it changes all that was computed before the code and is read after it."""
-
-    def apply(self, code: Tensor) -> Tensor:
-        """Return the changed code."""
-
-    def __call__(self, code: Tensor) -> Tensor:
-        """Return the changed code."""
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """A transform as this room sees it: a `latentaug.LatentTransform`."""
-
-    needs: tuple[str, ...]
-    make_params: Callable[..., Any]
-
-    def __call__(self, code: Tensor, saliency: Any = None, **given: Any) -> Sampled:
-        """Sample a change."""
-
-
-New: TypeAlias = Tensor | Callable[[Tensor], Tensor] | Sampled | Sampler | None
-"""What a replay takes in place of a code."""
 
 
 class LatentTap:
@@ -243,6 +219,11 @@ class LatentTap:
             )
         whole = isinstance(transform, Sampler) and getattr(transform, "whole_pass", False)
         sampled = self._sampled(transforms[:1] if whole else transforms, objective, generator)
+        if whole and count > 1 and not (sampled[0].whole_pass or _is_identity(sampled[0])):
+            raise ValueError(
+                f"LatentTap.draw needs, with {count} layers, a transform that changes the whole pass whatever it "
+                f"chooses, or never; got {transform!r}. Pass a list of one for each layer."
+            )
         return sampled[0] if len(sampled) == 1 else sampled
 
     def replay(
@@ -282,8 +263,9 @@ class LatentTap:
         if isinstance(code, Sampler):
             code = self.draw(code, objective=objective, generator=generator)
         if isinstance(code, Sampled) and code.whole_pass:
-            with self._shared.ours():
-                return capture.replay([None] * count, whole=code, full=full, detach=detach, update=update_stats)
+            return self._replay_whole(capture, code, full=full, detach=detach, update=update_stats)
+        if _is_identity(code):  # of a whole pass, which one stands for, however many layers
+            code = [None] * count
         given: list[New] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
         if len(given) != count:
             raise ValueError(f"LatentTap.replay needs {count} codes, one for each layer; got {len(given)}.")
@@ -292,6 +274,22 @@ class LatentTap:
             raise ValueError("LatentTap.replay needs a change of the whole pass by itself; got it in a list of codes.")
         with self._shared.ours():
             return capture.replay(new, full=full, detach=detach, update=update_stats)
+
+    def _replay_whole(self, capture: Capture, change: Sampled, *, full: bool, **how: bool) -> Any:
+        """Replay with a change of the whole pass; what a fast replay cannot follow, a full one may."""
+        nothing = [None] * len(capture.plan.spots)
+
+        def unmixed(inputs: Any) -> None:
+            captured(self._root, capture.plan, *inputs)[0].replay(nothing, whole=Unmixed(), full=True)
+
+        with self._shared.ours():
+            see_that_rows_are_samples(self._root, (capture.plan.spots, self._call), capture.inputs, unmixed)
+            try:
+                return capture.replay(nothing, whole=change, full=full, **how)
+            except CannotFollow:
+                if full or not capture.can_skip():
+                    raise
+                return capture.replay(nothing, whole=change, full=True, **how)
 
     def _sampled(
         self, given: Sequence[New], objective: Objective | None, generator: torch.Generator | None
@@ -323,7 +321,7 @@ class LatentTap:
                 )
             asked: dict[str, Any] = {} if objective is None else {"loss_at": functools.partial(loss_at, place)}
             saliency = None if objective is None else functools.partial(lambda i: saliencies()[i], place)
-            layout = Layout() if getattr(one, "whole_pass", False) else self.layers[place].layout
+            layout = Layout() if getattr(one, "any_layout", False) else self.layers[place].layout
             results.append(one(capture.codes[place], saliency, layout=layout, generator=generator, **asked))
         return results
 
@@ -384,6 +382,10 @@ class LatentTap:
         return spots, self._call, tuple([module.training for module in submodules(self._root)])
 
 
+def _is_identity(change: object) -> bool:
+    return isinstance(change, Sampled) and bool(getattr(change, "is_identity", False))
+
+
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     image = image_in((args, kwargs))
     return () if image is None else tuple(image.shape)
@@ -393,31 +395,3 @@ def _location(spot: Spot, shape: tuple[int, ...], image: tuple[int, ...], given:
     if isinstance(given, Location):
         return given._replace(name=spot.name, index=spot.path, shape=shape)
     return Location(spot.name, spot.path, *layout_of(spot.name, shape, image))
-
-
-def layout_of(
-    name: str, shape: tuple[int, ...], image: tuple[int, ...]
-) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
-    """Read layout, shape and stride of a code off its shape and that of the image.
-
-    Raises:
-        ValueError: They don't tell.
-    """
-    fit = infer_layout(shape, image)
-    if fit is None:
-        raise ValueError(
-            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
-            f"{name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
-        )
-    return fit[0], shape, fit[1]
-
-
-def compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that `torch.compile` has put around a model."""
-    inner: Any = model
-    while isinstance(inner, nn.Module):
-        if is_compiled(inner) and "_orig_mod" in inner._modules:
-            yield inner
-            inner = inner._orig_mod
-        else:
-            inner = inner.module if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) else None

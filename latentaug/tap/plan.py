@@ -27,7 +27,7 @@ from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import is_sharded, plain_buffers, preserved_modes, sandbox, submodules
 from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
 from latentaug.tracing.random_state import RandomState
-from latentaug.tracing.record import Call, record
+from latentaug.tracing.record import Call, can_be_watched, record
 from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in, version_of
 
 logger = logging.getLogger("latentaug")
@@ -161,7 +161,8 @@ def _seen(
     random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
     names = frozenset(spot.name for spot in spots)
     # A compiled part runs other code while operations are watched, and shows none of them when it doesn't.
-    sources = () if any(map(is_compiled, submodules(model))) else spots
+    watched = can_be_watched(inputs) and not any(map(is_compiled, submodules(model)))
+    sources = spots if watched else ()
     trace, output = record(model, lambda: (run or model)(*args, **kwargs), inside=names, sources=sources)
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(

@@ -1,23 +1,32 @@
 """Change all that was computed before a moment of a pass and is read after it, as mixing samples must.
 
 A decoder reads more than the code: skip connections, the image, positions. Those who mix samples at the code mix these
-too. What comes of the inputs is followed up to the moment; what is read of it afterwards is read changed.
+too. Whatever memory comes of the inputs is followed up to the moment; what is read of it afterwards is read changed.
+What reads it unseen, keeps it for the backward pass, or holds no samples is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import submodules
-from latentaug.tracing.tree import is_differentiable, map_tensors, storage_of, tensors_in
+from latentaug.tracing.isolation import is_norm_statistic, sandbox, submodules
+from latentaug.tracing.location import device_of, image_in
+from latentaug.tracing.tree import is_differentiable, map_tensors, storage_of, tensors_in, version_of
 
 
 @runtime_checkable
@@ -32,27 +41,57 @@ class WholePassChange(Protocol):
         """Return a changed tensor whose first axis is the batch."""
 
 
+class Unmixed:
+    """The change that leaves every sample as it is, to see what a pass reads."""
+
+    whole_pass = True
+
+    def apply(self, code: Tensor) -> Tensor:
+        """Return a copy."""
+        return code.clone()
+
+
+class CannotFollow(RuntimeError):
+    """A model reads what was computed before the code in a way that cannot be changed, or not be seen."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A tensor from before the moment, and what is read in its place."""
+
+    tensor: Tensor  # kept, so that no other takes its identity
+    changed: Tensor
+    version: int | None
+
+    @property
+    def moved(self) -> bool:
+        """Whether it was changed in place since."""
+        return version_of(self.changed) != self.version
+
+
 class ChangedReads:
     """The tensors of one pass that come of its inputs, and how they are read once the moment has come.
 
     Args:
         model: The model whose pass it is.
         grad: Whether gradients are to reach what is read.
+
+    Raises:
+        CannotFollow: Now or later: the model reads in a way that cannot be followed.
     """
 
     def __init__(self, model: nn.Module, *, grad: bool) -> None:
-        if any(map(is_compiled, submodules(model))):
-            raise RuntimeError(
-                f"{type(model).__name__} has compiled parts, which do not show what they read, so that a transform "
-                "that changes a whole pass cannot follow. Compile it later, or use a transform of the code alone."
-            )
         self._model = type(model).__name__
         self._grad = grad
+        if any(map(is_compiled, submodules(model))):
+            raise self._refusal("has compiled parts, which do not show what they read")
+        self._constant = set(_constants(model))
         self._change: WholePassChange | None = None
-        self._batch = 0
-        self._early: dict[int, Tensor] = {}  # kept, so that nothing else takes the identity of one
-        self._storages: set[int] = set()
-        self._changed: dict[int, Tensor] = {}
+        self._batch: int | None = None
+        self._early: dict[int, object] = {}  # by memory; with what keeps other memory from taking its identity
+        self._forms: dict[int, dict[int, _Form]] = {}  # by memory, then by tensor
+        self._moment = 0  # number of the first autograd node after it
+        self._numbers = ""  # how Python came to know what numbers were computed
         self._ours = False
 
     @contextmanager
@@ -62,18 +101,23 @@ class ChangedReads:
             yield
 
     def add(self, tree: Any) -> None:
-        """Follow these tensors."""
+        """Follow these tensors; the inputs first."""
+        if not self._early:
+            self._batch = batch_of(tree)
         for _, tensor in tensors_in(tree):
-            self._early[id(tensor)] = tensor
-            self._storages.add(storage_of(tensor))
+            if (key := storage_of(tensor)) not in self._early and key not in self._constant:
+                self._early[key] = _hold(tensor)
 
-    def begin(self, change: WholePassChange, batch: int) -> None:
-        """From now on, let everything that was followed be read changed."""
+    def begin(self, change: WholePassChange, code: Tensor) -> None:
+        """From now on, as the code has been computed, let everything that was followed be read changed."""
         if self._change is not None:
-            raise RuntimeError(
-                "A pass can be changed as a whole at one layer only. Leave one of the transforms that mix samples out."
-            )
-        self._change, self._batch = change, batch
+            raise self._refusal("comes to its layer a second time in one pass")
+        if self._batch not in (None, len(code)):
+            raise self._refusal(f"has a code of {len(code)} rows for {self._batch} images, so that rows are no samples")
+        if self._numbers:
+            raise self._refusal(f"reads numbers out of what it computes before the code, by {self._numbers}")
+        self._change, self._batch = change, len(code)
+        self._moment = torch._C._autograd._get_sequence_nr()
 
     @property
     def begun(self) -> bool:
@@ -82,69 +126,230 @@ class ChangedReads:
 
     def read(self, tensor: Tensor) -> Tensor:
         """Return what is read in place of a tensor: if it came before the moment, its changed form."""
-        if self._change is None or id(tensor) not in self._early or not (is_differentiable(tensor) and tensor.ndim):
+        if self._change is None or not self._is_early(tensor):
             return tensor
-        if id(tensor) not in self._changed:
-            self._check(tensor)
-            self._ours = True
-            try:
-                self._changed[id(tensor)] = self._change.apply(tensor)
-            finally:
-                self._ours = False
-        return self._changed[id(tensor)]
+        self._check(tensor)
+        forms = self._forms.setdefault(storage_of(tensor), {})
+        if any(form.moved for key, form in forms.items() if key != id(tensor)):
+            raise self._refusal("changes, after the code, a tensor from before it in place and reads it by other views")
+        if id(tensor) not in forms:
+            with self.by_ourselves(), torch.set_grad_enabled(self._grad):
+                changed = self._change.apply(tensor)
+            forms[id(tensor)] = _Form(tensor, changed, version_of(changed))
+        return forms[id(tensor)].changed
 
-    def follow(self, given: Any, result: Any) -> None:
-        """Note a result that comes of what is followed."""
-        if self._change is None and any(id(tensor) in self._early for _, tensor in tensors_in(given)):
-            self.add(result)
+    def finished(self, output: Any) -> Any:
+        """Return what the pass returned, changed where it came before the moment."""
+        # A single number has no samples, and is of no use to others any more.
+        output = map_tensors(output, lambda tensor: self.read(tensor) if tensor.ndim else tensor)
+        if self._change is not None and self._grad:
+            self._audit(output)
+        return output
 
-    def guard(self, given: Any, result: Any) -> None:
-        """See that nothing reads what is followed, below the level where reads are changed."""
-        if self._ours or not any(storage_of(tensor) in self._storages for _, tensor in tensors_in(given)):
+    @contextmanager
+    def by_ourselves(self) -> Iterator[None]:
+        """Let operations within the context read what they like."""
+        before, self._ours = self._ours, True
+        try:
+            yield
+        finally:
+            self._ours = before
+
+    # What the modes see -----------------------------------------------------------------------------------------------
+
+    def leaves_torch(self, how: str, given: Any) -> None:
+        """Note that Python reads numbers."""
+        if self._change is None and self._any_early(given):
+            self._numbers = how
+
+    def ran(self, operation: Any, given: Any, result: Any) -> None:
+        """Follow what an operation made, and see that none reads what came before the moment afterwards."""
+        if self._ours or not self._any_early(given):
             return
-        if self._change is None:
-            self._storages.update(storage_of(tensor) for _, tensor in tensors_in(result))
-            return
-        raise RuntimeError(
-            f"{self._model} reads what was computed before the code in a way that cannot be followed, such as a "
-            "scripted module, so that a transform that changes a whole pass would not reach it. Use a transform of "
-            "the code alone."
-        )
+        if self._change is not None:
+            raise self._refusal("reads what was computed before the code unseen, as scripted code does")
+        self.add((result, _written(operation, *given)))
+
+    # Checking ---------------------------------------------------------------------------------------------------------
+
+    def _is_early(self, tensor: Tensor) -> bool:
+        return storage_of(tensor) in self._early
+
+    def _any_early(self, tree: Any) -> bool:
+        return any(self._is_early(tensor) for _, tensor in tensors_in(tree))
 
     def _check(self, tensor: Tensor) -> None:
-        if tensor.shape[0] != self._batch:
-            raise RuntimeError(
-                f"{self._model} reads, after the code, a tensor of shape {tuple(tensor.shape)} from before it, whose "
-                f"first axis is not the batch of {self._batch}: samples in it cannot be mixed. Tap another layer, or "
-                "use a transform of the code alone."
+        """See that a tensor has samples to mix, and that the backward pass will know of it."""
+        shape = tuple(tensor.shape)
+        if not is_differentiable(tensor):
+            raise self._refusal(f"reads, after the code, {tensor.dtype} of shape {shape} from before it")
+        if not shape or shape[0] != self._batch:
+            raise self._refusal(
+                f"reads, after the code, a tensor of shape {shape} from before it, whose first axis is not the batch "
+                f"of {self._batch}"
             )
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        checkpointed = hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
-        if self._grad and (checkpointed or not torch.is_grad_enabled()):
-            raise RuntimeError(
-                f"{self._model} reads what was computed before the code in a part that is checkpointed, or runs "
-                "without gradients: its backward pass would not see the change. Use a transform of the code alone, or "
-                "leave activation checkpointing."
+        if self._grad and has_its_own_backward():
+            raise self._refusal(
+                "reads what was computed before the code in a part that is checkpointed, or in an autograd function "
+                "of its own, whose backward pass would not see the change"
             )
 
+    def _audit(self, output: Any) -> None:
+        """See that no autograd function written in Python was given, or keeps, what came before the moment."""
+        stack: list[Any] = [tensor.grad_fn for _, tensor in tensors_in(output)]
+        seen: set[Any] = {None}
+        while stack:
+            node = stack.pop()
+            if node in seen or node._sequence_nr() < self._moment:
+                continue
+            seen.add(node)
+            parents = [parent for parent, _ in node.next_functions]
+            if isinstance(node, BackwardCFunction) and (
+                self._any_early(_kept(node))
+                or any(parent is not None and parent._sequence_nr() < self._moment for parent in parents)
+            ):
+                raise self._refusal(f"gives {type(node).__name__} what was computed before the code")
+            stack.extend(parents)
 
-_SHAPES = {"size", "dim", "stride", "numel", "element_size", "is_floating_point", "is_contiguous", "__len__"}
+    def _refusal(self, why: str) -> CannotFollow:
+        return CannotFollow(
+            f"{self._model} {why}. A transform that changes a whole pass, as mixing samples does, cannot follow there. "
+            "Tap another layer, or use a transform of the code alone."
+        )
+
+
+# That rows are samples --------------------------------------------------------------------------------------------
+_PROVED: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
+
+
+def see_that_rows_are_samples(model: nn.Module, where: Hashable, inputs: Any, run: Callable[[Any], object]) -> None:
+    """Run a pass over another number of samples, once: a first axis of another meaning shows, as it keeps its length.
+
+    Tokens [N, B, C], for instance, could not be told from samples [B, N, C] where there are as many.
+
+    Args:
+        model: The model.
+        where: What tells this use of the model from others.
+        inputs: Arguments of the pass that is to be changed.
+        run: Makes a pass, given other inputs, that changes nothing but refuses what cannot be changed.
+
+    Raises:
+        CannotFollow: Something that is read has another first axis, or the model takes no other number of samples.
+    """
+    batch = batch_of(inputs)
+    if batch is None:
+        return
+    size = 2 if batch != 2 else 4
+    key = where, size, tuple(module.training for module in submodules(model))
+    proved = _PROVED.setdefault(model, set())
+    if key in proved:
+        return
+
+    def resized(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if not tensor.ndim or len(tensor) != batch:
+            return tensor.clone()
+        return tensor[torch.arange(size, device=tensor.device) % batch]
+
+    with sandbox(model, device_of(model, *inputs)):
+        try:
+            run(map_tensors(inputs, resized))
+        except CannotFollow:
+            raise
+        except Exception as error:
+            raise CannotFollow(
+                f"{type(model).__name__} fails on {size} samples in place of {batch}, which a transform that changes a "
+                "whole pass takes to see which axis is the batch. Use a transform of the code alone."
+            ) from error
+    proved.add(key)
+
+
+def batch_of(inputs: Any) -> int | None:
+    """Return the number of samples in a model's inputs; None if they don't tell."""
+    floats = (tensor for _, tensor in tensors_in(inputs) if tensor.is_floating_point() and tensor.ndim)
+    image = image_in(inputs)
+    first = next(floats, None) if image is None else image
+    return None if first is None else len(first)
+
+
+def has_its_own_backward() -> bool:
+    """Tell whether activation checkpointing, or an autograd function written in Python, called us."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        if code.co_argcount and isinstance(frame.f_locals.get(code.co_varnames[0]), FunctionCtx):
+            return True
+        if not torch.is_grad_enabled() and code.co_name == "forward" and code in _forwards(Function):
+            return True  # one that gets its context later
+        frame = frame.f_back
+    return False
+
+
+def _forwards(kind: type[Function]) -> set[Any]:
+    """Collect the code of all autograd functions written in Python."""
+    own = {getattr(kind.forward, "__code__", None)}
+    return own.union(*map(_forwards, kind.__subclasses__()))
+
+
+def _constants(model: nn.Module) -> Iterator[int]:
+    """Name memory that a pass may write to without reading it: weights, and statistics of normalisation layers."""
+    for module in submodules(model):
+        for weight in module._parameters.values():
+            if weight is not None:
+                yield storage_of(weight)
+        for name, value in module._buffers.items():
+            if value is not None and is_norm_statistic(module, name):
+                yield storage_of(value)
+
+
+def _hold(tensor: Tensor) -> object:
+    """Keep the identity of a tensor's memory, but not the memory."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except (NotImplementedError, RuntimeError):  # no memory of one piece
+        return tensor
+
+
+def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the arguments that an operation writes to."""
+    written = []
+    for position, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(args[position] if position < len(args) else kwargs.get(argument.name))
+    return written
+
+
+def _kept(node: Any) -> list[Any]:
+    """Return what an autograd function written in Python keeps for its backward pass."""
+    try:
+        return [*node.saved_tensors, *vars(node).values()]
+    except RuntimeError:  # changed in place since, as its backward pass will say
+        return [*vars(node).values()]
+
+
+_SHAPES = {"size", "dim", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "__len__"}
+_NUMBERS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__complex__", "__dlpack__"}
 
 
 class _Reads(TorchFunctionMode):
+    """Sees what is read as Python reads it, where autograd is yet to come."""
+
     def __init__(self, reads: ChangedReads) -> None:
         super().__init__()
         self._reads = reads
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = args, kwargs or {}
+        given: Any = args, kwargs or {}
         name = getattr(function, "__name__", "")
+        if name in _NUMBERS:
+            self._reads.leaves_torch(name.strip("_"), given)
         if not self._reads.begun or name in _SHAPES:
-            result = function(*given[0], **given[1])
-            self._reads.follow(given, result)
-            return result
+            return function(*given[0], **given[1])
         if name == "__get__":  # an attribute: changed only where it is a tensor again
-            result = function(*given[0], **given[1])
+            with self._reads.by_ourselves():
+                result = function(*given[0], **given[1])
             if not isinstance(result, Tensor):
                 return result
         args, kwargs = map_tensors(given, self._reads.read)
@@ -152,11 +357,13 @@ class _Reads(TorchFunctionMode):
 
 
 class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation, whoever calls it."""
+
     def __init__(self, reads: ChangedReads) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._reads = reads
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        self._reads.guard((args, kwargs), result)
+        self._reads.ran(function, (args, kwargs or {}), result)
         return result

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -25,14 +24,17 @@ _ABSENT = object()
 class Override:
     """Callable that stands in for one module's `forward` while a pass is watched or replayed."""
 
-    def __init__(self, name: str, original: Callable[..., Any], handler: Handler):
+    def __init__(self, name: str, original: Callable[..., Any], handler: Handler, before: Any = _ABSENT):
         self.name = name
-        self.handler = handler
+        self.handler: Handler | None = handler
         self.original = original
+        self.before = before  # what stood in its place
         functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the call over."""
+        if self.handler is None:
+            return self.original(*args, **kwargs)
         return self.handler(self.name, self.original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -48,115 +50,90 @@ _LIVE = (
 )
 
 
+class StandIn(Override):
+    """Callable that stands in for one module's `forward` for as long as somebody wants.
+
+    It stays behind when the module is copied or pickled: a copy is plain.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        owner, function = (getattr(self.original, name, None) for name in ("__self__", "__func__"))
+        if function is not None and function is getattr(type(owner), "forward", None):
+            return getattr, (owner, "forward")
+        return functools.partial, (self.original,)
+
+
 @contextmanager
 def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[None]:
     """Send every forward of `modules` to `handler(name, original, args, kwargs)`; restore what stood there, always.
 
     Compiled modules keep their graphs, except the model itself and those that hold another one to stand in for.
     """
-    watched = set(modules.values())
-    saved: list[tuple[dict[str, Any], str, Any]] = []
+    remove = _placed(modules, handler, Override)
+    try:
+        yield
+    finally:
+        remove()
 
-    def put(module: nn.Module, key: str, value: Any) -> None:
-        saved.append((module.__dict__, key, module.__dict__.get(key, _ABSENT)))
-        module.__dict__[key] = value
+
+def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[], None]:
+    """Send every forward of `modules` to a handler, as `overridden` does; return what ends that.
+
+    Those that stand in for the same module may leave in any order.
+    """
+    return _placed(modules, handler, StandIn)
+
+
+def _placed(modules: Mapping[str, nn.Module], handler: Handler, kind: type[Override]) -> Callable[[], None]:
+    watched = set(modules.values())
+    placed: list[tuple[dict[str, Any], str, Override]] = []
+
+    def put(name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler) -> None:
+        attributes = module.__dict__
+        placed.append((attributes, key, kind(name, original, handler, attributes.get(key, _ABSENT))))
+        attributes[key] = placed[-1][2]
+
+    def remove() -> None:
+        for attributes, key, one in reversed(placed):
+            _withdraw(attributes, key, one)
 
     try:
         for name, module in modules.items():
             compiled = module.__dict__.get("_compiled_call_impl")  # module.compile(): calls bypass forward
             if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
                 key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
-                put(module, key, Override(name, original, handler))
+                put(name, module, key, original, handler)
                 continue
-            put(module, "forward", Override(name, _eager_forward(module), handler))
+            put(name, module, "forward", _eager_forward(module), handler)
             if compiled is not None:
-                put(module, "_compiled_call_impl", None)
-        yield
-    finally:
-        for attributes, key, value in reversed(saved):
-            value = living(value)
-            if value is _ABSENT:
-                attributes.pop(key, None)
-            else:
-                attributes[key] = value
-
-
-class StandIn:
-    """Callable that stands in for one module's `forward` for as long as somebody wants, in any order with others.
-
-    It stays behind when the module is copied or pickled: a copy is plain.
-    """
-
-    def __init__(
-        self, name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler, before: Any
-    ):
-        self.name = name
-        self.module = weakref.ref(module)
-        self.key = key
-        self.original = original
-        self.handler: Handler | None = handler
-        self.before = before  # what stood there
-        functools.update_wrapper(self, original, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Hand the call over, if that is still wanted."""
-        if self.handler is None:
-            return self.original(*args, **kwargs)
-        return self.handler(self.name, self.original, args, kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.original, memo)
-
-    def __reduce__(self) -> Any:
-        module = self.module()
-        if getattr(self.original, "__self__", None) is module:
-            return getattr, (module, "forward")
-        return functools.partial, (self.original,)
-
-    def remove(self) -> None:
-        """Take it out; where something else stands in front of it, that finds what stood there before."""
-        self.handler = None
-        module = self.module()
-        if module is None or module.__dict__.get(self.key) is not self:
-            return
-        value = living(self)
-        if value is _ABSENT:
-            module.__dict__.pop(self.key, None)
-        else:
-            module.__dict__[self.key] = value
-
-
-def living(value: Any) -> Any:
-    """Return what a stand-in that is no longer wanted was put in place of."""
-    while isinstance(value, StandIn) and value.handler is None:
-        value = value.before
-    return value
-
-
-def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[], None]:
-    """Send every forward of `modules` to a handler, as `overridden` does; return what ends that, in any order."""
-    watched = set(modules.values())
-    placed: list[StandIn] = []
-
-    def put(name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler) -> None:
-        placed.append(StandIn(name, module, key, original, handler, module.__dict__.get(key, _ABSENT)))
-        module.__dict__[key] = placed[-1]
-
-    for name, module in modules.items():
-        compiled = module.__dict__.get("_compiled_call_impl")
-        if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
-            key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
-            put(name, module, key, original, handler)
-            continue
-        put(name, module, "forward", _eager_forward(module), handler)
-        if compiled is not None:
-            put(name, module, "_compiled_call_impl", module._call_impl, _uncompiled)
-
-    def remove() -> None:
-        for one in reversed(placed):
-            one.remove()
-
+                put(name, module, "_compiled_call_impl", module._call_impl, _uncompiled)
+    except BaseException:
+        remove()
+        raise
     return remove
+
+
+def _withdraw(attributes: dict[str, Any], key: str, one: Override) -> None:
+    """Put back what stood in the place of `one`, also where others stand in front of it."""
+    one.handler = None
+    front = attributes.get(key)
+    if front is one:
+        if one.before is _ABSENT:
+            del attributes[key]
+        else:
+            attributes[key] = one.before
+        return
+    while isinstance(front, Override):
+        if front.before is one:
+            front.before = one.before
+            if front.original is one:
+                front.original = one.original
+                functools.update_wrapper(front, one.original, updated=())
+            return
+        front = front.before
 
 
 def _uncompiled(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,7 +153,10 @@ def _eager_forward(module: nn.Module) -> Callable[..., Any]:
 
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether `torch.compile(module)` or `module.compile()` made it."""
-    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
+    if type(module).__name__ == "OptimizedModule":
+        return True
+    compiled = module.__dict__.get("_compiled_call_impl")
+    return compiled is not None and not (isinstance(compiled, Override) and compiled.handler is _uncompiled)
 
 
 def visible_modules(model: nn.Module, inside: frozenset[str] | None = None) -> dict[str, nn.Module]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentaug.layout import Layout
-from latentaug.tracing.infer_layout import grid_of
+from latentaug.tracing.infer_layout import grid_of, infer_layout
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import sandbox
 from latentaug.tracing.record import Call, record
@@ -196,6 +196,34 @@ def complete_spots(
         per_sample = seen and batch and shape and shape[0] % seen == 0
         spots[spot] = (shape[0] // seen * batch, *shape[1:]) if per_sample else shape
     return spots
+
+
+def layout_of(
+    name: str, shape: tuple[int, ...], image: tuple[int, ...]
+) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    """Read layout, shape and stride of a code off its shape and that of the image.
+
+    Raises:
+        ValueError: They don't tell.
+    """
+    fit = infer_layout(shape, image)
+    if fit is None:
+        raise ValueError(
+            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at "
+            f"{name!r}. Pass layer=Location(name, index, layout, shape, stride) to say which is which."
+        )
+    return fit[0], shape, fit[1]
+
+
+def compiled_wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that `torch.compile` has put around a model."""
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if is_compiled(inner) and "_orig_mod" in inner._modules:
+            yield inner
+            inner = inner._orig_mod
+        else:
+            inner = inner.module if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
 
 
 # Inputs -----------------------------------------------------------------------------------------------------------

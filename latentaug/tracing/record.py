@@ -163,6 +163,18 @@ class Spread(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def can_be_watched(tree: Any) -> bool:
+    """Tell whether `Spread` can follow these tensors; PyTorch 2.4 makes none of a subclass while it does."""
+    try:
+        with Spread():
+            for _, tensor in tensors_in(tree):
+                if type(tensor) not in (Tensor, nn.Parameter):
+                    tensor.as_subclass(type(tensor))
+    except RuntimeError:
+        return False
+    return True
+
+
 _TELLING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 

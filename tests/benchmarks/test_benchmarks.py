@@ -3,17 +3,18 @@
 import json
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.__main__ import PARTS, main
 from benchmarks.flops import OPTIONS, by_hand, count, count_option, expected
-from benchmarks.measure import Measured, Subject, fits, largest, take_turns
+from benchmarks.measure import Measured, Step, Subject, fits, largest, take_turns
 from benchmarks.memory import follow, kept
 from benchmarks.report import Options, Report, Table, write
 from benchmarks.step import _table, masks, matmuls, shortcuts, steps, unets, variants
-from benchmarks.subjects import MASKERS, authors, bare, compile_parts, cooperative_model, trained
+from benchmarks.subjects import MASKERS, Size, authors, bare, compile_parts, cooperative_model, trained
 from latentaug import FTN, cooperative_backward
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ QUICK = ["--quick", "--repeats", "1", "--threads", "1", "--device", "cpu"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", sorted({*PARTS} - {"step"}))
-def test_every_part_runs_and_writes_its_results(part, tmp_path, capsys):
+def test_every_part_runs_and_writes_its_results(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([part, *QUICK, "--output", str(tmp_path)]) == 0
     written = json.loads((tmp_path / f"{part}.json").read_text())
     printed, page = capsys.readouterr().out, (tmp_path / f"{part}.md").read_text()
@@ -40,13 +41,13 @@ STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **shortcuts(2,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
-def test_every_subject_can_be_built_and_run(name):
+def test_every_subject_can_be_built_and_run(name: str) -> None:
     step = STEPS[name].build(CPU)
     step()
     step()
 
 
-def test_an_unknown_part_is_refused(capsys):
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["stepp"])
     assert "no part stepp; there are step, memory" in capsys.readouterr().err
@@ -56,30 +57,30 @@ class TestCounts:
     """A guard against steps that compute or hold more than they need; seconds would say less, and not everywhere."""
 
     @pytest.mark.parametrize("masker", MASKERS)
-    def test_a_cooperative_step_computes_what_the_method_needs_and_no_more(self, masker):
+    def test_a_cooperative_step_computes_what_the_method_needs_and_no_more(self, masker: str) -> None:
         step = trained(CPU, kind="cooperative", images=2, side=64, masker=masker)
         assert count(step) / 2 == by_hand(64)[f"cooperative, {masker}"]
 
-    def test_the_other_steps_too(self):
+    def test_the_other_steps_too(self) -> None:
         assert count(bare(CPU, images=2, side=64)) / 2 == by_hand(64)["bare"]
         assert count(trained(CPU, kind="standard", images=2, side=64)) / 2 == by_hand(64)["standard"]
 
-    def test_the_ratio_is_the_one_that_the_docs_name(self):
+    def test_the_ratio_is_the_one_that_the_docs_name(self) -> None:
         needed = by_hand(192)
         assert needed["cooperative, targeted channels"] / needed["standard"] == pytest.approx(2.114, abs=5e-4)
 
     @pytest.mark.parametrize("option", OPTIONS)
-    def test_options_save_what_they_are_said_to(self, option):
+    def test_options_save_what_they_are_said_to(self, option: str) -> None:
         assert count_option(CPU, option, images=2, side=64) == by_hand(64)[option]
         assert by_hand(64)[option] < by_hand(64)["cooperative, targeted channels"]
 
-    def test_a_cooperative_step_is_expected_to_draw_each_mask_as_often(self):
+    def test_a_cooperative_step_is_expected_to_draw_each_mask_as_often(self) -> None:
         needed = by_hand(64)
         mean = sum(needed[f"cooperative, {name}"] for name in MASKERS) / len(MASKERS)
         assert expected("cooperative", 64) == pytest.approx(mean)
         assert expected("standard", 64) == needed["standard"]
 
-    def test_checkpointing_keeps_less_in_the_part_that_is_checkpointed(self):
+    def test_checkpointing_keeps_less_in_the_part_that_is_checkpointed(self) -> None:
         model, images, labels = cooperative_model(CPU, FTN(num_classes=4, width=4, depth=2), 2, (64, 64))
         plain = kept(model, images, labels)
         assert min(plain.values()) > 0
@@ -88,9 +89,9 @@ class TestCounts:
         assert checkpointed["shape prior"] < 0.8 * plain["shape prior"]
         assert {**checkpointed, "shape prior": 0} == {**plain, "shape prior": 0}
 
-    def test_memory_is_that_of_the_trunk_and_one_shape_prior(self):
+    def test_memory_is_that_of_the_trunk_and_one_shape_prior(self) -> None:
         """Encoder, segmentation decoder and shape prior are alike in size: each holds half of what a bare step does."""
-        size = {"images": 2, "side": 192}
+        size = Size(images=2, side=192)
         most, *_ = follow(bare(CPU, **size), CPU)
         standard, _, asked = follow(trained(CPU, kind="standard", **size), CPU)
         cooperative, _, asked_more = follow(trained(CPU, kind="cooperative", **size), CPU)
@@ -100,8 +101,8 @@ class TestCounts:
 
 
 class TestMeasuring:
-    def test_subjects_take_turns_in_processes_of_their_own(self):
-        size = {"images": 2, "side": 32}
+    def test_subjects_take_turns_in_processes_of_their_own(self) -> None:
+        size = Size(images=2, side=32)
         subjects = {"a": Subject(partial(bare, **size)), "b": Subject(partial(bare, **size), kept=0)}
         measured = take_turns(subjects, device="cpu", threads=1, repeats=3)
         assert [*measured] == ["a", "b"]
@@ -110,7 +111,7 @@ class TestMeasuring:
             assert one.median > 0
             assert 1e6 < one.peak < 1e9
 
-    def test_what_goes_wrong_in_a_subject_is_raised(self):
+    def test_what_goes_wrong_in_a_subject_is_raised(self) -> None:
         with pytest.raises(ModuleNotFoundError, match="medseg"):
             take_turns(
                 {"a": Subject(partial(authors, path="nowhere", kind="standard", images=2, side=32))},
@@ -120,15 +121,20 @@ class TestMeasuring:
             )
 
     @pytest.mark.parametrize("most", [0, 1, 7, 100, 1000, 2**14])
-    def test_the_largest_that_fits_is_found_to_within_a_sixteenth(self, most):
+    def test_the_largest_that_fits_is_found_to_within_a_sixteenth(self, most: int) -> None:
         asked = []
-        found = largest(lambda n: asked.append(n) or n <= most)
+
+        def fits_in(number: int) -> bool:
+            asked.append(number)
+            return number <= most
+
+        found = largest(fits_in)
         assert most - max(1, most // 16) < found <= most
         assert len(asked) < 25
 
-    def test_a_step_fits_unless_memory_runs_out(self):
-        def build(device):
-            def step():
+    def test_a_step_fits_unless_memory_runs_out(self) -> None:
+        def build(device: torch.device) -> Step:
+            def step() -> None:
                 taken.append(1)
                 if len(taken) == 2:  # the optimizer has made its moments by then
                     raise torch.cuda.OutOfMemoryError("out of memory")
@@ -142,7 +148,7 @@ class TestMeasuring:
         with pytest.raises(ZeroDivisionError):
             fits(lambda device: lambda: 1 / 0, CPU)
 
-    def test_rates_are_shares_of_what_a_matrix_product_reaches(self):
+    def test_rates_are_shares_of_what_a_matrix_product_reaches(self) -> None:
         options = Options("cpu", 1, 1, quick=True)
         peaks = matmuls(options)
         assert min(peaks.values()) > 0
@@ -153,7 +159,7 @@ class TestMeasuring:
         assert share == pytest.approx(rate)
         assert table.rows["unknown"][-2:] == (None, None)
 
-    def test_a_gpus_variants_that_do_not_run_are_named_with_their_error(self):
+    def test_a_gpus_variants_that_do_not_run_are_named_with_their_error(self) -> None:
         options = Options("cpu", 1, 1, quick=True)
         variant = Subject(partial(authors, path="nowhere", kind="standard", images=2, side=32))
         table = _table("t", {"compiled": variant}, options=options, peaks={torch.float32: 1.0})
@@ -161,7 +167,7 @@ class TestMeasuring:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own look
-    def test_compiled_networks_train_as_they_do_otherwise(self):
+    def test_compiled_networks_train_as_they_do_otherwise(self) -> None:
         outcomes = []
         for compiled in (False, True):
             torch.manual_seed(0)
@@ -172,22 +178,23 @@ class TestMeasuring:
             outcomes.append([cooperative_backward(model, images, labels, generator=generator).loss for _ in range(3)])
         torch.testing.assert_close(*outcomes)
 
-    def test_a_gpu_has_more_variants(self):
+    def test_a_gpu_has_more_variants(self) -> None:
         more = {*variants(2, 32, Options("cuda", 1, 1))} - {*variants(2, 32, Options("cpu", 1, 1))}
         assert more == {"compiled", "compiled, bfloat16", "compiled, CUDA graphs", "bare", "bare, CUDA graph"}
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    def test_a_bare_step_can_be_recorded_and_launched_as_a_whole(self):
+    def test_a_bare_step_can_be_recorded_and_launched_as_a_whole(self) -> None:
         step = bare(torch.device("cuda"), images=2, side=32, recorded=True)
         step()
         torch.cuda.synchronize()
 
-    def test_the_spread_is_half_the_range_of_the_middle_half(self):
+    def test_the_spread_is_half_the_range_of_the_middle_half(self) -> None:
         assert Measured([1.0, 2.0, 3.0, 4.0, 100.0], peak=0).spread == pytest.approx((4 - 2) / 2 / 3)
 
 
-def test_missing_values_are_blank_in_a_table_and_not_drawn(tmp_path):
+def test_missing_values_are_blank_in_a_table_and_not_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     table = Table("t", ("a", "b"), {"x": (1.0, None), "y": (2.0, 0.5)}, {"b": "{:.0%}"})
     assert table.markdown().splitlines()[2:] == ["| x | 1.00 |  |", "| y | 2.00 | 50% |"]
     write(Report([table], drawn="b"), "name", Options("cpu", 1, 1), tmp_path)
@@ -229,7 +236,7 @@ STAND_IN = """
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path: Path) -> Path:
     """A stand-in for a checkout of the authors' code, with its interface."""
     models = tmp_path / "checkout" / "medseg" / "models"
     models.mkdir(parents=True)
@@ -238,12 +245,16 @@ def checkout(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_authors_code_is_timed_beside_ours(checkout, tmp_path, capsys):
+def test_the_authors_code_is_timed_beside_ours(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["step", *QUICK, "--authors", str(checkout), "--output", str(tmp_path / "results")]) == 0
     rows = json.loads((tmp_path / "results" / "step.json").read_text())["tables"][0]["rows"]
     assert {"bare", "standard", "cooperative", "authors' standard", "authors' cooperative"} <= rows.keys()
 
 
-def test_a_folder_without_it_is_left_out_and_said_so(tmp_path, capsys):
+def test_a_folder_without_it_is_left_out_and_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nibabel")  # of the cardiac example, whose batches are timed
+    pytest.importorskip("matplotlib")
     assert main(["data", *QUICK, "--authors", str(tmp_path), "--output", str(tmp_path / "results")]) == 0
     assert "there is no medseg/ in it, so it is left out" in capsys.readouterr().err

@@ -1,14 +1,23 @@
 """Activation checkpointing that repeats the first computation and leaves no trace."""
 
+from __future__ import annotations
+
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from latentaug.cooperative.checkpointing import checkpointed
+from latentaug.cooperative.hard_examples import HardExamples
+from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import frozen_norm_statistics
+from tests.support.codes import seeded
+from tests.support.cooperation import WAYS, batch, case, cooperative, gradients_of
 from tests.support.counting import bytes_kept
+
+# Any modules ----------------------------------------------------------------------------------------------------------
 
 
 def network() -> nn.Sequential:
@@ -21,7 +30,7 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize("names", [["0"], ["0", "2"], [""]])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_and_statistics_are_those_of_the_plain_model(names, frozen):
+def test_gradients_and_statistics_are_those_of_the_plain_model(names: list[str], frozen: bool) -> None:
     model, images = network(), torch.rand(3, 2, 8, 8, dtype=torch.float64)
     other = copy.deepcopy(model)
     for one, which in ((model, []), (other, names)):
@@ -40,7 +49,7 @@ def test_gradients_and_statistics_are_those_of_the_plain_model(names, frozen):
     assert all("forward" not in vars(module) for module in other.modules())
 
 
-def test_several_backward_passes_repeat_the_same_computation():
+def test_several_backward_passes_repeat_the_same_computation() -> None:
     model, images = network(), torch.rand(3, 2, 8, 8, dtype=torch.float64)
     with checkpointed({"0": model[0]}):
         loss = model(images).square().sum()
@@ -49,10 +58,10 @@ def test_several_backward_passes_repeat_the_same_computation():
     assert int(model[0][1].num_batches_tracked) == 1
 
 
-def test_only_what_goes_into_a_module_is_kept():
+def test_only_what_goes_into_a_module_is_kept() -> None:
     model, images = network(), torch.rand(3, 2, 8, 8, dtype=torch.float64)
 
-    def checkpointing():
+    def checkpointing() -> None:
         with checkpointed({"": model}):
             model(images)
 
@@ -61,9 +70,70 @@ def test_only_what_goes_into_a_module_is_kept():
     assert bytes_kept(lambda: model(images)) > images.untyped_storage().nbytes() + weights
 
 
-def test_nothing_is_kept_or_repeated_without_gradients():
+def test_nothing_is_kept_or_repeated_without_gradients() -> None:
     model, images = network().eval(), torch.rand(3, 2, 8, 8, dtype=torch.float64)
     with torch.no_grad(), checkpointed({"0": model[0]}):
         output = model(images)
     assert output.grad_fn is None
     assert torch.equal(output, model(images))
+
+
+# Parts of a cooperative model -----------------------------------------------------------------------------------------
+
+PARTS = {
+    "blocks": ("model.stem", "model.up", "model.top", "shape_prior.encoder", "reconstruction_head"),
+    "around the code": ("model",),
+    "the code itself": ("model.bottleneck",),
+}
+
+
+@pytest.mark.parametrize("names", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("way", ["one backward", *WAYS])
+def test_a_step_with_checkpointed_parts_is_the_same_to_the_last_bit(names: tuple[str, ...], way: str) -> None:
+    images, labels = batch(dtype=torch.float64)
+    outcomes = []
+    for parts in ((), names):
+        coop = cooperative(dtype=torch.float64, hard=HardExamples(frozen_norms=("model.top",)))
+        coop.checkpointed = parts
+        torch.manual_seed(1)
+        if way == "one backward":
+            output = coop(images, labels, generator=seeded())
+            output.loss.backward()
+        else:
+            output = cooperative_backward(WAYS[way](coop), images, labels, generator=seeded())
+        outcomes.append((output.losses, gradients_of(coop), dict(coop.named_buffers())))
+        assert all("forward" not in vars(module) for module in coop.modules())
+    assert all(gradient is not None for gradient in outcomes[0][1].values())
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+
+
+def test_less_of_a_step_is_kept_for_the_backward_pass() -> None:
+    coop, images, labels = case("unet")
+    plain = bytes_kept(lambda: coop(images, labels))
+    coop.checkpointed = ("model.stem", "model.top", "shape_prior", "reconstruction_head")
+    assert bytes_kept(lambda: coop(images, labels)) < 0.5 * plain
+
+
+def test_a_copy_and_a_pickle_compute_their_own_again() -> None:
+    coop = cooperative()
+    coop.checkpointed = ("model.stem", "shape_prior")
+    images, labels = batch()
+    for other in (copy.deepcopy(coop), pickle.loads(pickle.dumps(coop))):
+        cooperative_backward(other, images, labels)
+        assert all(gradient is None for gradient in gradients_of(coop).values())
+        assert all(gradient is not None for gradient in gradients_of(other).values())
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("model.stemm",), r"checkpointed must name submodules, .* got \['model.stemm'\]"),
+        (("model.stem", "model"), r"none inside another; got 'model' and 'model.stem'"),
+        (("image_transform.transforms",), r"'image_transform.transforms' only holds some: name those"),
+    ],
+)
+def test_names_that_cannot_be_checkpointed_are_refused(names: tuple[str, ...], match: str) -> None:
+    coop = cooperative()
+    with pytest.raises(ValueError, match=match):
+        coop.checkpointed = names
+    assert coop.checkpointed == ()

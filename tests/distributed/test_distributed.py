@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     finally:
         for rank in ranks:
             rank.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
 @pytest.mark.parametrize("way", worker.WAYS)

@@ -1,5 +1,7 @@
 """The example's script from end to end, on volumes so small that a run takes seconds."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -7,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import acdc_cooperative
 import pytest
 import torch
-from cardiac.data.batches import TrainingBatches
+from cardiac.data.batches import Batch, TrainingBatches
 from cardiac.data.corruptions import VALIDATION_PARAMETERS
 from cardiac.report.conclusion import conclude, trained_alone
 from cardiac.run import callbacks, experiment, training
@@ -31,12 +35,12 @@ TINY = [
 ]
 FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
-    *("scores.csv", "table.json", "table.md", "table.png"),
+    *("scores.csv.gz", "table.json", "table.md", "table.png"),
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def user_cache(tmp_path_factory):
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the tests' own."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -44,7 +48,7 @@ def user_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three patients to train, validate and test on, and one of another data set without RV."""
     root = tmp_path_factory.mktemp("data")
     for seed, patient in enumerate(("A", "B", "C")):
@@ -54,22 +58,22 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def flags(data):
+def flags(data: Path) -> list[str]:
     return ["--acdc", str(data / "acdc"), "--external", f"Other={data / 'other'}", *TINY]
 
 
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
+def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "run"
     assert acdc_cooperative.main([*flags, "--output", str(output)]) == 0
     return output
 
 
-def test_a_run_leaves_scores_table_and_figures(whole):
+def test_a_run_leaves_scores_table_and_figures(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir() if path.is_file()) == FILES
     assert all((whole / method / "draw-0" / "hard_examples.png").exists() for method in ("standard", "cooperative"))
-    scores = read_scores(whole / "scores.csv")
+    scores = read_scores(whole)
     columns = ["ACDC", "RandBias", "RandSpike", "RandGhosting", "RandMotion", "Other"]
     found = {(s.method, s.stage, s.column, s.phase, s.structure) for s in scores}
     for method in ("standard", "cooperative"):
@@ -90,7 +94,7 @@ def test_a_run_leaves_scores_table_and_figures(whole):
     ]
 
 
-def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole, tmp_path):
+def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole: Path, tmp_path: Path) -> None:
     page = (whole / "report.html").read_bytes()
     for section in ("result", "curves", "positions", "cases", "moments", "settings"):
         assert f'<section id="{section}">'.encode() in page
@@ -103,7 +107,7 @@ def test_the_page_of_a_run_is_made_again_from_its_folder_alone(whole, tmp_path):
     assert (tmp_path / "elsewhere" / "report.html").read_bytes() == page
 
 
-def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole):
+def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole: Path) -> None:
     done = [json.loads((whole / method / "draw-0" / "done.json").read_text()) for method in ("standard", "cooperative")]
     assert [about["iterations"] for about in done] == [4, 4]
     first = [(whole / method / "draw-0" / "log.csv").read_text().splitlines() for method in ("standard", "cooperative")]
@@ -114,7 +118,9 @@ def test_both_methods_have_the_same_budget_and_start_from_the_same_weights(whole
     assert "hard_image_segmentation" in other
 
 
-def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
+def test_the_last_line_says_where_the_results_are(
+    whole: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-2] == f"The run as one page: {whole / 'report.html'}"
@@ -122,15 +128,17 @@ def test_the_last_line_says_where_the_results_are(whole, flags, capsys):
     assert any("too short to rank methods" in line for line in lines)
 
 
-def test_what_is_finished_is_not_run_again(whole, flags, monkeypatch):
-    before = (whole / "scores.csv").read_bytes()
+def test_what_is_finished_is_not_run_again(whole: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (whole / "scores.csv.gz").read_bytes()
     monkeypatch.setattr(experiment, "train_and_test", None)
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
-    assert (whole / "scores.csv").read_bytes() == before
+    assert (whole / "scores.csv.gz").read_bytes() == before
 
 
-def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
-    def interrupt(self, number):
+def test_an_interrupted_run_goes_on_to_the_same_scores(
+    whole: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: TrainingBatches, number: int) -> Batch:
         if number == 2:
             raise KeyboardInterrupt
         return batch(self, number)
@@ -141,14 +149,16 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(whole, flags, tmp_path, m
         patched.setattr(TrainingBatches, "batch", interrupt)
         assert acdc_cooperative.main([*flags, "--output", str(output)]) == 130
     assert f"--output '{output}'" in capsys.readouterr().err
-    assert not (output / "scores.csv").exists()
+    assert not (output / "scores.csv.gz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(output)]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (output / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (output / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
-def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeypatch, capsys):
-    def kill(self, number):
+def test_a_killed_run_goes_on_to_the_same_scores(
+    whole: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill(self: TrainingBatches, number: int) -> Batch:
         if number == 3:
             raise RuntimeError("killed")  # nothing is saved on it, as on a kill
         return batch(self, number)
@@ -170,7 +180,9 @@ def test_a_killed_run_goes_on_to_the_same_scores(whole, flags, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_process_that_was_killed_goes_on_to_the_same_scores(whole, flags, tmp_path, capsys):
+def test_a_process_that_was_killed_goes_on_to_the_same_scores(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = """
 import os, signal, sys
 import acdc_cooperative
@@ -194,13 +206,13 @@ acdc_cooperative.main(sys.argv[1:])
     assert process.returncode == -signal.SIGKILL
     assert acdc_cooperative.main([*arguments, "--resume"]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
 def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
-    whole, flags, tmp_path, monkeypatch, capsys
-):
-    def run_out(self, number):
+    whole: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(self: TrainingBatches, number: int) -> Batch:
         if number == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return batch(self, number)
@@ -211,13 +223,13 @@ def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: --batch-size 4 was too much for the memory of cpu: lower --batch-size")
-    assert not (tmp_path / "run" / "scores.csv").exists()
+    assert not (tmp_path / "run" / "scores.csv.gz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
-def test_without_a_shape_prior_there_is_one_stage(flags, tmp_path):
+def test_without_a_shape_prior_there_is_one_stage(flags: list[str], tmp_path: Path) -> None:
     output = tmp_path / "run"
     assert acdc_cooperative.main([*flags, "--output", str(output), "--methods", "standard-without-stn", "noise"]) == 0
     rows = json.loads((output / "table.json").read_text())["rows"]
@@ -230,8 +242,8 @@ def test_without_a_shape_prior_there_is_one_stage(flags, tmp_path):
 
 
 def test_the_network_alone_is_the_reference_and_no_report_has_numbers_of_heads_that_it_leaves_untrained(
-    flags, tmp_path, capsys
-):
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "run"
     assert acdc_cooperative.main([*flags, "--output", str(output), "--methods", "standard", "plain"]) == 0
     validated = [line for line in capsys.readouterr().out.splitlines() if "Validation: " in line]
@@ -258,7 +270,7 @@ def test_the_network_alone_is_the_reference_and_no_report_has_numbers_of_heads_t
     assert "Not kept" not in page
 
 
-def test_the_log_of_heads_that_are_left_untrained_is_not_shown():
+def test_the_log_of_heads_that_are_left_untrained_is_not_shown() -> None:
     log = [{"iteration": 1.0, "loss": 1.0, "reconstruction": 2.0, "shape_from_logits": 3.0, "val_refined_iou": 0.1}]
     shown = {
         name: [*trained_alone(Finished(name, 0, [], log, {}))[0]]
@@ -271,7 +283,9 @@ def test_the_log_of_heads_that_are_left_untrained_is_not_shown():
     }
 
 
-def test_how_hard_the_hard_examples_are_is_kept_and_said(whole, flags, capsys):
+def test_how_hard_the_hard_examples_are_is_kept_and_said(
+    whole: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     about = json.loads((whole / "cooperative" / "draw-0" / "done.json").read_text())
     assert 0 < about["reconstruction error"] < 1
     assert 0 <= about["hard dice"] <= 1
@@ -281,7 +295,9 @@ def test_how_hard_the_hard_examples_are_is_kept_and_said(whole, flags, capsys):
     assert "Dice on validation patients under shifts that no test has: 0." in (whole / "table.md").read_text()
 
 
-def test_a_model_of_a_library_fills_the_same_table(flags, tmp_path, capsys):
+def test_a_model_of_a_library_fills_the_same_table(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     output = tmp_path / "run"
     model = ["--model", "smp:Unet:resnet18", "--depths", "5", "4", "--iterations", "2"]
@@ -295,7 +311,9 @@ def test_a_model_of_a_library_fills_the_same_table(flags, tmp_path, capsys):
     assert "that run has model 'smp:Unet:resnet18', this one 'FTN'" in capsys.readouterr().err
 
 
-def test_the_settings_that_a_run_leaves_behind_repeat_it(whole, flags, tmp_path, capsys):
+def test_the_settings_that_a_run_leaves_behind_repeat_it(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = str(whole / "run.toml")
     given, again = (vars(parse(each)) for each in (flags, ["--config", settings]))
     assert {name for name in again if again[name] != given.get(name)} == {"config", "output"}
@@ -303,11 +321,13 @@ def test_the_settings_that_a_run_leaves_behind_repeat_it(whole, flags, tmp_path,
     assert (whole / "run.toml").read_text() in capsys.readouterr().out
     elsewhere = ["--config", settings, "--methods", "standard", "--output", str(tmp_path)]
     assert acdc_cooperative.main(elsewhere) == 0
-    theirs = [score for score in read_scores(whole / "scores.csv") if score.method == "standard"]
-    assert read_scores(tmp_path / "scores.csv") == theirs
+    theirs = [score for score in read_scores(whole) if score.method == "standard"]
+    assert read_scores(tmp_path) == theirs
 
 
-def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, tmp_path, capsys):
+def test_settings_that_an_older_run_did_not_know_are_the_defaults(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(whole, tmp_path / "run")
     file = tmp_path / "run" / "configuration.json"
     older = json.loads(file.read_text())
@@ -320,8 +340,8 @@ def test_settings_that_an_older_run_did_not_know_are_the_defaults(whole, flags, 
 
 
 def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
-    whole, flags, tmp_path, user_cache, capsys
-):
+    whole: Path, flags: list[str], tmp_path: Path, user_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (user_cache / "latentaug" / "frames").is_dir()
     standard = ["--methods", "standard"]
     for number, choice in enumerate((["--cache", str(tmp_path / "kept")], ["--no-cache"])):
@@ -329,49 +349,53 @@ def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
         before = {*user_cache.rglob("*")}
         assert acdc_cooperative.main([*flags, *standard, *choice, "--output", str(output)]) == 0
         assert {*user_cache.rglob("*")} == before
-        one, other = (folder / "standard" / "draw-0" / "scores.csv" for folder in (output, whole))
+        one, other = (folder / "standard" / "draw-0" / "scores.csv.gz" for folder in (output, whole))
         assert one.read_bytes() == other.read_bytes()
     assert (tmp_path / "kept").is_dir()
 
 
-def test_the_share_of_time_spent_on_data_is_said_and_kept(flags, tmp_path, capsys):
+def test_the_share_of_time_spent_on_data_is_said_and_kept(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert acdc_cooperative.main([*flags, "--methods", "standard", "--output", str(tmp_path)]) == 0
     share = json.loads((tmp_path / "standard" / "draw-0" / "done.json").read_text())["data share"]
     assert 0 < share < 1
     assert f"data: {100 * share:.1f} % of the training time" in capsys.readouterr().out
 
 
-def test_methods_may_be_run_apart_in_any_order(whole, flags, tmp_path):
+def test_methods_may_be_run_apart_in_any_order(whole: Path, flags: list[str], tmp_path: Path) -> None:
     for method in ("cooperative", "standard"):
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path), "--methods", method]) == 0
-    assert (tmp_path / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (tmp_path / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
 
 
-def test_a_split_may_be_given(flags, tmp_path):
+def test_a_split_may_be_given(flags: list[str], tmp_path: Path) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": ["C", "B"], "validation": ["B"], "test": ["A"]}))
     assert acdc_cooperative.main([*flags, "--split", str(file)]) == 2
     file.write_text(json.dumps({"train": ["C"], "validation": ["B"], "test": ["A"]}))
     output = ["--output", str(tmp_path / "run"), "--methods", "standard"]
     assert acdc_cooperative.main([*flags, "--split", str(file), *output]) == 0
-    acdc = {s.patient for s in read_scores(tmp_path / "run" / "scores.csv") if s.column != "Other"}
+    acdc = {s.patient for s in read_scores(tmp_path / "run") if s.column != "Other"}
     assert acdc == {"A"}
     assert f'split = "{file.resolve()}"' in (tmp_path / "run" / "run.toml").read_text()
     file.write_text(json.dumps({"train": ["B"], "validation": ["C"], "test": ["A"]}))
     assert acdc_cooperative.main([*flags, "--split", str(file), *output]) == 2  # others would train into one table
 
 
-def test_published_numbers_are_shown_and_change_no_result(whole, flags, tmp_path, capsys):
+def test_published_numbers_are_shown_and_change_no_result(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(whole, tmp_path / "run")
     file = tmp_path / "published.csv"
     file.write_text("method,stage,column,value\npaper,FTN,average,0.125\n")
     assert acdc_cooperative.main([*flags, "--published", str(file), "--output", str(tmp_path / "run")]) == 0
     assert "0.125" in next(line for line in capsys.readouterr().out.splitlines() if "| paper " in line)
-    for name in ("scores.csv", "comparison.csv", "configuration.json"):
+    for name in ("scores.csv.gz", "comparison.csv", "configuration.json"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def bad_flags(data):
+def bad_flags(data: Path) -> dict[str, tuple[list[str], str]]:
     """Flags that cannot work, and what the one line must name."""
     acdc = ["--acdc", str(data / "acdc")]
     return {
@@ -411,7 +435,9 @@ def bad_flags(data):
 
 
 @pytest.mark.parametrize("case", bad_flags(Path()))
-def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(data, tmp_path, capsys, case):
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     given, named = bad_flags(data)[case]
     assert acdc_cooperative.main([*TINY, *given, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -421,7 +447,9 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(data, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_file_is_named_and_nothing_is_written(data, tmp_path, capsys):
+def test_a_broken_file_is_named_and_nothing_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(data / "acdc", tmp_path / "acdc")
     broken = tmp_path / "acdc" / "B" / "ES_img.nii.gz"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -432,8 +460,8 @@ def test_a_broken_file_is_named_and_nothing_is_written(data, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_learning_rate_rises_and_falls():
-    def rates(**settings):
+def test_the_learning_rate_rises_and_falls() -> None:
+    def rates(**settings: Any) -> list[float]:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
         schedule = training.learning_rate_schedule(optimizer, Preset(**settings), 10)
         values = []
@@ -452,7 +480,9 @@ def test_the_learning_rate_rises_and_falls():
     assert 0 < falling[-1] < 0.1
 
 
-def test_results_of_other_settings_are_not_mixed(whole, flags, capsys):
+def test_results_of_other_settings_are_not_mixed(
+    whole: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert acdc_cooperative.main([*flags, "--seed", "1", "--output", str(whole)]) == 2
     assert "that run has seed 0, this one 1" in capsys.readouterr().err
 
@@ -462,10 +492,17 @@ def test_results_of_other_settings_are_not_mixed(whole, flags, capsys):
     [
         (lambda folder: (folder / "configuration.json").write_text('{"preset": '), "configuration.json: not a file of"),
         (lambda folder: (folder / "standard" / "draw-0" / "log.csv").unlink(), "log.csv: cannot be read"),
-        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv").unlink(), "scores.csv: cannot be read"),
+        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv.gz").unlink(), "scores.csv.gz: cannot be read"),
     ],
 )
-def test_damaged_results_are_named(whole, flags, tmp_path, capsys, spoil, named):
+def test_damaged_results_are_named(
+    whole: Path,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], object],
+    named: str,
+) -> None:
     shutil.copytree(whole, tmp_path / "run")
     spoil(tmp_path / "run")
     assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
@@ -474,17 +511,19 @@ def test_damaged_results_are_named(whole, flags, tmp_path, capsys, spoil, named)
     assert named in error
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(flags, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_made_is_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "file" / "run")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
+def test_without_data_a_phantom_is_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert acdc_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 0
-    columns = {score.column for score in read_scores(tmp_path / "run" / "scores.csv")}
+    columns = {score.column for score in read_scores(tmp_path / "run")}
     parts = {"M&Ms/A", "M&Ms/B", "M&Ms/centre 1", "M&Ms/centre 2"}
     assert {"ACDC", "RandMotion", "M&Ms"} | parts <= columns
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
@@ -493,10 +532,10 @@ def test_without_data_a_phantom_is_generated_once(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def untested(whole, tmp_path):
+def untested(whole: Path, tmp_path: Path) -> Callable[[str], Path]:
     """A run whose standard training is done and not tested yet, by the weights that are named."""
 
-    def make(weights):
+    def make(weights: str) -> Path:
         shutil.copytree(whole, tmp_path / weights)
         (tmp_path / weights / "standard" / "draw-0" / "done.json").unlink()
         file = tmp_path / weights / "configuration.json"
@@ -507,13 +546,15 @@ def untested(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "other"), [("best", "last"), ("last", "best")])
-def test_the_weights_that_are_asked_for_are_tested(untested, flags, weights, other):
+def test_the_weights_that_are_asked_for_are_tested(
+    untested: Callable[[str], Path], flags: list[str], weights: str, other: str
+) -> None:
     run = untested(weights)
     folder = run / "standard" / "draw-0"
 
-    def reconstruction_error(halved=None):
+    def reconstruction_error(halved: str | None = None) -> float:
         if halved is not None:
-            was = torch.load(folder / f"{halved}.pt")
+            was = torch.load(folder / f"{halved}.pt", weights_only=True)
             halves = {n: t / 2 if t.is_floating_point() else t for n, t in was["model"].items()}
             torch.save({**was, "model": halves}, folder / f"{halved}.pt")
         assert acdc_cooperative.main([*flags, "--weights", weights, "--output", str(run)]) == 0
@@ -526,7 +567,9 @@ def test_the_weights_that_are_asked_for_are_tested(untested, flags, weights, oth
     assert reconstruction_error(halved=weights) != before
 
 
-def test_lost_best_weights_are_one_line_and_exit_code_2(untested, flags, capsys):
+def test_lost_best_weights_are_one_line_and_exit_code_2(
+    untested: Callable[[str], Path], flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = untested("best")
     folder = run / "standard" / "draw-0"
     (folder / "best.pt").unlink()

@@ -19,9 +19,11 @@ from latentaug.layout import Layout
 from tests.integrations.rows import Row
 
 
-def transformers(name: str, task: str = "SemanticSegmentation", /, **options: Any) -> Callable[[], nn.Module]:
+def transformers(
+    name: str, task: str = "SemanticSegmentation", /, *, since: str = "5.13", **options: Any
+) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        library = pytest.importorskip("transformers")
+        library = pytest.importorskip("transformers", minversion=since)
         if not library.is_torch_available():
             pytest.skip(f"transformers {library.__version__} needs a later torch than {torch.__version__}")
         # A copy, as a configuration may take things out of the dictionaries that it is given.
@@ -217,6 +219,7 @@ ROWS = [
         name="TIPSv2 DPT",
         build=transformers(
             "Tipsv2Dpt",
+            since="5.16",
             backbone_config={
                 **VIT,
                 "model_type": "tipsv2_vision_model",

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ def test_training_lowers_the_loss(num_classes: int, spatial_dims: int) -> None:
     loader = squares(batch_size=3, num_classes=num_classes, size=(8,) * spatial_dims)
     seed_all(5)
     trainer.fit(loader, loader, epochs=6)
-    first, last = trainer.history[0], trainer.history[-1]
-    assert last["loss"] < 0.8 * first["loss"]
+    first, *_, last = trainer.history
+    assert mean(epoch["loss"] for epoch in trainer.history[-3:]) < 0.8 * first["loss"]  # one alone depends on its masks
     assert last["val_loss"] < first["val_loss"]
 
 

@@ -116,7 +116,7 @@ class Timed:
 
 def iterations_per_pass(frames: Sequence[Frame], batch_size: int) -> int:
     """Count the batches that one pass over the labelled slices takes, the last of them filled up from the next pass."""
-    slices = sum(int(frame.labels.any((1, 2)).sum()) for frame in frames)
+    slices = sum(int(np.asarray(frame.labels.any((1, 2))).sum()) for frame in frames)
     return -(-slices // (batch_size // 2))
 
 
@@ -134,7 +134,7 @@ def middle_slices(volumes: Sequence[Batch]) -> Batch:
 
 
 def _labelled_slices(frames: Sequence[Frame], device: torch.device | str) -> Batch:
-    parts = [_tensors(frame, frame.labels.any((1, 2)), device) for frame in frames]
+    parts = [_tensors(frame, np.asarray(frame.labels.any((1, 2))), device) for frame in frames]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

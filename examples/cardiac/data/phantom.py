@@ -322,4 +322,5 @@ def _move_textures(plane: Plane, index: int) -> Plane:
 
 def _pool(array: Array) -> Array:
     """Average blocks of `_UP`² points of [..., H, W] into one voxel each."""
-    return sum(array[..., row::_UP, column::_UP] for row in range(_UP) for column in range(_UP)) / np.float32(_UP**2)
+    total = sum(array[..., row::_UP, column::_UP] for row in range(_UP) for column in range(_UP))
+    return np.asarray(total / np.float32(_UP**2))

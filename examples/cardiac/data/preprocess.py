@@ -64,7 +64,8 @@ def pad_and_crop(volume: npt.NDArray[_Scalar], size: int) -> npt.NDArray[_Scalar
 
 def halve_image(volume: Volume) -> Volume:
     """Average every 2x2 block of a slice, and scale the slices to 0..1 again."""
-    return rescale_slices(sum(volume[:, row::2, column::2] for row in (0, 1) for column in (0, 1)) / 4)
+    total = sum(volume[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
+    return rescale_slices(np.asarray(total / 4))
 
 
 def halve_labels(labels: Labels) -> Labels:
@@ -81,6 +82,7 @@ def halve_labels(labels: Labels) -> Labels:
 
 
 def _to_unit_range(volume: npt.NDArray[np.floating], low: npt.ArrayLike, high: npt.ArrayLike) -> Volume:
+    low = np.asarray(low)
     width = np.subtract(high, low)
     return ((volume - low) / np.where(width > 0, width, 1)).astype(np.float32)
 

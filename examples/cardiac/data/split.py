@@ -104,9 +104,8 @@ def choose_split(available: Collection[str], draw: int, setting: int = 10) -> Sp
     if not missing:
         return paper
     if all(sets):
-        return Split(
-            *sets, note=f"{paper.note} {missing} of the paper's {len(paper.patients)} patients are not there.".strip()
-        )
+        note = f"{paper.note} {missing} of the paper's {len(paper.patients)} patients are not there.".strip()
+        return Split(sets[0], sets[1], sets[2], note)
     if len(available) < 3:
         raise DataError(
             "a training, a validation and a test set need a patient each; found only "
@@ -126,7 +125,8 @@ def read_split(path: Path, available: Collection[str]) -> Split:
     """
     try:
         lists = json.loads(path.read_text())
-        split = Split(*(tuple(map(str, lists[name])) for name in ("train", "validation", "test")), note=f"From {path}.")
+        train, validation, test = (tuple(map(str, lists[name])) for name in ("train", "validation", "test"))
+        split = Split(train, validation, test, f"From {path}.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         wanted = '{"train": [...], "validation": [...], "test": [...]}'
         raise DataError(f"{path}: not a split ({type(error).__name__}: {error}). Write {wanted}.") from None

@@ -1,10 +1,13 @@
-"""Compare what several runs of the cardiac example have trained, whatever settings they differ in.
+"""Compare what several runs of the cardiac study have trained, whatever settings they differ in.
 
 Prints the Dice of all their methods, in a table for each set of draws, and how each method differs from a reference,
-patient by patient. A folder of results is as good as one of a run; only its `scores.csv` is read.
+patient by patient. A folder of results is as good as one of a run: only the scores in it are read. With `--output`, the
+files that a run makes of its scores are made of these, from one run or several.
 
     python examples/compare_runs.py runs/unet runs/unet-fine-code
     python examples/compare_runs.py runs/long runs/short --reference cooperative
+    python examples/compare_runs.py benchmarks/results/cardiac_cpu/unet --output runs/unet-again
+    python examples/compare_runs.py runs/plain runs/unet --figure gains.png
 """
 
 from __future__ import annotations
@@ -13,19 +16,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cardiac.data.readers import DataError
+from cardiac.methods import METHODS
 from cardiac.report.comparison import REFERENCES, compare, comparison_grid, reference_of
+from cardiac.report.conclusion import notes_on
+from cardiac.report.gains import gains_figure
 from cardiac.report.tables import columns_of, grid, markdown, same_draws, tabulate
-from cardiac.run.scores import Score, read_scores
+from cardiac.report.written import write_report
+from cardiac.run.outputs import done_in, read_json
+from cardiac.run.scores import FILE, Score, read_scores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders with a scores.csv")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help=f"folders with a {FILE}")
     about = f"what others are compared with (default: {', else '.join(REFERENCES)})"
     parser.add_argument("--reference", metavar="METHOD", help=about)
+    about = "write table.md, table.json, table.png and comparison.csv there"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=about)
+    about = "plot what the methods gain over the reference, to a PNG"
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(arguments)
     try:
         scores = together(options.runs)
@@ -35,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--reference {reference}: no run has it; they have "
                 f"{', '.join(dict.fromkeys(score.method for score in scores))}. Name one of these."
             )
+        if options.output is not None:
+            write(options.output, options.runs, scores, reference)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = tabulate(of_these)
         print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows)))}\n")
     print(f"Less that of {reference} on the same draws:\n")
-    print(markdown(comparison_grid(one for one in compare(scores, reference) if one.metric == "dice")))
+    differences = [one for one in compare(scores, reference) if one.metric == "dice"]
+    print(markdown(comparison_grid(differences)))
+    if options.figure is not None:
+        gains_figure(differences).savefig(options.figure, dpi=200, metadata={"Software": ""})
     return 0
 
 
@@ -56,7 +74,7 @@ def together(runs: Sequence[Path]) -> list[Score]:
     there: dict[tuple[str, int], Path] = {}
     for run in runs:
         try:
-            some = read_scores(run / "scores.csv")
+            some = read_scores(run)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
@@ -69,5 +87,15 @@ def together(runs: Sequence[Path]) -> list[Score]:
     return scores
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference: str) -> None:
+    """Write what a run makes of its scores: its settings are those of the only run, or of each run by its folder."""
+    if any(folder.resolve() == run.resolve() for run in runs):
+        raise DataError(f"--output {folder}: the scores are read from there. Pass another folder.")
+    settings = {str(run): read_json(file) for run in runs if (file := run / "configuration.json").exists()}
+    configuration: dict[str, Any] = settings[str(runs[0])] if len(runs) == len(settings) == 1 else settings
+    notes = dict.fromkeys(note for run in runs for note in notes_on(done_in(run, METHODS)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_report(folder, scores, configuration, [*notes], reference=reference)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to ({error.strerror}). Pass another --output.") from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from cardiac.methods import METHODS
 from cardiac.report.page import PAGE, write_page
@@ -11,13 +12,14 @@ from cardiac.report.tables import Row
 from cardiac.report.written import curves_figure, write_report
 from cardiac.run.files import save_figure
 from cardiac.run.outputs import Finished, Outputs
+from cardiac.run.scores import FILE
 
 
 def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     """Write scores, tables, curves and the page of every training that is done in a folder, and print the table."""
     finished = [training._replace(log=trained_alone(training)) for training in outputs.finished(METHODS)]
     scores = [score for training in finished for score in training.scores]
-    notes = notes_on(finished)
+    notes = notes_on((training.method, training.draw, training.about) for training in finished)
     if outputs.configuration["preset"] == "quick":
         notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
     table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published)
@@ -26,13 +28,13 @@ def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     write_page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
     print(f"\nThe run as one page: {outputs.folder / PAGE}")
-    print(f"Results: {outputs.folder / 'table.md'}; beside it scores.csv, figures, and a folder for each method")
+    print(f"Results: {outputs.folder / 'table.md'}; beside it {FILE}, figures, and a folder for each method")
 
 
-def notes_on(finished: Sequence[Finished]) -> list[str]:
+def notes_on(trainings: Iterable[tuple[str, int, Mapping[str, Any]]]) -> list[str]:
     """Say what a reader of the results should know about the trainings, a line each and none twice."""
     notes: list[str] = []
-    for name, draw, _, _, about in finished:
+    for name, draw, about in trainings:
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
         if shifted := about.get("shifted validation dice"):
             took += f" Dice on validation patients under shifts that no test has: {fmean(shifted.values()):.3f}."

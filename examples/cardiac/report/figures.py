@@ -32,7 +32,7 @@ DASHES = ("-", "--", ":")
 Bytes = npt.NDArray[np.uint8]
 
 _INK = "#010203"  # stands for the text colour of the page, which is dark or light
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib names all keys that it knows
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
@@ -161,7 +161,8 @@ def _contours(labels: Bytes) -> str:
     lines: list[npt.NDArray[np.float64]] = []
     for inside in (labels == 1, (labels == 1) | (labels == 2), labels == 3):
         padded = np.pad(inside.astype(float), 1)
-        lines += contour_generator(z=padded).lines(0.5)
+        borders: Any = contour_generator(z=padded).lines(0.5)
+        lines += borders
     paths = []
     for line in lines:
         points = (2 * line - 1).round().astype(int)  # pixel centres lie at halves, as in SVG's images

@@ -75,7 +75,7 @@ def write_report(
         "published": [_plain(row) for row in published],
         "comparison": [difference._asdict() for difference in differences],
     }
-    write_scores(folder / "scores.csv", scores)
+    write_scores(folder, scores)
     write_csv(folder / "comparison.csv", Difference._fields, (difference.as_line() for difference in differences))
     write_text(folder / "configuration.json", settings + "\n")
     write_text(folder / "table.json", json.dumps(as_json, indent=2) + "\n")

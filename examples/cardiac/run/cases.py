@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ class Cases:
     def slices(self) -> list[SliceScore]:
         """Return the scores of all slices, in the order in which they came."""
         return [
-            SliceScore(*key, **{name: mean_of_known(one.get(name, math.nan) for one in found) for name in STRUCTURES})
+            SliceScore(*key, *(mean_of_known(one.get(name, math.nan) for one in found) for name in STRUCTURES))
             for key, found in self._slices.items()
         ]
 
@@ -115,7 +115,8 @@ class Cases:
             writer.writerows([_shown(value) for value in score] for score in self.slices())
         columns = zip(*self.cases(), strict=True)
         with replacing(folder / CASES) as temporary:
-            np.savez_compressed(temporary, **dict(zip(Case._fields, map(np.array, columns), strict=False)))
+            arrays: dict[str, Any] = dict(zip(Case._fields, map(np.array, columns), strict=False))
+            np.savez_compressed(temporary, **arrays)
 
 
 def read_slices(path: Path) -> list[SliceScore]:
@@ -123,10 +124,11 @@ def read_slices(path: Path) -> list[SliceScore]:
     with path.open(newline="") as file:
         lines = [*csv.DictReader(file)]
     numbers = ("position", *STRUCTURES)
-    return [
-        SliceScore(**{**line, "slice": int(line["slice"]), **{name: float(line[name] or "nan") for name in numbers}})
-        for line in lines
-    ]
+    scores = []
+    for line in lines:
+        values: dict[str, Any] = {name: float(line[name] or "nan") for name in numbers}
+        scores.append(SliceScore(**{**line, "slice": int(line["slice"]), **values}))
+    return scores
 
 
 def read_cases(path: Path) -> list[Case]:

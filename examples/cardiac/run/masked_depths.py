@@ -92,7 +92,7 @@ def layer_sets() -> Iterator[list[str]]:
 def hard_dice(unet: nn.Module, layers: list[str], score: Score, volumes: Sequence[Batch], repeats: int) -> str:
     """Return mean and spread of the Dice of the segmentations that masked codes at `layers` decode to."""
     coop = CooperativeModel(
-        unet, num_classes=1 + len(STRUCTURES), example=volumes[0][0][:2], layer=layers, masker=paper_masks(score)
+        unet, num_classes=1 + len(STRUCTURES), example=volumes[0][0][:2], codes=layers, augment=paper_masks(score)
     )
     values = [dice_of_masked(coop, volumes, seed=seed)[1] for seed in range(repeats)]
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if repeats > 1 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Outputs:
         self.folder = folder or Path("runs") / f"{configuration['preset']}-{digest}"
         self.configuration = configuration
         file = self.folder / "configuration.json"
-        there = _read_json(file) if file.exists() else configuration
+        there = read_json(file) if file.exists() else configuration
         theirs, ours = {**(defaults or {}), **there}, {**(defaults or {}), **configuration}
         if changed := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
             raise DataError(
@@ -75,24 +75,35 @@ class Outputs:
     def finish(self, method: str, draw: int, scores: list[Score], about: Mapping[str, Any]) -> None:
         """Keep the scores of a training, and then mark it as done."""
         place = self.place(method, draw)
-        write_scores(place / "scores.csv", scores)
+        write_scores(place, scores)
         write_text(place / "done.json", json.dumps(about, indent=2) + "\n")
 
-    def finished(self, methods: Mapping[str, Any]) -> Iterator[Finished]:
+    def finished(self, methods: Iterable[str]) -> Iterator[Finished]:
         """Read every finished training, by methods in their order and then by draws."""
-        for method in methods:
-            for done in sorted(self.folder.glob(f"{method}/draw-*/done.json")):
-                draw = int(done.parent.name.removeprefix("draw-"))
-                try:
-                    scores, log = read_scores(done.with_name("scores.csv")), _read_log(done.with_name("log.csv"))
-                except OSError as error:
-                    raise DataError(
-                        f"{error.filename}: cannot be read ({error.strerror}). Remove {done.parent}, to train again."
-                    ) from None
-                yield Finished(method, draw, scores, log, _read_json(done))
+        for method, draw, about in done_in(self.folder, methods):
+            place = self.place(method, draw)
+            try:
+                scores, log = read_scores(place), _read_log(place / "log.csv")
+            except OSError as error:
+                raise DataError(
+                    f"{error.filename}: cannot be read ({error.strerror}). Remove {place}, to train again."
+                ) from None
+            yield Finished(method, draw, scores, log, about)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def done_in(folder: Path, methods: Iterable[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield method, draw and what there is to know of every training that is done, by methods in their order."""
+    for method in methods:
+        for done in sorted(folder.glob(f"{method}/draw-*/done.json")):
+            yield method, int(done.parent.name.removeprefix("draw-")), read_json(done)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that a run wrote.
+
+    Raises:
+        DataError: it holds something else.
+    """
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
+import gzip
+import io
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cardiac.run.files import write_csv
+from cardiac.run.files import replacing
+
+FILE, UNCOMPRESSED = "scores.csv.gz", "scores.csv"
 
 AVERAGE = "average"
 PART = "/"
@@ -52,17 +58,42 @@ class Score(NamedTuple):
     value: float
 
 
-def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Write scores as CSV, one number a line."""
-    write_csv(path, Score._fields, scores)
+def write_scores(folder: Path, scores: Iterable[Score]) -> None:
+    """Write a folder's file of scores, one a line; the same scores make the same bytes.
+
+    Values have twice the decimals that tables show: with fewer, rounding makes ties, and these change tests on ranks.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Score._fields)
+    writer.writerows(score._replace(value=round(score.value, 2 * METRICS[score.metric].digits)) for score in scores)
+    with replacing(folder / FILE) as temporary:
+        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    (folder / UNCOMPRESSED).unlink(missing_ok=True)
 
 
-def read_scores(path: Path) -> list[Score]:
-    """Read what `write_scores` wrote."""
-    with path.open(newline="") as file:
-        return [
-            Score(**{**line, "draw": int(line["draw"]), "value": float(line["value"])}) for line in csv.DictReader(file)
-        ]
+def read_scores(folder: Path) -> list[Score]:
+    """Read a folder's file of scores, also one that an earlier version left uncompressed.
+
+    Raises:
+        OSError: there is none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.exists() and (folder / UNCOMPRESSED).exists():
+        path = folder / UNCOMPRESSED
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name == FILE else data).decode()
+        lines = csv.DictReader(io.StringIO(text))
+        if tuple(lines.fieldnames or ()) != Score._fields:
+            raise ValueError(f"its columns are not {', '.join(Score._fields)}")
+        return [_score(line) for line in lines]
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+        raise OSError(errno.EIO, f"it is damaged: {error}", str(path)) from None
+
+
+def _score(line: dict[str, Any]) -> Score:
+    return Score(**{**line, "draw": int(line["draw"]), "value": float(line["value"])})
 
 
 def column_mean(scores: Iterable[Score]) -> dict[str, float]:

@@ -1,17 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cardiac.data import batches as module
 from cardiac.data.augment import rescale
-from cardiac.data.batches import Timed, TrainingBatches, iterations_per_pass, validation_batches
+from cardiac.data.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
 from cardiac.data.readers import Frame
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def frame(patient, depth=4, side=16, empty=1):
+def frame(patient: str, depth: int = 4, side: int = 16, empty: int = 1) -> Frame:
     """A volume whose slices are told apart by the height of a step, with labels in all but the first ones."""
     image = np.zeros((depth, side, side), np.float32)
     labels = np.zeros((depth, side, side), np.uint8)
@@ -22,19 +26,27 @@ def frame(patient, depth=4, side=16, empty=1):
     return Frame(patient, "ED", image, labels, (10.0, 1.0, 1.0))
 
 
-def loader(epoch=0, *, side=12, seed=0, length=3, batch_size=6, device="cpu"):
+def loader(
+    epoch: int = 0,
+    *,
+    side: int = 12,
+    seed: int = 0,
+    length: int = 3,
+    batch_size: int = 6,
+    device: torch.device | str = "cpu",
+) -> TrainingBatches:
     frames = [frame("0"), frame("1")]
     return TrainingBatches(
         frames, side=side, batch_size=batch_size, length=length, seed=seed, epoch=lambda: epoch, device=device
     )
 
 
-def untouched(batches):
+def untouched(batches: Iterable[Batch]) -> list[int]:
     """Which slices the second halves of batches hold, told by the step."""
     return [round(100 * float(image[0, 6, 10])) for images, _ in batches for image in images[len(images) // 2 :]]
 
 
-def test_a_batch_is_half_augmented_half_as_it_is():
+def test_a_batch_is_half_augmented_half_as_it_is() -> None:
     images, labels = next(iter(loader()))
     assert images.shape == (6, 1, 12, 12)
     assert labels.shape == (6, 12, 12)
@@ -42,19 +54,19 @@ def test_a_batch_is_half_augmented_half_as_it_is():
     assert not torch.equal(images[:3], images[3:])
 
 
-def test_slices_without_a_label_are_skipped_and_every_other_comes_once_a_pass():
+def test_slices_without_a_label_are_skipped_and_every_other_comes_once_a_pass() -> None:
     slices = untouched(loader(side=16, length=4))
     first, second = slices[:6], slices[6:]
     assert sorted(first) == sorted(second) == [2, 3, 4, 6, 7, 8]
     assert first != second
 
 
-def test_a_pass_is_counted_in_batches():
+def test_a_pass_is_counted_in_batches() -> None:
     frames = [frame("0"), frame("1")]
     assert [iterations_per_pass(frames, batch_size) for batch_size in (6, 8, 12)] == [2, 2, 1]
 
 
-def test_two_loaders_give_equal_batches_whatever_is_drawn_in_between():
+def test_two_loaders_give_equal_batches_whatever_is_drawn_in_between() -> None:
     first = list(loader())
     torch.rand(5)
     second = list(loader())
@@ -63,30 +75,30 @@ def test_two_loaders_give_equal_batches_whatever_is_drawn_in_between():
         assert torch.equal(labels, other_labels)
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
     list(loader())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_epochs_continue_each_other():
+def test_epochs_continue_each_other() -> None:
     long = [images for images, _ in loader(length=6)]
     short = [images for epoch in range(2) for images, _ in loader(epoch, length=3)]
     assert len(loader(length=6)) == len(long) == len(short) == 6
     assert all(torch.equal(one, other) for one, other in zip(long, short, strict=True))
 
 
-def test_another_seed_gives_another_order():
+def test_another_seed_gives_another_order() -> None:
     assert not torch.equal(next(iter(loader()))[0], next(iter(loader(seed=1)))[0])
 
 
 @pytest.mark.parametrize("batch_size", [0, 5])
-def test_an_odd_batch_is_refused(batch_size):
+def test_an_odd_batch_is_refused(batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"must be even.*got {batch_size}"):
         loader(batch_size=batch_size)
 
 
-def test_a_validation_batch_is_a_volume_with_all_its_slices():
+def test_a_validation_batch_is_a_volume_with_all_its_slices() -> None:
     ((images, labels),) = validation_batches([frame("1")], 16)
     assert images.shape == (4, 1, 16, 16)
     assert torch.equal(images.amax((1, 2, 3)), torch.ones(4))
@@ -95,7 +107,7 @@ def test_a_validation_batch_is_a_volume_with_all_its_slices():
     assert labels[0].max() == 0
 
 
-def test_a_validation_batch_is_cropped_as_training_batches_are():
+def test_a_validation_batch_is_cropped_as_training_batches_are() -> None:
     ((images, labels),) = validation_batches([frame("1")], 8)
     ((whole, all_labels),) = validation_batches([frame("1")], 16)
     assert images.shape == (4, 1, 8, 8)
@@ -109,11 +121,13 @@ def test_a_validation_batch_is_cropped_as_training_batches_are():
 class CopiesTo(TorchDispatchMode):
     """Notes of every copy from the CPU to another device whether the host waits for it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.waits = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and "device" in kwargs:
             self.waits.append(not kwargs.get("non_blocking", False))
@@ -122,7 +136,7 @@ class CopiesTo(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def test_a_batch_is_made_on_the_device_without_a_wait_for_it():
+def test_a_batch_is_made_on_the_device_without_a_wait_for_it() -> None:
     batches = loader(device="meta")
     with CopiesTo() as copies:
         images, labels = batches.batch(0)
@@ -137,7 +151,7 @@ def test_a_batch_is_made_on_the_device_without_a_wait_for_it():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_batch_on_a_gpu_never_synchronises():
+def test_a_batch_on_a_gpu_never_synchronises() -> None:
     batches = loader(device="cuda")
     batches.batch(0)
     torch.cuda.set_sync_debug_mode("error")
@@ -150,15 +164,15 @@ def test_a_batch_on_a_gpu_never_synchronises():
     assert (labels.cpu() == on_cpu[1]).float().mean() > 0.99
 
 
-def test_the_share_of_waiting_is_that_of_the_time_between_asking_and_getting(monkeypatch):
+def test_the_share_of_waiting_is_that_of_the_time_between_asking_and_getting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow:
-        def __len__(self):
+        def __len__(self) -> int:
             return 3
 
-        def __iter__(self):
+        def __iter__(self) -> Iterator[int]:
             for number in range(3):
                 now[0] += 1
                 yield number
@@ -172,7 +186,7 @@ def test_the_share_of_waiting_is_that_of_the_time_between_asking_and_getting(mon
     assert (timed.waited, timed.total, timed.share) == (6, 30, 0.2)
 
 
-def test_the_step_after_which_an_epoch_is_cut_short_counts(monkeypatch):
+def test_the_step_after_which_an_epoch_is_cut_short_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     timed = Timed(loader())
@@ -182,7 +196,7 @@ def test_the_step_after_which_an_epoch_is_cut_short_counts(monkeypatch):
     assert (timed.waited, timed.total) == (1, 2)
 
 
-def test_timing_changes_no_batch():
+def test_timing_changes_no_batch() -> None:
     for (images, labels), (others, other_labels) in zip(Timed(loader()), loader(), strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)

@@ -1,8 +1,12 @@
+from __future__ import annotations
+
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,13 +18,13 @@ from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt,
 from cardiac.data.phantom import make_phantom
 from cardiac.data.readers import DataError, Frame, read_acdc, read_mnms
 from cardiac.run import study as study_module
-from cardiac.run.presets import PRESETS
+from cardiac.run.presets import PRESETS, Preset
 from cardiac.run.study import Sources, Study
 
 TINY = replace(PRESETS["quick"], image_size=32, corruption_draws=2)
 
 
-def frame(patient="007", phase="ED", depth=3, seed=0):
+def frame(patient: str = "007", phase: str = "ED", depth: int = 3, seed: int = 0) -> Frame:
     random = np.random.default_rng(seed)
     return Frame(
         patient,
@@ -37,7 +41,7 @@ def frame(patient="007", phase="ED", depth=3, seed=0):
 FRAMES = [frame(), frame(phase="ES", seed=1), frame("008", depth=5, seed=2)]
 
 
-def same(some, others):
+def same(some: Sequence[Frame], others: Sequence[Frame]) -> bool:
     """Whether frames are equal in every field, bit for bit, types included."""
     if len(some) != len(others):
         return False
@@ -52,11 +56,11 @@ def same(some, others):
     return True
 
 
-def never():
+def never() -> list[Frame]:
     raise AssertionError("was made again")
 
 
-def write_patient(folder, seed=0):
+def write_patient(folder: Path, seed: int = 0) -> None:
     """A patient in the preprocessed layout."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -66,14 +70,14 @@ def write_patient(folder, seed=0):
             nib.save(image, folder / f"{phase}_{kind}.nii.gz")
 
 
-def age(folder):
+def age(folder: Path) -> None:
     """Let a folder's files be as old as files are that nobody is writing."""
     for path in Path(folder).rglob("*"):
         os.utime(path, (1e9, 1e9))
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path: Path) -> Path:
     """Three patients, and another data set with one."""
     for seed, patient in enumerate(("A", "B", "C")):
         write_patient(tmp_path / "acdc" / patient, seed)
@@ -82,18 +86,18 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def entries(folder):
+def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 # Entries
 
 
-def test_what_was_kept_comes_back_bit_for_bit_and_in_every_field(folder):
+def test_what_was_kept_comes_back_bit_for_bit_and_in_every_field(folder: Path) -> None:
     assert same(Cache(folder).frames(lambda: FRAMES, "source"), FRAMES)
     kept = Cache(folder).frames(never, "source")
     assert same(kept, FRAMES)
@@ -101,7 +105,7 @@ def test_what_was_kept_comes_back_bit_for_bit_and_in_every_field(folder):
     assert not same(kept, [*FRAMES[:-1], replace(FRAMES[-1], cropped={})])
 
 
-def test_what_is_kept_is_mapped_and_writing_to_it_changes_no_file(folder):
+def test_what_is_kept_is_mapped_and_writing_to_it_changes_no_file(folder: Path) -> None:
     Cache(folder).frames(lambda: FRAMES, "source")
     first = Cache(folder).frames(never, "source")[0]
     tensor = torch.as_tensor(first.image)  # without the warning that torch gives for arrays that may only be read
@@ -111,7 +115,7 @@ def test_what_is_kept_is_mapped_and_writing_to_it_changes_no_file(folder):
     assert same(Cache(folder).frames(never, "source"), FRAMES)
 
 
-def test_another_source_or_parameter_is_another_entry(folder):
+def test_another_source_or_parameter_is_another_entry(folder: Path) -> None:
     cache = Cache(folder)
     for number, (source, parameters) in enumerate([("a", {}), ("b", {}), ("a", {"size": 1}), ("a", {"size": 2})]):
         made = [frame(seed=number)]
@@ -119,7 +123,7 @@ def test_another_source_or_parameter_is_another_entry(folder):
     assert len(entries(folder)) == 4
 
 
-def test_other_code_or_another_format_does_not_use_an_entry(folder, monkeypatch):
+def test_other_code_or_another_format_does_not_use_an_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Cache(folder).frames(lambda: FRAMES, "source")
     for name, value in (("FORMAT", cache_module.FORMAT + 1), ("_CODE", ("batches.py",))):
         with monkeypatch.context() as patched:
@@ -131,11 +135,11 @@ def test_other_code_or_another_format_does_not_use_an_entry(folder, monkeypatch)
     assert same(Cache(folder).frames(never, "source"), FRAMES)
 
 
-def cut_off(path):
+def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def flip_a_bit(path):
+def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -143,7 +147,7 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("file", ["image.npy", "labels.npy", "frames.json", "digests.json"])
-def test_a_damaged_entry_is_made_anew(folder, file, damage):
+def test_a_damaged_entry_is_made_anew(folder: Path, file: Path, damage: Callable[[Path], None]) -> None:
     Cache(folder).frames(lambda: FRAMES, "source")
     (entry,) = entries(folder)
     damage(entry / file)
@@ -154,8 +158,10 @@ def test_a_damaged_entry_is_made_anew(folder, file, damage):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_leaves_nothing_that_looks_finished(folder, monkeypatch, failure):
-    def save(file, array):
+def test_an_interruption_leaves_nothing_that_looks_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    def save(file: Path, array: np.ndarray) -> None:
         Path(file).write_bytes(b"half of it")
         raise failure
 
@@ -166,8 +172,8 @@ def test_an_interruption_leaves_nothing_that_looks_finished(folder, monkeypatch,
     assert not list(folder.iterdir())
 
 
-def test_a_lost_race_is_harmless(folder):
-    def make():  # while another run makes the same
+def test_a_lost_race_is_harmless(folder: Path) -> None:
+    def make() -> list[Frame]:  # while another run makes the same
         Cache(folder).frames(lambda: FRAMES, "source")
         return FRAMES
 
@@ -176,7 +182,7 @@ def test_a_lost_race_is_harmless(folder):
     assert len(entries(folder)) == 1
 
 
-def test_who_comes_second_keeps_what_is_there(tmp_path):
+def test_who_comes_second_keeps_what_is_there(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "content").write_text(name)
@@ -186,8 +192,8 @@ def test_who_comes_second_keeps_what_is_there(tmp_path):
         publish(tmp_path / "absent", tmp_path / "other")
 
 
-def test_an_error_of_the_reader_passes_and_leaves_no_entry(folder):
-    def fail():
+def test_an_error_of_the_reader_passes_and_leaves_no_entry(folder: Path) -> None:
+    def fail() -> list[Frame]:
         raise DataError("broken")
 
     with pytest.raises(DataError, match=r"^broken$"):
@@ -195,7 +201,7 @@ def test_an_error_of_the_reader_passes_and_leaves_no_entry(folder):
     assert not folder.exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "cache")
     for source in ("a", "b"):
@@ -206,7 +212,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path, capsys):
     assert "--no-cache" in lines[0]
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path):
+def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
     cache = Cache(None)
     assert cache.fingerprint(tmp_path) is None
     assert same(cache.frames(lambda: FRAMES, "source"), FRAMES)
@@ -217,8 +223,8 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
 # Fingerprints
 
 
-def test_a_fingerprint_follows_what_is_read_and_which_files_there_are(data, folder):
-    def fingerprint():
+def test_a_fingerprint_follows_what_is_read_and_which_files_there_are(data: Path, folder: Path) -> None:
+    def fingerprint() -> str | None:
         return Cache(folder).fingerprint(data / "acdc", patients=("A", "B"))
 
     first = fingerprint()
@@ -232,14 +238,14 @@ def test_a_fingerprint_follows_what_is_read_and_which_files_there_are(data, fold
     assert len({first, second, fingerprint()}) == 3
 
 
-def test_a_copy_elsewhere_has_the_same_fingerprint(data, folder):
+def test_a_copy_elsewhere_has_the_same_fingerprint(data: Path, folder: Path) -> None:
     write_patient(data / "copy" / "A")
     write_patient(data / "copy2" / "A")
     assert Cache(folder).fingerprint(data / "copy") == Cache(folder).fingerprint(data / "copy2")
     assert Cache(folder).fingerprint(data / "copy") != Cache(folder).fingerprint(data / "other")
 
 
-def test_unchanged_files_are_looked_into_once(data, folder, monkeypatch):
+def test_unchanged_files_are_looked_into_once(data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     age(data)
     monkeypatch.setattr(time, "time", lambda: os.stat(data).st_ctime + 100)
     looked = []
@@ -259,16 +265,16 @@ def test_unchanged_files_are_looked_into_once(data, folder, monkeypatch):
     assert len(looked) == 25
 
 
-def test_a_file_that_was_just_written_is_not_trusted(data, folder):
+def test_a_file_that_was_just_written_is_not_trusted(data: Path, folder: Path) -> None:
     Cache(folder).fingerprint(data / "acdc")
     assert not (folder / "digests.json").exists()
 
 
-def test_what_a_reader_does_not_open_need_only_be_there(tmp_path, folder):
+def test_what_a_reader_does_not_open_need_only_be_there(tmp_path: Path, folder: Path) -> None:
     paths = make_phantom(tmp_path, acdc_patients=["001"], mnms_subjects=1)
     cache = Cache(folder)
 
-    def fingerprints():
+    def fingerprints() -> tuple[str | None, str | None]:
         acdc = cache.fingerprint(paths.acdc, patients=("001",))
         return acdc, cache.fingerprint(paths.mnms, part="Training/Labeled")
 
@@ -284,23 +290,23 @@ def test_what_a_reader_does_not_open_need_only_be_there(tmp_path, folder):
 # A study
 
 
-def study(data, cache, preset=TINY):
+def study(data: Path, cache: Cache | None, preset: Preset = TINY) -> Study:
     made = Study(Sources(data / "acdc", None, {"Other": data / "other"}), preset, None, cache)
     made.load([0])
     return made
 
 
-def everything(made):
+def everything(made: Study) -> dict[str, list[Frame]]:
     plain = {"training": made.training(0), "validation": made.validation(0)}
     return {**plain, **made.shifted_validation(0), **made.tests(0)}
 
 
-def counting(monkeypatch):
+def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Count what is read, and what is corrupted how often."""
     calls = {"read": 0, "corrupted": 0}
 
-    def counted(name, function):
-        def call(*args, **kwargs):
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
             calls[name] += 1
             return function(*args, **kwargs)
 
@@ -313,7 +319,9 @@ def counting(monkeypatch):
 
 
 @pytest.mark.parametrize("halve", [True, False])
-def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(data, folder, monkeypatch, halve):
+def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, halve: bool
+) -> None:
     pytest.importorskip("torchio")
     preset = replace(TINY, halve=halve)
     plain = everything(study(data, None, preset))
@@ -339,7 +347,9 @@ def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(data, fol
         ({"image_size": 36}, {"read": 4, "corrupted": 24}),
     ],
 )
-def test_what_a_setting_changes_is_made_again_and_nothing_else(data, folder, monkeypatch, change, again):
+def test_what_a_setting_changes_is_made_again_and_nothing_else(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], again: dict[str, int]
+) -> None:
     pytest.importorskip("torchio")
     everything(study(data, Cache(folder)))
     calls = counting(monkeypatch)
@@ -350,7 +360,9 @@ def test_what_a_setting_changes_is_made_again_and_nothing_else(data, folder, mon
     assert all(same(frames, plain[name]) for name, frames in found.items())
 
 
-def test_a_corruption_of_other_parameters_is_made_again(data, folder, monkeypatch):
+def test_a_corruption_of_other_parameters_is_made_again(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torchio")
     study(data, Cache(folder)).tests(0)
     calls = counting(monkeypatch)
@@ -360,7 +372,7 @@ def test_a_corruption_of_other_parameters_is_made_again(data, folder, monkeypatc
     assert calls == {"read": 0, "corrupted": 4}
 
 
-def test_a_recipe_tells_corruptions_and_libraries_apart(monkeypatch):
+def test_a_recipe_tells_corruptions_and_libraries_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchio")
     kinds = [("RandBias", 0, "voxel"), ("RandSpike", 0, "voxel"), ("RandBias", 1, "voxel"), ("RandBias", 0, "unit")]
     recipes = [recipe(name, draw, spacing=spacing) for name, draw, spacing in kinds]
@@ -369,7 +381,7 @@ def test_a_recipe_tells_corruptions_and_libraries_apart(monkeypatch):
     assert len({json.dumps(one) for one in recipes}) == 5
 
 
-def test_changed_data_are_read_again(data, folder):
+def test_changed_data_are_read_again(data: Path, folder: Path) -> None:
     study(data, Cache(folder))
     write_patient(data / "new" / "A", 9)
     for path in (data / "new" / "A").iterdir():
@@ -379,7 +391,9 @@ def test_changed_data_are_read_again(data, folder):
 
 
 @pytest.mark.parametrize("break_it", [lambda path: path.write_bytes(path.read_bytes()[:200]), Path.unlink])
-def test_broken_data_are_refused_in_the_same_words_with_a_cache(data, folder, break_it):
+def test_broken_data_are_refused_in_the_same_words_with_a_cache(
+    data: Path, folder: Path, break_it: Callable[[Path], object]
+) -> None:
     study(data, Cache(folder))
     break_it(data / "acdc" / "B" / "ES_seg.nii.gz")
     messages = []
@@ -390,7 +404,7 @@ def test_broken_data_are_refused_in_the_same_words_with_a_cache(data, folder, br
     assert messages[0] == messages[1]
 
 
-def test_released_layouts_come_back_as_they_were_read(tmp_path, folder):
+def test_released_layouts_come_back_as_they_were_read(tmp_path: Path, folder: Path) -> None:
     paths = make_phantom(tmp_path, acdc_patients=["001", "002", "003"], mnms_subjects=2)
     sources = Sources(paths.acdc, paths.mnms, {})
     for _ in range(2):
@@ -404,7 +418,7 @@ def test_released_layouts_come_back_as_they_were_read(tmp_path, folder):
         assert same(mnms._others["M&Ms"], read_mnms(paths.mnms, size=32))
 
 
-def test_a_corrupted_frame_does_not_depend_on_where_its_image_lies(folder):
+def test_a_corrupted_frame_does_not_depend_on_where_its_image_lies(folder: Path) -> None:
     pytest.importorskip("torchio")
     Cache(folder).frames(lambda: FRAMES, "source")
     for one, other in zip(FRAMES, Cache(folder).frames(never, "source"), strict=True):

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import dataclasses
 import inspect
 
@@ -13,7 +15,7 @@ ALL = {**PARAMETERS, **VALIDATION_PARAMETERS}
 
 
 @pytest.fixture
-def frame():
+def frame() -> Frame:
     z, y, x = np.meshgrid(np.arange(6), np.arange(24), np.arange(20), indexing="ij")
     image = 0.5 + 0.3 * np.sin(x / 3) * np.cos(y / 4) + 0.02 * z
     labels = (image > 0.6).astype(np.uint8)
@@ -22,7 +24,7 @@ def frame():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_corruption_changes_the_image_alone(frame, name):
+def test_a_corruption_changes_the_image_alone(frame: Frame, name: str) -> None:
     before = frame.image.copy()
     corrupted = corrupt(frame, name, 0)
     assert corrupted.image.shape == frame.image.shape
@@ -33,14 +35,14 @@ def test_a_corruption_changes_the_image_alone(frame, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_slice_is_scaled_to_0_1_again(frame, name):
+def test_every_slice_is_scaled_to_0_1_again(frame: Frame, name: str) -> None:
     image = corrupt(frame, name, 0).image
     np.testing.assert_array_equal(image.min((1, 2)), np.zeros(6))
     np.testing.assert_allclose(image.max((1, 2)), np.ones(6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_result_depends_on_the_key_and_not_on_what_came_before(frame, name):
+def test_the_result_depends_on_the_key_and_not_on_what_came_before(frame: Frame, name: str) -> None:
     first = corrupt(frame, name, 1).image
     torch.rand(7)
     corrupt(frame, "RandBias", 0)
@@ -55,26 +57,26 @@ def test_the_result_depends_on_the_key_and_not_on_what_came_before(frame, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_global_random_state_is_left_alone(frame, name):
+def test_the_global_random_state_is_left_alone(frame: Frame, name: str) -> None:
     state = torch.get_rng_state()
     corrupt(frame, name, 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_parameter_is_left_to_the_librarys_defaults(name):
+def test_no_parameter_is_left_to_the_librarys_defaults(name: str) -> None:
     transform, parameters = ALL[name]
     accepted = inspect.signature(getattr(torchio, transform)).parameters
     assert {*parameters} == {n for n, p in accepted.items() if p.kind is not p.VAR_KEYWORD}
 
 
-def test_who_chooses_by_validation_has_seen_no_artefact_of_the_tests():
+def test_who_chooses_by_validation_has_seen_no_artefact_of_the_tests() -> None:
     transforms = [{transform for transform, _ in these.values()} for these in (PARAMETERS, VALIDATION_PARAMETERS)]
     assert not transforms[0] & transforms[1]
     assert len(ALL) == 8
 
 
-def test_motion_fills_k_space_along_the_last_axis_of_the_plane(frame):
+def test_motion_fills_k_space_along_the_last_axis_of_the_plane(frame: Frame) -> None:
     # Where no movement is more than nil, nothing happens; moving along one axis only, spectra mix along the last one.
     image = torch.as_tensor(frame.image)[None]
     moved = torchio.Motion(
@@ -89,7 +91,7 @@ def test_motion_fills_k_space_along_the_last_axis_of_the_plane(frame):
     assert not untouched.all()
 
 
-def test_voxel_spacing_reaches_the_motion(frame):
+def test_voxel_spacing_reaches_the_motion(frame: Frame) -> None:
     voxel, unit = corrupt(frame, "RandMotion", 0), corrupt(frame, "RandMotion", 0, spacing="unit")
     assert np.abs(voxel.image - unit.image).max() > 0.01
     isotropic = dataclasses.replace(frame, spacing=(1.0, 1.0, 1.0))
@@ -100,6 +102,6 @@ def test_voxel_spacing_reaches_the_motion(frame):
     ("arguments", "name"),
     [({"corruption": "Motion"}, "corruption"), ({"corruption": "RandBias", "spacing": "mm"}, "spacing")],
 )
-def test_unknown_names_are_refused(frame, arguments, name):
+def test_unknown_names_are_refused(frame: Frame, arguments: dict[str, str], name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be one of"):
         corrupt(frame, draw=0, **arguments)

@@ -1,35 +1,39 @@
+from __future__ import annotations
+
 import threading
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from cardiac.data import phantom
-from cardiac.data.phantom import SCANNERS, make_phantom, make_study
-from cardiac.data.readers import read_acdc, read_mnms, read_preprocessed
+from cardiac.data.phantom import SCANNERS, PhantomPaths, make_phantom, make_study
+from cardiac.data.readers import Frame, read_acdc, read_mnms, read_preprocessed
 from cardiac.run.metrics import evaluate
 from scipy.ndimage import binary_dilation, binary_fill_holes
+from torch import Tensor
 
 PATIENTS = ("001", "022")
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
+def paths(tmp_path_factory: pytest.TempPathFactory) -> PhantomPaths:
     return make_phantom(tmp_path_factory.mktemp("cache"), acdc_patients=PATIENTS, mnms_subjects=2)
 
 
 @pytest.fixture(scope="module")
-def frames(paths):
+def frames(paths: PhantomPaths) -> list[Frame]:
     return read_acdc(paths.acdc) + read_mnms(paths.mnms)
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Makes studies of a few voxels in no time, and counts them."""
-    made = []
+    made: list[object] = []
 
-    def study(rng, scanner, group):
+    def study(rng: np.random.Generator, scanner: object, group: Any) -> phantom.Study:
         made.append(group)
         images = rng.integers(0, 500, (3, 2, 6, 5)).astype(np.int16)
         return phantom.Study(images, np.uint8(images % 4), (8.0, 1.4, 1.4), group)
@@ -38,11 +42,11 @@ def tiny(monkeypatch):
     return made
 
 
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def volumes(frames, patient):
+def volumes(frames: list[Frame], patient: str) -> Any:
     """Millilitres of LV, MYO and RV in end diastole and end systole."""
     counted = [
         np.bincount(f.labels.ravel(), minlength=4)[1:] * np.prod(f.spacing) for f in frames if f.patient == patient
@@ -53,7 +57,7 @@ def volumes(frames, patient):
 # Anatomy
 
 
-def test_the_readers_take_the_phantom_for_a_data_set(frames):
+def test_the_readers_take_the_phantom_for_a_data_set(frames: list[Frame]) -> None:
     assert [f.patient for f in frames[:4]] == ["001", "001", "022", "022"]
     assert [f.phase for f in frames] == ["ED", "ES"] * 4
     assert {f.group["vendor"] for f in frames[4:]} == {"A", "B"}
@@ -66,14 +70,14 @@ def test_the_readers_take_the_phantom_for_a_data_set(frames):
 class Background(torch.nn.Module):
     """Finds nothing."""
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return torch.cat([torch.ones_like(images), *[torch.zeros_like(images)] * 3], dim=1)
 
-    def refine(self, logits):
+    def refine(self, logits: Tensor) -> Tensor:
         return logits
 
 
-def test_vendors_and_centres_of_the_phantom_have_columns_of_their_own(frames):
+def test_vendors_and_centres_of_the_phantom_have_columns_of_their_own(frames: list[Frame]) -> None:
     test_sets = {"ACDC": frames[:4], "M&Ms": frames[4:]}
     scores = evaluate(Background(), test_sets, torch.device("cpu"), method="standard", draw=0)
     patients = {column: {s.patient for s in scores if s.column == column} for column in {s.column for s in scores}}
@@ -89,7 +93,7 @@ def test_vendors_and_centres_of_the_phantom_have_columns_of_their_own(frames):
     assert {(s.metric, s.value) for s in scores} == {("dice", 0), ("missed", 1)}
 
 
-def test_volumes_are_those_of_hearts_and_shrink_in_systole(frames):
+def test_volumes_are_those_of_hearts_and_shrink_in_systole(frames: list[Frame]) -> None:
     for patient in {f.patient for f in frames}:
         end_diastole, end_systole = volumes(frames, patient)
         lv, myocardium, rv = end_diastole
@@ -100,7 +104,7 @@ def test_volumes_are_those_of_hearts_and_shrink_in_systole(frames):
         assert end_systole[1] == pytest.approx(myocardium, rel=0.2)
 
 
-def test_the_left_cavity_lies_inside_a_closed_ring_of_muscle(frames):
+def test_the_left_cavity_lies_inside_a_closed_ring_of_muscle(frames: list[Frame]) -> None:
     for frame in frames:
         for labels in frame.labels:
             cavity, ring = labels == 1, labels == 2
@@ -108,7 +112,7 @@ def test_the_left_cavity_lies_inside_a_closed_ring_of_muscle(frames):
             assert not (cavity & ~binary_fill_holes(ring)).any()
 
 
-def test_the_right_ventricle_touches_the_septum_on_one_side(frames):
+def test_the_right_ventricle_touches_the_septum_on_one_side(frames: list[Frame]) -> None:
     for frame in frames:
         labels = frame.labels[len(frame.labels) // 2]
         right, left = labels == 3, labels == 1
@@ -116,47 +120,47 @@ def test_the_right_ventricle_touches_the_septum_on_one_side(frames):
         assert np.argwhere(right)[:, 1].mean() < np.argwhere(left)[:, 1].mean() - 10
 
 
-def test_end_systole_leaves_basal_slices_without_labels(frames):
+def test_end_systole_leaves_basal_slices_without_labels(frames: list[Frame]) -> None:
     labelled = {(f.patient, f.phase): f.labels.any(axis=(1, 2)).sum() for f in frames}
     assert all(labelled[p, "ES"] <= labelled[p, "ED"] for p, _ in labelled)
     assert any(labelled[p, "ES"] < labelled[p, "ED"] for p, _ in labelled)
 
 
-def test_blood_is_brighter_than_muscle(frames):
+def test_blood_is_brighter_than_muscle(frames: list[Frame]) -> None:
     for frame in frames:
         blood, muscle = (np.median(frame.image[frame.labels == label]) for label in (1, 2))
         assert blood > 1.5 * muscle
 
 
-def test_patients_differ(frames):
+def test_patients_differ(frames: list[Frame]) -> None:
     assert abs(volumes(frames, "001") - volumes(frames, "022"))[0].max() > 10
 
 
 # Scanner
 
 
-def test_vendors_differ_on_the_same_person():
+def test_vendors_differ_on_the_same_person() -> None:
     studies = {name: make_study(np.random.default_rng(0), SCANNERS[name], "NOR") for name in ("A", "B")}
 
-    def contrast(study):
+    def contrast(study: phantom.Study) -> float:
         levels = [np.median(study.images[0][study.labels[0] == label]) for label in (1, 2)]
         return levels[0] / levels[1]
 
-    def noise(study):
+    def noise(study: phantom.Study) -> float:
         return study.images[0][:, :8, :8].std() / study.images[0].mean()
 
     assert contrast(studies["A"]) > 1.2 * contrast(studies["B"])
     assert noise(studies["A"]) > 1.2 * noise(studies["B"])
 
 
-def test_noise_is_rician():
+def test_noise_is_rician() -> None:
     scanner = SCANNERS["A"]
     air = phantom._acquire(np.random.default_rng(0), scanner, np.zeros((4, 64, 64), np.float32))
     assert air.min() > 0
     assert air.mean() / np.sqrt((air**2).mean()) == pytest.approx(np.sqrt(np.pi) / 2, rel=0.02)  # Rayleigh
 
 
-def test_borders_of_fat_and_water_are_black():
+def test_borders_of_fat_and_water_are_black() -> None:
     scanner = SCANNERS["ACDC"]
     codes = np.full((8, 8), phantom.Tissue.FAT, np.uint8)
     codes[:, 3:] = phantom.Tissue.BLOOD  # the border runs through the second voxel of every row
@@ -169,7 +173,7 @@ def test_borders_of_fat_and_water_are_black():
 # Files
 
 
-def test_the_layouts_are_those_of_the_releases(paths):
+def test_the_layouts_are_those_of_the_releases(paths: PhantomPaths) -> None:
     patient = paths.acdc / "training/patient001"
     assert sorted(path.name for path in patient.iterdir()) == [
         "Info.cfg",
@@ -193,7 +197,7 @@ def test_the_layouts_are_those_of_the_releases(paths):
     assert nib.load(unlabelled).ndim == 4
 
 
-def test_a_preprocessed_copy_reads_the_same(paths, tmp_path):
+def test_a_preprocessed_copy_reads_the_same(paths: PhantomPaths, tmp_path: Path) -> None:
     for phase, frame in (("ED", "01"), ("ES", "03")):
         image = nib.load(paths.acdc / f"training/patient022/patient022_frame{frame}.nii.gz")
         labels = nib.load(paths.acdc / f"training/patient022/patient022_frame{frame}_gt.nii.gz")
@@ -212,13 +216,13 @@ def test_a_preprocessed_copy_reads_the_same(paths, tmp_path):
         assert (ours.spacing, ours.structures, ours.cropped) == (theirs.spacing, theirs.structures, theirs.cropped)
 
 
-def test_a_patient_does_not_depend_on_the_others(paths, tmp_path):
+def test_a_patient_does_not_depend_on_the_others(paths: PhantomPaths, tmp_path: Path) -> None:
     alone = make_phantom(tmp_path, acdc_patients=["022"], mnms_subjects=0)
     name = "training/patient022"
     assert files(alone.acdc / name) == files(paths.acdc / name)
 
 
-def test_the_same_arguments_give_the_same_files(tiny, tmp_path):
+def test_the_same_arguments_give_the_same_files(tiny: list[object], tmp_path: Path) -> None:
     one = make_phantom(tmp_path / "one", acdc_patients=PATIENTS)
     two = make_phantom(tmp_path / "two", acdc_patients=PATIENTS[::-1])
     other = make_phantom(tmp_path / "one", acdc_patients=PATIENTS, seed=1)
@@ -226,21 +230,21 @@ def test_the_same_arguments_give_the_same_files(tiny, tmp_path):
     assert files(one.acdc) != files(other.acdc)
 
 
-def test_a_finished_phantom_is_found_again(tiny, tmp_path):
+def test_a_finished_phantom_is_found_again(tiny: list[object], tmp_path: Path) -> None:
     first = make_phantom(tmp_path, acdc_patients=PATIENTS)
     count = len(tiny)
     assert make_phantom(tmp_path, acdc_patients=PATIENTS) == first
     assert len(tiny) == count > 0
 
 
-def test_a_new_version_is_made_afresh(tiny, tmp_path, monkeypatch):
+def test_a_new_version_is_made_afresh(tiny: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_phantom(tmp_path, acdc_patients=PATIENTS)
     monkeypatch.setattr(phantom, "VERSION", phantom.VERSION + 1)
     assert make_phantom(tmp_path, acdc_patients=PATIENTS) != first
 
 
-def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
-    def interrupted(*args):
+def test_an_interrupted_run_leaves_nothing(tiny: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(phantom, "_write_mnms", interrupted)
@@ -249,11 +253,11 @@ def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_runs_at_once_agree(tiny, tmp_path, monkeypatch):
+def test_two_runs_at_once_agree(tiny: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_built = threading.Barrier(2)
     publish = phantom.publish
 
-    def wait_and_publish(built, target):
+    def wait_and_publish(built: Path, target: Path) -> None:
         both_built.wait(timeout=30)
         publish(built, target)
 

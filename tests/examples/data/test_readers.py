@@ -1,10 +1,15 @@
+from __future__ import annotations
+
 import csv
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pytest
 from cardiac.data.preprocess import SPACING, pad_and_crop, resample_image, resample_labels
 from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
@@ -13,22 +18,22 @@ SHAPE = (20, 24, 3)  # x, y, z
 MNMS_CSV = "201014_M&Ms_Dataset_Information_-_opendataset.csv"
 
 
-def save(path, voxels, spacing=(1.5, 1.4, 9.0), origin=0.0):
+def save(path: Path, voxels: np.ndarray, spacing: tuple[float, ...] = (1.5, 1.4, 9.0), origin: float = 0.0) -> None:
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = origin
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
-def volume(seed, shape=SHAPE):
+def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.int16]:
     return np.random.default_rng(seed).integers(0, 900, shape).astype(np.int16)
 
 
-def label_map(seed, shape=SHAPE):
+def label_map(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
 
 
-def write_acdc_patient(folder, seed=0):
+def write_acdc_patient(folder: Path, seed: int = 0) -> None:
     name = folder.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: NOR\nNbFrame: 30\n")
@@ -37,13 +42,19 @@ def write_acdc_patient(folder, seed=0):
         save(folder / f"{name}_frame{frame:02d}_gt.nii.gz", label_map(seed + frame))
 
 
-def write_mnms_rows(root, rows, columns=("", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age")):
+def write_mnms_rows(
+    root: Path,
+    rows: Sequence[Sequence[object]],
+    columns: Sequence[str] = ("", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age"),
+) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with open(root / MNMS_CSV, "w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
 
 
-def write_mnms_subject(root, code, split="Training/Labeled", labelled=(1, 3)):
+def write_mnms_subject(
+    root: Path, code: str, split: str = "Training/Labeled", labelled: Sequence[int] = (1, 3)
+) -> None:
     shape = (*SHAPE, 5)
     labels = label_map(7, shape)
     labels[..., [t for t in range(5) if t not in labelled]] = 0
@@ -53,14 +64,14 @@ def write_mnms_subject(root, code, split="Training/Labeled", labelled=(1, 3)):
 
 
 @pytest.fixture
-def acdc(tmp_path):
+def acdc(tmp_path: Path) -> Path:
     for number in ("001", "002"):
         write_acdc_patient(tmp_path / "training" / f"patient{number}", seed=int(number))
     return tmp_path
 
 
 @pytest.fixture
-def mnms(tmp_path):
+def mnms(tmp_path: Path) -> Path:
     write_mnms_rows(
         tmp_path,
         [
@@ -76,7 +87,7 @@ def mnms(tmp_path):
 
 
 @pytest.fixture
-def preprocessed(tmp_path):
+def preprocessed(tmp_path: Path) -> Path:
     for patient in ("007", "SC-HF-I-1"):
         for kind, voxels in (("img", np.float32(volume(1) / 900)), ("seg", np.minimum(label_map(1), 2))):
             save(tmp_path / patient / f"ED_{kind}.nii.gz", voxels)
@@ -87,13 +98,13 @@ def preprocessed(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["training", "testing", "database/training", "database/testing", "."])
-def test_acdc_is_found_in_every_folder_layout(tmp_path, layout):
+def test_acdc_is_found_in_every_folder_layout(tmp_path: Path, layout: str) -> None:
     write_acdc_patient(tmp_path / layout / "patient101")
     frames = read_acdc(tmp_path)
     assert [(frame.patient, frame.phase) for frame in frames] == [("101", "ED"), ("101", "ES")]
 
 
-def test_acdc_frames_are_what_they_promise(acdc):
+def test_acdc_frames_are_what_they_promise(acdc: Path) -> None:
     frames = read_acdc(acdc, size=32)
     assert [(f.patient, f.phase) for f in frames] == [("001", "ED"), ("001", "ES"), ("002", "ED"), ("002", "ES")]
     for frame in frames:
@@ -107,7 +118,7 @@ def test_acdc_frames_are_what_they_promise(acdc):
         np.testing.assert_array_equal(frame.image.max((1, 2)), 1)
 
 
-def test_acdc_labels_are_renumbered_and_axes_reversed(acdc):
+def test_acdc_labels_are_renumbered_and_axes_reversed(acdc: Path) -> None:
     path = acdc / "training/patient001/patient001_frame01"
     labels = np.zeros(SHAPE, np.uint8)
     labels[4, 10, 0], labels[10, 10, 1], labels[15, 20, 2] = 1, 2, 3
@@ -119,7 +130,7 @@ def test_acdc_labels_are_renumbered_and_axes_reversed(acdc):
     assert {tuple(map(int, at)): int(frame.labels[tuple(at)]) for at in np.argwhere(frame.labels)} == expected
 
 
-def test_raw_intensities_are_clipped_at_percentiles_of_the_volume(acdc):
+def test_raw_intensities_are_clipped_at_percentiles_of_the_volume(acdc: Path) -> None:
     path = acdc / "training/patient001/patient001_frame01.nii.gz"
     voxels = volume(1, (224, 224, 3))
     voxels[0, 0] = 30000
@@ -131,7 +142,7 @@ def test_raw_intensities_are_clipped_at_percentiles_of_the_volume(acdc):
     np.testing.assert_allclose(frame.image, (clipped - low) / (high - low), atol=1e-6)
 
 
-def test_preprocessed_intensities_are_not_clipped(tmp_path):
+def test_preprocessed_intensities_are_not_clipped(tmp_path: Path) -> None:
     image = np.zeros((224, 224, 2), np.float32)
     image[100, 100], image[110, 110] = 1.0, 0.5  # beyond any percentile
     save(tmp_path / "001/ES_img.nii.gz", image, (SPACING, SPACING, 9.0))
@@ -141,12 +152,12 @@ def test_preprocessed_intensities_are_not_clipped(tmp_path):
     np.testing.assert_array_equal(np.unique(frame.image.round(6)), np.float32([0, 0.5, 1]))
 
 
-def test_read_acdc_recognises_the_preprocessed_layout(preprocessed):
+def test_read_acdc_recognises_the_preprocessed_layout(preprocessed: Path) -> None:
     ours, plain = read_acdc(preprocessed, patients=["007"])[0], read_preprocessed(preprocessed, patients=["007"])[0]
     np.testing.assert_array_equal(ours.image, plain.image)
 
 
-def test_structures_of_a_data_set_without_right_ventricle(preprocessed):
+def test_structures_of_a_data_set_without_right_ventricle(preprocessed: Path) -> None:
     frames = read_preprocessed(preprocessed)
     assert [(f.patient, f.phase, f.structures) for f in frames] == [
         ("007", "ED", ("LV", "MYO")),
@@ -154,7 +165,7 @@ def test_structures_of_a_data_set_without_right_ventricle(preprocessed):
     ]
 
 
-def test_mnms_takes_the_frames_of_its_table_counted_from_zero(mnms):
+def test_mnms_takes_the_frames_of_its_table_counted_from_zero(mnms: Path) -> None:
     frames = read_mnms(mnms, size=32)
     assert [(f.patient, f.phase) for f in frames] == [
         (code, phase) for code in ("A1B2C3", "D4E5F6") for phase in ("ED", "ES")
@@ -166,7 +177,7 @@ def test_mnms_takes_the_frames_of_its_table_counted_from_zero(mnms):
         np.testing.assert_array_equal(frame.labels, expected)
 
 
-def test_mnms_reads_other_splits_on_request(mnms):
+def test_mnms_reads_other_splits_on_request(mnms: Path) -> None:
     write_mnms_subject(mnms, "T1T1T1", "Testing")
     with open(mnms / MNMS_CSV, "a") as file:
         file.write("3,T1T1T1,Canon,D,5,1,3,40\n")
@@ -174,14 +185,14 @@ def test_mnms_reads_other_splits_on_request(mnms):
     assert "T1T1T1" not in {f.patient for f in read_mnms(mnms)}
 
 
-def test_newest_mnms_table_wins(mnms):
+def test_newest_mnms_table_wins(mnms: Path) -> None:
     (mnms / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text(
         "External code,Vendor,Centre,ED,ES\nA1B2C3,Z,9,1,3\nD4E5F6,Z,9,1,3\n"
     )
     assert read_mnms(mnms)[0].group == {"vendor": "Z", "centre": "9"}
 
 
-def test_missing_patients_are_left_out(acdc):
+def test_missing_patients_are_left_out(acdc: Path) -> None:
     assert {f.patient for f in read_acdc(acdc, patients=["002", "099"])} == {"002"}
 
 
@@ -189,14 +200,14 @@ def test_missing_patients_are_left_out(acdc):
 
 
 @pytest.mark.parametrize("spacing", [(1.9, 1.2), (SPACING, SPACING), (0.7, 3.0)])
-def test_resampling_agrees_with_a_slow_loop(spacing):
+def test_resampling_agrees_with_a_slow_loop(spacing: tuple[float, float]) -> None:
     image = np.random.default_rng(0).random((2, 9, 7)).astype(np.float32)
     labels = label_map(0, (2, 9, 7))
     new = resample_image(image, spacing), resample_labels(labels, spacing)
     rows, columns = (round(n * step / SPACING) for n, step in zip((9, 7), spacing, strict=True))
     assert new[0].shape == new[1].shape == (2, rows, columns)
 
-    def position(index, size, new_size, step):
+    def position(index: int, size: int, new_size: int, step: float) -> float:
         centred = (index - (new_size - 1) / 2) * SPACING  # in mm from the centre, which both grids share
         return min(max(centred / step + (size - 1) / 2, 0), size - 1)
 
@@ -212,7 +223,7 @@ def test_resampling_agrees_with_a_slow_loop(spacing):
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 300, 192), (224, 225, 192), (193, 200, 192), (40, 50, 256)])
-def test_pad_and_crop_keeps_the_centre(height, width, size):
+def test_pad_and_crop_keeps_the_centre(height: int, width: int, size: int) -> None:
     array = np.arange(1, height * width + 1).reshape(1, height, width)
     result = pad_and_crop(array, size)
     assert result.shape == (1, size, size)
@@ -224,7 +235,7 @@ def test_pad_and_crop_keeps_the_centre(height, width, size):
         assert result[0, i, j] == (array[0, y, x] if inside else 0)
 
 
-def test_cropped_labels_are_counted(tmp_path):
+def test_cropped_labels_are_counted(tmp_path: Path) -> None:
     labels = np.zeros((240, 240, 2), np.uint8)
     labels[120, 120], labels[120, :5], labels[:3, 120] = 1, 2, 3
     save(tmp_path / "001/ED_img.nii.gz", np.ones(labels.shape, np.float32), (SPACING, SPACING, 9.0))
@@ -237,7 +248,7 @@ def test_cropped_labels_are_counted(tmp_path):
     assert not frames[0].image.any()  # a constant slice becomes 0, not NaN
 
 
-def test_halve_averages_the_image_and_takes_the_commonest_label():
+def test_halve_averages_the_image_and_takes_the_commonest_label() -> None:
     rng = np.random.default_rng(0)
     image, labels = rng.random((2, 8, 6)).astype(np.float32), label_map(5, (2, 8, 6))
     frame = Frame("001", "ED", image, labels, (9.0, 1.5, 1.5), cropped={"LV": 4})
@@ -261,7 +272,7 @@ def test_halve_averages_the_image_and_takes_the_commonest_label():
 # Bad input: one line that names the file and says what to do
 
 
-def break_acdc(root, how):
+def break_acdc(root: Path, how: str) -> None:
     folder = root / "training/patient001"
     image, labels, info = (
         folder / name for name in ("patient001_frame01.nii.gz", "patient001_frame01_gt.nii.gz", "Info.cfg")
@@ -322,14 +333,14 @@ def break_acdc(root, how):
         ("two splits", r"testing/patient001: patient 001 is also in .*training; remove one"),
     ],
 )
-def test_broken_acdc_is_refused_in_one_line(acdc, how, message):
+def test_broken_acdc_is_refused_in_one_line(acdc: Path, how: str, message: str) -> None:
     break_acdc(acdc, how)
     with pytest.raises(DataError, match=message) as caught:
         read_acdc(acdc)
     assert "\n" not in str(caught.value)
 
 
-def break_mnms(root, how):
+def break_mnms(root: Path, how: str) -> None:
     subject = root / "Training/Labeled/A1B2C3"
     rows = [["0", "A1B2C3", "Siemens", "A", "1", "1", "3", "50"], ["1", "D4E5F6", "Philips", "B", "2", "1", "3", "60"]]
     if how == "no table":
@@ -370,32 +381,32 @@ def break_mnms(root, how):
         ("two splits", r"Validation/A1B2C3: patient A1B2C3 is also in .*Labeled; remove one"),
     ],
 )
-def test_broken_mnms_is_refused_in_one_line(mnms, how, message):
+def test_broken_mnms_is_refused_in_one_line(mnms: Path, how: str, message: str) -> None:
     break_mnms(mnms, how)
     with pytest.raises(DataError, match=message) as caught:
         read_mnms(mnms)
     assert "\n" not in str(caught.value)
 
 
-def test_preprocessed_labels_without_their_image_are_refused(preprocessed):
+def test_preprocessed_labels_without_their_image_are_refused(preprocessed: Path) -> None:
     (preprocessed / "007/ED_img.nii.gz").unlink()
     with pytest.raises(DataError, match=r"007/ED_img\.nii\.gz: missing, ED_seg\.nii\.gz needs it; copy"):
         read_preprocessed(preprocessed)
 
 
 @pytest.mark.parametrize("reader", [read_acdc, read_mnms, read_preprocessed])
-def test_missing_folders_are_refused(tmp_path, reader):
+def test_missing_folders_are_refused(tmp_path: Path, reader: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder; pass the folder that holds the data set"):
         reader(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("reader", [read_acdc, read_preprocessed])
-def test_empty_folders_are_refused(tmp_path, reader):
+def test_empty_folders_are_refused(tmp_path: Path, reader: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="no patient in any layout known here; pass the folder"):
         reader(tmp_path)
 
 
-def test_none_of_the_patients_there(acdc, mnms, preprocessed):
+def test_none_of_the_patients_there(acdc: Path, mnms: Path, preprocessed: Path) -> None:
     with pytest.raises(DataError, match="none of the patients 098, 099; it has 001, 002"):
         read_acdc(acdc, patients=["098", "099"])
     with pytest.raises(DataError, match="none of the patients X; it has A1B2C3, D4E5F6"):
@@ -404,10 +415,10 @@ def test_none_of_the_patients_there(acdc, mnms, preprocessed):
         read_preprocessed(preprocessed, patients=["008"])
 
 
-def test_labels_cut_off_by_the_crop_are_added_up_per_patient():
+def test_labels_cut_off_by_the_crop_are_added_up_per_patient() -> None:
     empty = np.zeros((1, 4, 4), np.uint8)
 
-    def frame(patient, phase, cropped):
+    def frame(patient: str, phase: str, cropped: dict[str, int]) -> Frame:
         return Frame(patient, phase, empty.astype(np.float32), empty, (10.0, 1.4, 1.4), cropped=cropped)
 
     frames = [frame("046", "ED", {"LV": 0, "RV": 5}), frame("046", "ES", {"RV": 2}), frame("007", "ED", {"LV": 0})]
@@ -417,7 +428,7 @@ def test_labels_cut_off_by_the_crop_are_added_up_per_patient():
 # Real data, where there are any
 
 
-def real_data():
+def real_data() -> Path:
     beside = Path(__file__).parents[3].parent / "shared" / "data"
     folder = Path(os.environ.get("LATENTAUG_DATA_DIR", beside))
     if not (folder / "acdc_raw").is_dir():
@@ -426,7 +437,7 @@ def real_data():
 
 
 @pytest.mark.parametrize("patient", ["021", "022"])
-def test_raw_and_preprocessed_acdc_are_equal(patient):
+def test_raw_and_preprocessed_acdc_are_equal(patient: str) -> None:
     folder = real_data()
     raw = read_acdc(folder / "acdc_raw", patients=[patient], percentiles=(1, 99))
     preprocessed = read_acdc(folder / "acdc", patients=[patient])
@@ -438,7 +449,7 @@ def test_raw_and_preprocessed_acdc_are_equal(patient):
         np.testing.assert_allclose(ours.image, theirs.image, atol=1e-6)
 
 
-def test_patient_046_loses_two_rows_to_the_crop():
+def test_patient_046_loses_two_rows_to_the_crop() -> None:
     folder = real_data()
     frames = read_acdc(folder / "acdc", patients=["046"])
     assert [f.cropped for f in frames] == [{"LV": 0, "MYO": 0, "RV": 35}, {"LV": 0, "MYO": 0, "RV": 0}]

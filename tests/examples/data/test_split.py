@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from cardiac.data.readers import DataError
@@ -12,13 +13,13 @@ SPLITS = [(draw, setting) for setting in (10, 70) for draw in range(3)]
 
 
 @pytest.mark.parametrize(("draw", "setting"), SPLITS)
-def test_no_patient_is_in_two_sets_of_a_paper_split(draw, setting):
+def test_no_patient_is_in_two_sets_of_a_paper_split(draw: int, setting: int) -> None:
     split = paper_split(draw, setting)
     assert len({*split.patients}) == len(split.patients)
 
 
 @pytest.mark.parametrize("draw", range(3))
-def test_ten_patients_of_the_pool_train_and_twenty_others_are_tested(draw):
+def test_ten_patients_of_the_pool_train_and_twenty_others_are_tested(draw: int) -> None:
     split = paper_split(draw)
     assert len({*split.train}) == 10
     assert {*split.train} <= {*POOL}
@@ -34,40 +35,40 @@ def test_ten_patients_of_the_pool_train_and_twenty_others_are_tested(draw):
         (2, "093 046 084 073 013 024 043 052 021 033", "011 071 002 062 095"),
     ],
 )
-def test_the_lists_of_the_small_setting_are_those_released(draw, train, validation):
+def test_the_lists_of_the_small_setting_are_those_released(draw: int, train: str, validation: str) -> None:
     split = paper_split(draw)
     assert split.train == tuple(train.split())
     assert split.validation == tuple(validation.split())
 
 
-def test_every_split_tests_the_same_twenty_patients():
+def test_every_split_tests_the_same_twenty_patients() -> None:
     tested = "007 008 009 010 027 028 029 030 047 048 049 050 067 068 069 070 087 088 089 090"
     assert {paper_split(*which).test for which in SPLITS} == {tuple(tested.split())}
 
 
-def test_the_large_setting_is_one_split_whatever_the_draw():
+def test_the_large_setting_is_one_split_whatever_the_draw() -> None:
     assert len({paper_split(draw, 70) for draw in range(3)}) == 1
     assert " ".join(paper_split(0, 70).validation) == "005 020 023 037 042 046 066 078 082 097"
 
 
 @pytest.mark.parametrize(("name", "each"), [("train", 14), ("validation", 2), ("test", 4)])
-def test_the_large_setting_takes_as_many_of_each_disease(name, each):
+def test_the_large_setting_takes_as_many_of_each_disease(name: str, each: int) -> None:
     # ACDC's patients come in blocks of twenty: DCM, HCM, MINF, NOR, RV.
     blocks = [(int(patient) - 1) // 20 for patient in getattr(paper_split(0, 70), name)]
     assert [blocks.count(block) for block in range(5)] == [each] * 5
 
 
-def test_the_pool_has_forty_patients():
+def test_the_pool_has_forty_patients() -> None:
     assert len({*POOL}) == 40
 
 
-def test_the_large_setting_covers_a_hundred_patients():
+def test_the_large_setting_covers_a_hundred_patients() -> None:
     split = paper_split(1, 70)
     assert (len(split.train), len(split.validation), len(split.test)) == (70, 10, 20)
     assert {*split.patients} == {f"{number:03}" for number in range(1, 101)}
 
 
-def test_the_leak_of_draw_1_is_kept_out_of_validation_and_said():
+def test_the_leak_of_draw_1_is_kept_out_of_validation_and_said() -> None:
     assert {"002", "022"} <= {*DRAWS[1]} & {*VALIDATION[1]}
     split = paper_split(1)
     assert split.train == DRAWS[1]
@@ -77,34 +78,34 @@ def test_the_leak_of_draw_1_is_kept_out_of_validation_and_said():
 
 
 @pytest.mark.parametrize(("draw", "setting", "name"), [(3, 10, "draw"), (-1, 10, "draw"), (0, 40, "setting")])
-def test_unknown_draws_and_settings_are_refused(draw, setting, name):
+def test_unknown_draws_and_settings_are_refused(draw: int, setting: int, name: str) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` must be"):
         paper_split(draw, setting)
 
 
-def test_a_patient_in_two_sets_is_refused_by_name():
+def test_a_patient_in_two_sets_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="patient 002 is in train and in test"):
         Split(("001", "002"), ("003",), ("002",))
 
 
-def test_an_empty_set_is_refused_by_name():
+def test_an_empty_set_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="no validation patient"):
         Split(("001",), (), ("002",))
 
 
-def test_the_paper_split_is_taken_where_its_patients_are():
+def test_the_paper_split_is_taken_where_its_patients_are() -> None:
     everybody = [f"{number:03}" for number in range(1, 151)]
     assert choose_split(everybody, 2) == paper_split(2)
 
 
-def test_missing_patients_of_the_paper_are_left_out_and_counted():
+def test_missing_patients_of_the_paper_are_left_out_and_counted() -> None:
     there = [p for p in paper_split(0).patients if p not in ("007", "073")]
     split = choose_split(there, 0)
     assert {*split.patients} == {*there}
     assert split.note == "2 of the paper's 35 patients are not there."
 
 
-def test_other_patients_are_dealt_out_whole_and_reproducibly():
+def test_other_patients_are_dealt_out_whole_and_reproducibly() -> None:
     others = [f"X{number}" for number in range(11)]
     split = choose_split(others, 0)
     assert sorted(split.patients) == sorted(others)
@@ -114,13 +115,13 @@ def test_other_patients_are_dealt_out_whole_and_reproducibly():
     assert "dealt out" in split.note
 
 
-def test_three_patients_are_the_least():
+def test_three_patients_are_the_least() -> None:
     assert len(choose_split(["A", "B", "C"], 0).train) == 1
     with pytest.raises(DataError, match="Give at least 3"):
         choose_split(["A", "B"], 0)
 
 
-def test_a_split_is_read_from_a_file(tmp_path):
+def test_a_split_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": ["003"], "validation": ["021"], "test": ["022"]}))
     split = read_split(file, ["003", "021", "022"])
@@ -137,17 +138,17 @@ def test_a_split_is_read_from_a_file(tmp_path):
         ('{"train": ["003"], "validation": ["021"], "test": ["150"]}', "150 is not in the data"),
     ],
 )
-def test_a_bad_split_file_is_refused_by_name(tmp_path, text, reason):
+def test_a_bad_split_file_is_refused_by_name(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "split.json"
     file.write_text(text)
     with pytest.raises(DataError, match=f"split.json: .*{reason}"):
         read_split(file, ["003", "021", "022"])
 
 
-def test_a_missing_split_file_is_refused_by_name(tmp_path):
+def test_a_missing_split_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json: not a split"):
         read_split(tmp_path / "absent.json", ["003"])
 
 
-def test_nobody_tested_validates():
+def test_nobody_tested_validates() -> None:
     assert not {*TEST} & {patient for patients in VALIDATION for patient in patients}

@@ -11,7 +11,7 @@ SMALL = Preset(image_size=64, depth=2, width=2)
 
 
 @pytest.mark.parametrize("name", ["FTN", "smp:Unet:resnet18"])
-def test_norm_frozen_covers_all_but_what_decodes_images(name):
+def test_norm_frozen_covers_all_but_what_decodes_images(name: str) -> None:
     model = Network(name).build(SMALL, {})
     names = all_but_image_decoder(model)
     covered = {id(p) for part in names for p in model.get_submodule(part).parameters()}

@@ -1,7 +1,9 @@
 """Every method trains, differs from every other, repeats itself and goes on where it was left, on tiny volumes."""
 
-import inspect
+from __future__ import annotations
+
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +11,19 @@ import torch
 from cardiac.data.batches import TrainingBatches, validation_batches
 from cardiac.data.readers import Frame
 from cardiac.methods import GROUPS, METHODS, chosen
+from cardiac.methods.method import Method, Step
 from cardiac.methods.network import Network
 from cardiac.methods.steps import NOISE, mixup_backward, plain_backward
 from cardiac.run.presets import Preset
 from cardiac.run.training import build_trainer
+from torch import Tensor
 from torch.nn import functional as F
 
 from latentaug import (
     FTN,
     CooperativeModel,
     CooperativeTrainer,
+    HardExamples,
     OneOf,
     RandomChannelMask,
     TargetedChannelMask,
@@ -31,30 +36,30 @@ STEPS = 6
 PRESET = Preset(image_size=24, depth=1, width=2, batch_size=4, iterations=STEPS, learning_rate=1e-2)
 
 
-def frames():
+def frames() -> list[Frame]:
     labels = np.zeros((3, 24, 24), np.uint8)
     labels[:, 6:18, 4:16], labels[:, 8:14, 8:14], labels[:, 10:12, 10:14] = 3, 2, 1
     image = (labels / 4 + np.random.default_rng(0).uniform(0, 0.3, labels.shape)).astype(np.float32)
     return [Frame("1", "ED", image, labels, (10.0, 1.0, 1.0))]
 
 
-def train(method, folder, steps=STEPS, network=None):
+def train(method: str, folder: Path, steps: int = STEPS, network: Network | None = None) -> CooperativeTrainer:
     trainer = build_trainer(method, network or Network(), PRESET, STEPS, 0, folder, torch.device("cpu"))
     loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
     trainer.fit(loader, max_steps=steps)
     return trainer
 
 
-def weights(trainer):
+def weights(trainer: CooperativeTrainer) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return {method: weights(train(method, tmp_path_factory.mktemp(method))) for method in METHODS}
 
 
-def test_every_method_ends_with_weights_of_its_own(trained):
+def test_every_method_ends_with_weights_of_its_own(trained: dict[str, Tensor]) -> None:
     assert all(one.isfinite().all() for one in trained.values())
     for method, one in trained.items():
         alike = {"cooperative", "cooperative-decoded"}  # on the paper's network
@@ -63,14 +68,16 @@ def test_every_method_ends_with_weights_of_its_own(trained):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_training_ends_with_the_same_weights(trained, tmp_path, method):
+def test_an_interrupted_training_ends_with_the_same_weights(
+    trained: dict[str, Tensor], tmp_path: Path, method: str
+) -> None:
     train(method, tmp_path, steps=1)
     train(method, tmp_path, steps=3)
     assert torch.equal(weights(train(method, tmp_path)), trained[method])
 
 
 @pytest.mark.parametrize(("method", "step"), [("standard", standard_backward), ("cooperative", cooperative_backward)])
-def test_the_two_main_methods_are_the_librarys_own(trained, method, step):
+def test_the_two_main_methods_are_the_librarys_own(trained: dict[str, Tensor], method: str, step: Step) -> None:
     torch.manual_seed(0)
     network = FTN(num_classes=4, width=2, depth=1)
     model = CooperativeModel(network, num_classes=4, example=torch.zeros(2, 1, 24, 24))
@@ -82,8 +89,8 @@ def test_the_two_main_methods_are_the_librarys_own(trained, method, step):
     assert torch.equal(weights(trainer), trained[method])
 
 
-def test_all_methods_start_from_the_same_weights():
-    def start(method):
+def test_all_methods_start_from_the_same_weights() -> None:
+    def start(method: Method) -> Tensor:
         torch.manual_seed(0)
         model = Network().build(PRESET, method.options)
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -92,7 +99,7 @@ def test_all_methods_start_from_the_same_weights():
     assert all(torch.equal(other, first) for other in others)
 
 
-def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_images_and_no_head_gets_one():
+def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_images_and_no_head_gets_one() -> None:
     torch.manual_seed(0)
     model, by_hand = Network().build(PRESET, {}), Network().build(PRESET, {})
     by_hand.load_state_dict(model.state_dict())
@@ -116,17 +123,17 @@ def test_the_plain_network_takes_the_gradient_of_its_cross_entropy_on_noisy_imag
     assert all(parameter.grad is None for parameter in model.reconstruction.parameters())
 
 
-def test_the_plain_network_sees_the_noise_that_every_other_method_has():
-    model, inputs = cooperative_model(input_noise=NOISE), []
+def test_the_plain_network_sees_the_noise_that_every_other_method_has() -> None:
+    model, inputs = cooperative_model(noise=NOISE), []
     model.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
     ((images, labels),) = validation_batches(frames(), 24)
     for step in (plain_backward, standard_backward):
         step(model.train(), images, labels, generator=torch.Generator().manual_seed(1))
     assert torch.equal(inputs[0], inputs[-1])
-    assert inspect.signature(CooperativeModel).parameters["input_noise"].default == NOISE
+    assert HardExamples().noise == NOISE
 
 
-def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
+def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(0)
     fresh = Network().build(PRESET, {}).shape_prior
     trained = train("standard-without-stn", tmp_path).model.shape_prior
@@ -134,12 +141,12 @@ def test_without_the_shape_prior_it_is_left_as_it_was(tmp_path):
         assert torch.equal(parameter, trained.get_parameter(name)), name
 
 
-def cooperative_model(input_noise=0.0):
+def cooperative_model(noise: float = 0.0) -> CooperativeModel:
     torch.manual_seed(0)
-    return Network().build(PRESET, {"input_noise": input_noise})
+    return Network().build(PRESET, {"hard": HardExamples(noise=noise)})
 
 
-def test_mixup_mixes_images_and_both_segmentation_losses():
+def test_mixup_mixes_images_and_both_segmentation_losses() -> None:
     model, before = cooperative_model(), cooperative_model()
     ((images, labels),) = validation_batches(frames(), 24)
     seen = []
@@ -160,7 +167,7 @@ def test_mixup_mixes_images_and_both_segmentation_losses():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def _share(mixed, images, order):
+def _share(mixed: Tensor, images: Tensor, order: Tensor) -> Tensor | None:
     """The share that makes `mixed` of images in this order, if there is one."""
     difference = images - images[order]
     share = ((mixed - images[order]) * difference).sum() / difference.square().sum()
@@ -168,7 +175,7 @@ def _share(mixed, images, order):
     return share if fits else None
 
 
-def test_a_transform_changes_images_before_the_step_and_no_labels():
+def test_a_transform_changes_images_before_the_step_and_no_labels() -> None:
     ((images, labels),) = validation_batches(frames(), 24)
     kept = labels.clone()
     for name in ("randconv", "bias-field", "noise"):
@@ -180,23 +187,27 @@ def test_a_transform_changes_images_before_the_step_and_no_labels():
         assert torch.equal(labels, kept)
 
 
-def test_random_masks_and_the_dropout_scheme_differ_in_their_rate():
-    assert METHODS["random-masks"].options["masker"].p == (0, 0.5)
-    assert METHODS["cooperative-dropout"].options["masker"].p == RandomChannelMask().p
+def test_random_masks_and_the_dropout_scheme_differ_in_their_rate() -> None:
+    assert METHODS["random-masks"].options["augment"].p == (0, 0.5)
+    assert METHODS["cooperative-dropout"].options["augment"].p == RandomChannelMask().p
 
 
-def test_hard_masks_are_the_three_schemes_without_annealing():
-    masker = METHODS["cooperative-hard-masks"].options["masker"]
+def test_hard_masks_are_the_three_schemes_without_annealing() -> None:
+    masker = METHODS["cooperative-hard-masks"].options["augment"]
     assert isinstance(masker, OneOf)
-    assert [type(scheme) for scheme in masker.maskers] == [RandomChannelMask, TargetedChannelMask, TargetedSpatialMask]
+    assert [type(scheme) for scheme in masker.transforms] == [
+        RandomChannelMask,
+        TargetedChannelMask,
+        TargetedSpatialMask,
+    ]
     code, generator = torch.ones(20, 8, 6, 6), torch.Generator().manual_seed(0)
-    for scheme in masker.maskers:
+    for scheme in masker.transforms:
         factors = [scheme(code, torch.randn(code.shape, generator=generator), generator=generator) for _ in range(9)]
         values = {value for mask in factors for value in mask.factor.unique().tolist()}
         assert values == ({0, 2} if isinstance(scheme, RandomChannelMask) else {0, 1})
 
 
-def test_groups_are_spelled_out_once_and_in_the_order_of_the_table():
+def test_groups_are_spelled_out_once_and_in_the_order_of_the_table() -> None:
     assert chosen(["all"]) == [*METHODS]
     assert chosen(["cooperative", "standard"]) == ["standard", "cooperative"]
     assert chosen(["main", "cooperative", "noise"]) == chosen(["main"])

@@ -13,11 +13,11 @@ from latentaug import FTN, cooperative_backward
 SMALL = Preset(image_size=64, depth=2, width=2)
 
 
-def library():
+def library() -> None:
     pytest.importorskip("segmentation_models_pytorch")
 
 
-def test_the_papers_network_is_the_default():
+def test_the_papers_network_is_the_default() -> None:
     model = Network().build(SMALL, {})
     assert isinstance(model.model, FTN)
     assert Network().stages == ("FTN", "FTN+STN")
@@ -25,15 +25,15 @@ def test_the_papers_network_is_the_default():
 
 
 @pytest.mark.parametrize("name", ["smp:Unet:resnet18", "smp:fpn:mobilenet_v2"])
-def test_a_librarys_network_has_its_code_found(name):
+def test_a_librarys_network_has_its_code_found(name: str) -> None:
     library()
     model = Network(name).build(SMALL, {})
     assert (str(model.image_code), [str(code) for code in model.shape_codes]) == ("encoder[3]", ["encoder[5]"])
-    assert model.details == (0, 1)
+    assert model.maker.residual == (0, 1)
     assert model.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
 
 
-def test_a_unet_takes_images_whose_side_its_stride_does_not_divide():
+def test_a_unet_takes_images_whose_side_its_stride_does_not_divide() -> None:
     library()
     model = Network("smp:Unet:resnet18").build(Preset(image_size=80, depth=2, width=2), {})
     images, labels = torch.rand(2, 1, 80, 80), torch.randint(4, (2, 80, 80))
@@ -42,12 +42,12 @@ def test_a_unet_takes_images_whose_side_its_stride_does_not_divide():
     assert output.hard_segmentation.shape == (2, 4, 80, 80)
 
 
-def test_stages_are_called_by_the_architecture():
+def test_stages_are_called_by_the_architecture() -> None:
     assert Network("smp:Unet:resnet18").stages == ("Unet", "Unet+STN")
     assert Network("smp:FPN").stages == ("FPN", "FPN+STN")
 
 
-def test_layers_may_be_chosen():
+def test_layers_may_be_chosen() -> None:
     library()
     model = Network("smp:Unet:resnet18", ("encoder[5]", "encoder[3]")).build(SMALL, {})
     assert [str(code) for code in model.shape_codes] == ["encoder[5]", "encoder[3]"]
@@ -55,7 +55,7 @@ def test_layers_may_be_chosen():
     assert [str(code) for code in Network(layers=("encoder",)).build(SMALL, {}).shape_codes] == ["encoder"]
 
 
-def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segmentation():
+def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segmentation() -> None:
     library()
     for layers, masked in (((), ["encoder[5]"]), (("encoder[5]", "encoder[4]"), ["encoder[5]", "encoder[4]"])):
         model = Network("smp:Unet:resnet18", layers, "encoder[2]").build(SMALL, {})
@@ -64,12 +64,12 @@ def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segm
 
 
 @pytest.mark.parametrize("name", ["Unet", "smp", "smp:", "smp:Unet:", "smp:Unet:resnet18:5", "torchvision:fcn", "ftn"])
-def test_other_names_are_refused(name):
+def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(DataError, match=f"--model must be FTN or smp:Architecture:encoder.*{name}"):
         Network(name)
 
 
-def test_the_papers_network_has_no_pretrained_weights():
+def test_the_papers_network_has_no_pretrained_weights() -> None:
     with pytest.raises(DataError, match="--encoder-weights imagenet"):
         Network(encoder_weights="imagenet")
 
@@ -85,7 +85,7 @@ def test_the_papers_network_has_no_pretrained_weights():
         (Network("smp:FPN:resnet18"), 80, "images of 80 x 80: .*divisible by 32.*--image-size, --crop and --halve"),
     ],
 )
-def test_what_cannot_be_built_is_one_line_with_the_reason(network, size, named):
+def test_what_cannot_be_built_is_one_line_with_the_reason(network: Network, size: int, named: str) -> None:
     library()
     with pytest.raises(DataError, match=named) as caught:
         network.build(Preset(image_size=size, depth=2, width=2), {})

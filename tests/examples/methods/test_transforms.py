@@ -1,26 +1,32 @@
+from __future__ import annotations
+
 import pytest
 import torch
+from cardiac.methods.method import Transform
 from cardiac.methods.transforms import CHANGED, bias_field, gaussian_noise, random_convolution
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 TRANSFORMS = [random_convolution, bias_field, gaussian_noise]
 
 
-def slices(n=6, height=24, width=20):
+def slices(n: int = 6, height: int = 24, width: int = 20) -> Tensor:
     images = torch.rand(n, 1, height, width, generator=torch.Generator().manual_seed(7))
     images[:, :, 6:14, 5:12] += 1
     images -= images.amin((1, 2, 3), keepdim=True)
     return images / images.amax((1, 2, 3), keepdim=True)
 
 
-def seeded(seed=0):
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 5), height=st.integers(8, 30), width=st.integers(8, 30))
-def test_slices_keep_their_shape_and_span_0_to_1(transform, seed, n, height, width):
+def test_slices_keep_their_shape_and_span_0_to_1(
+    transform: Transform, seed: int, n: int, height: int, width: int
+) -> None:
     changed = transform(slices(n, height, width), seeded(seed))
     assert changed.shape == (n, 1, height, width)
     assert changed.dtype == torch.float32
@@ -29,7 +35,7 @@ def test_slices_keep_their_shape_and_span_0_to_1(transform, seed, n, height, wid
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_the_generator_decides_and_nothing_else(transform):
+def test_the_generator_decides_and_nothing_else(transform: Transform) -> None:
     images, before = slices(), torch.get_rng_state()
     kept = images.clone()
     assert torch.equal(transform(images, seeded(1)), transform(images, seeded(1)))
@@ -39,7 +45,7 @@ def test_the_generator_decides_and_nothing_else(transform):
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_about_half_of_the_slices_change_each_in_its_own_way(transform):
+def test_about_half_of_the_slices_change_each_in_its_own_way(transform: Transform) -> None:
     images = slices(1).expand(200, -1, -1, -1)
     changed = transform(images, seeded())
     same = (changed == images).flatten(1).all(1)
@@ -48,7 +54,7 @@ def test_about_half_of_the_slices_change_each_in_its_own_way(transform):
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_nothing_moves(transform):
+def test_nothing_moves(transform: Transform) -> None:
     """A box stays where it is, so its labels do: the edges that are strongest afterwards are the box's."""
     images = torch.zeros(100, 1, 32, 32)
     images[:, :, 10:22, 8:20] = 1
@@ -62,7 +68,7 @@ def test_nothing_moves(transform):
     assert ((steps.argmax(1) - 3).abs()[contrast] <= 3).all()
 
 
-def test_a_convolution_is_as_wide_as_its_kernel_at_most():
+def test_a_convolution_is_as_wide_as_its_kernel_at_most() -> None:
     images = torch.zeros(300, 1, 21, 21)
     images[:, :, 10, 10] = 1
     changed = random_convolution(images, seeded())
@@ -71,7 +77,7 @@ def test_a_convolution_is_as_wide_as_its_kernel_at_most():
     assert {*reach} == {0, 1, 2, 3}
 
 
-def test_a_bias_field_is_smooth_and_positive():
+def test_a_bias_field_is_smooth_and_positive() -> None:
     images = torch.ones(50, 1, 32, 32)
     images[..., 0, 0] = 0  # what scales back to 0..1 then leaves ratios alone
     fields = bias_field(images, seeded())
@@ -81,7 +87,7 @@ def test_a_bias_field_is_smooth_and_positive():
     assert (fields.amax((1, 2, 3)) / fields.amin((1, 2, 3))).max() > 2
 
 
-def test_noise_is_of_any_strength_up_to_its_limit():
+def test_noise_is_of_any_strength_up_to_its_limit() -> None:
     images = torch.full((400, 1, 24, 24), 0.5)
     images[..., 0, 0], images[..., 0, 1] = -50, 50  # so that scaling divides by 100
     noise = 100 * gaussian_noise(images, seeded())[..., 1:, :].flatten(1).std(1)

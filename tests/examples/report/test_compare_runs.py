@@ -1,13 +1,18 @@
 """Runs of different settings, side by side."""
 
+from __future__ import annotations
+
+import json
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from cardiac.report import compare_runs
-from cardiac.run.scores import Score, write_scores
+from cardiac.run.scores import Score, read_scores, write_scores
 
 
-def write(folder, method, dice, draws=(0,)):
+def write(folder: Path, method: str, dice: float, draws: Sequence[int] = (0,)) -> str:
     folder.mkdir()
     scores = [
         Score(method, draw, "FTN", column, patient, "ED", "LV", "dice", dice)
@@ -15,11 +20,13 @@ def write(folder, method, dice, draws=(0,)):
         for column in ("ACDC", "RandBias")
         for patient in ("007", "008")
     ]
-    write_scores(folder / "scores.csv", scores)
+    write_scores(folder, scores)
     return str(folder)
 
 
-def test_methods_of_several_runs_are_in_one_table_and_compared(tmp_path, capsys):
+def test_methods_of_several_runs_are_in_one_table_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [write(tmp_path / "a", "standard", 0.5, draws=(0, 1)), write(tmp_path / "b", "cooperative", 0.75)]
     assert compare_runs.main(runs) == 0
     tables, _, differences = capsys.readouterr().out.partition("\nLess that of standard on the same draws:\n")
@@ -30,7 +37,9 @@ def test_methods_of_several_runs_are_in_one_table_and_compared(tmp_path, capsys)
     assert {(row[0], row[4]) for row in lines} == {("cooperative", "+0.250")}
 
 
-def test_the_network_alone_is_the_reference_where_a_run_has_it(tmp_path, capsys):
+def test_the_network_alone_is_the_reference_where_a_run_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [write(tmp_path / "a", "standard", 0.5), write(tmp_path / "b", "plain", 0.75)]
     assert compare_runs.main(runs) == 0
     said = capsys.readouterr().out
@@ -38,21 +47,45 @@ def test_the_network_alone_is_the_reference_where_a_run_has_it(tmp_path, capsys)
     assert "-0.250" in said
 
 
-def test_another_reference(tmp_path, capsys):
+def test_another_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write(tmp_path / "a", "standard", 0.5), write(tmp_path / "b", "cooperative", 0.75)]
     assert compare_runs.main([*runs, "--reference", "cooperative"]) == 0
     assert "-0.250" in capsys.readouterr().out
+
+
+def test_what_a_run_makes_of_its_scores_is_made_again_from_a_folder_of_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, again = tmp_path / "results", tmp_path / "again"
+    write(results, "standard", 0.5)
+    (results / "configuration.json").write_text('{"preset": "cpu"}')
+    about = {"iterations": 4, "seconds": 1.5, "notes": ["Ten patients train."]}
+    (results / "standard" / "draw-0").mkdir(parents=True)
+    (results / "standard" / "draw-0" / "done.json").write_text(json.dumps(about))
+    assert compare_runs.main([str(results), write(tmp_path / "b", "cooperative", 0.75), "--output", str(again)]) == 0
+    assert {"comparison.csv", "table.json", "table.md", "table.png"} <= {path.name for path in again.iterdir()}
+    page = (again / "table.md").read_text()
+    assert page.splitlines()[2] in capsys.readouterr().out
+    assert "- standard, draw 0: 4 iterations in 1.5 s." in page
+    assert json.loads((again / "table.json").read_text())["configuration"] == {str(results): {"preset": "cpu"}}
+    assert len(read_scores(again)) == 8
+    assert compare_runs.main([str(results), "--output", str(tmp_path / "one")]) == 0
+    assert json.loads((tmp_path / "one" / "table.json").read_text())["configuration"] == {"preset": "cpu"}
 
 
 @pytest.mark.parametrize(
     ("others", "error"),
     [
         (["b", "--reference", "mixup"], "--reference mixup: no run has it; they have standard, cooperative"),
-        (["c"], "c/scores.csv: cannot be read"),
+        (["c"], "c/scores.csv.gz: cannot be read"),
+        (["b", "--output", "a"], "--output a: the scores are read from there"),
+        (["b", "--output", "a/scores.csv.gz"], "a/scores.csv.gz: cannot be written to"),
         (["a"], "a: has standard, draw 0, as .*a has. Leave one of them out"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, monkeypatch, others, error):
+def test_what_cannot_be_compared_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, others: list[str], error: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a", "standard", 0.5)
     write(tmp_path / "b", "cooperative", 0.75)

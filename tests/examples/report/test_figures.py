@@ -1,22 +1,26 @@
 """What the page's pictures show, read back from their markup."""
 
+from __future__ import annotations
+
 import base64
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+from cardiac.data.preprocess import Labels
 from cardiac.report.figures import LABEL, PREDICTION, Span, case_picture, forest
 from cardiac.run.cases import Case
 from PIL import Image
 
 
-def case_of(labels, prediction):
+def case_of(labels: Labels, prediction: Labels) -> Case:
     image = np.add.outer(np.arange(labels.shape[0]), 2 * np.arange(labels.shape[1])).astype(np.uint8)
     return Case("ACDC", "007", "ED", "FTN", 0.5, image, labels, prediction)
 
 
-def blocks(*corners):
+def blocks(*corners: tuple[int, ...]) -> Labels:
     """The left ventricle, its wall around it and the right ventricle, with the upper left corner at each place."""
     labels = np.zeros((40, 60), np.uint8)
     for top, left in corners:
@@ -26,12 +30,12 @@ def blocks(*corners):
     return labels
 
 
-def numbers(pattern, text):
+def numbers(pattern: str, text: str) -> list[float]:
     (found,) = re.findall(pattern, text)
     return [float(number) for number in (found.split() if isinstance(found, str) else found)]
 
 
-def borders(svg, colour):
+def borders(svg: str, colour: str) -> Any:
     """The corners (left, top, right, bottom) in pixels of every border of a colour."""
     (path,) = re.findall(f'<path d="([^"]*)" stroke="{colour}"', svg)
     found = []
@@ -42,7 +46,7 @@ def borders(svg, colour):
     return found
 
 
-def test_contours_go_around_what_is_labelled():
+def test_contours_go_around_what_is_labelled() -> None:
     labels, prediction = blocks((10, 20)), blocks((11, 22))
     svg = case_picture(case_of(labels, prediction))
     assert "scale(0.5)" in svg
@@ -51,7 +55,7 @@ def test_contours_go_around_what_is_labelled():
 
 
 @pytest.mark.parametrize("corner", [(10, 20), (0, 0), (34, 48)])
-def test_the_image_is_cropped_to_what_is_seen_of_it_and_lies_where_it_did(corner):
+def test_the_image_is_cropped_to_what_is_seen_of_it_and_lies_where_it_did(corner: tuple[int, int]) -> None:
     case = case_of(blocks(corner), blocks(corner))
     svg = case_picture(case)
     x, y, side, _ = numbers(r'viewBox="([^"]*)"', svg)
@@ -66,7 +70,7 @@ def test_the_image_is_cropped_to_what_is_seen_of_it_and_lies_where_it_did(corner
     assert shown == pytest.approx(case.image[top : top + height, left : left + width], abs=4)
 
 
-def test_a_forest_plot_names_its_rows_and_scales_with_their_number():
+def test_a_forest_plot_names_its_rows_and_scales_with_their_number() -> None:
     spans = [Span("ACDC", 1.0, 0.5, 1.5), Span("average (shifted)", -1.0, -3.0, 1.0)]
     few, many = (forest("a < b", some, "#123456", xlabel="points", limits=(-4, 2)) for some in (spans, spans * 5))
     assert all(words in few for words in ("a &lt; b", "ACDC", "average (shifted)", "points", "#123456"))

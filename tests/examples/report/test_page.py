@@ -1,9 +1,14 @@
 """The page of a run, from output folders that are written here without any training."""
 
+from __future__ import annotations
+
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +22,8 @@ from cardiac.run.environment import environment
 from cardiac.run.metrics import evaluate
 from cardiac.run.moments import Moments
 from cardiac.run.outputs import Outputs
+from cardiac.run.scores import Score, read_scores, write_scores
+from torch import Tensor
 
 from latentaug import FTN, CooperativeModel
 
@@ -30,19 +37,19 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 class Page(HTMLParser):
     """Checks that tags are closed in order, and collects what the tests ask for."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.open, self.tags, self.ids, self.sources, self.texts, self.details = [], [], [], [], {}, []
         self.feed(text)
         self.close()
         assert not self.open
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attributes)
         if tag not in VOID:
             self.open.append((tag, dict(attributes).get("id")))
 
-    def handle_startendtag(self, tag, attributes):
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag == "details":
             self.details.append("open" in dict(attributes))
@@ -53,10 +60,10 @@ class Page(HTMLParser):
             if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
                 self.sources.append(value)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop()[0] == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         for tag, name in self.open:
             if tag == "section":
                 self.texts[name] = self.texts.get(name, "") + data
@@ -65,20 +72,20 @@ class Page(HTMLParser):
 class Steps(torch.nn.Module):
     """Stands for a trained model: labels brightness, some of it wrongly."""
 
-    def __init__(self, lost):
+    def __init__(self, lost: int) -> None:
         super().__init__()
         self.lost = lost
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         labels = (images[:, 0] * 3.99).long()
         labels[:, :, : self.lost] = 0
         return torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float()
 
-    def refine(self, logits):
+    def refine(self, logits: Tensor) -> Tensor:
         return logits
 
 
-def frames(seed, *, vendors=(None,), patient="007"):
+def frames(seed: int, *, vendors: Sequence[str | None] = (None,), patient: str = "007") -> list[Frame]:
     """One frame for each vendor: three slices with all labels, one without."""
     found = []
     for number, vendor in enumerate(vendors):
@@ -91,7 +98,7 @@ def frames(seed, *, vendors=(None,), patient="007"):
     return found
 
 
-def fill(outputs, method, draw):
+def fill(outputs: Outputs, method: str, draw: int) -> None:
     """Write what a training leaves in its folder."""
     place = outputs.place(method, draw)
     place.mkdir(parents=True)
@@ -117,14 +124,16 @@ def fill(outputs, method, draw):
     outputs.finish(method, draw, scores, about)
 
 
-def write(folder, configuration=CONFIGURATION, notes=("Too short & small.", NASTY)):
+def write(
+    folder: Path, configuration: Mapping[str, Any] = CONFIGURATION, notes: Sequence[str] = ("Too short & small.", NASTY)
+) -> str:
     outputs = Outputs(folder, configuration)
     write_page(outputs, [*outputs.finished(METHODS)], notes)
     return (folder / PAGE).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods and two draws."""
     outputs = Outputs(tmp_path_factory.mktemp("run"), CONFIGURATION)
     for method in METHODS:
@@ -134,17 +143,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(folder):
+def text(folder: Path) -> str:
     return write(folder)
 
 
 @pytest.fixture
-def copy(folder, tmp_path):
+def copy(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else(text):
+def test_the_page_is_well_formed_and_needs_nothing_else(text: str) -> None:
     page = Page(text)
     assert all(source.startswith(("data:image/", "#")) for source in page.sources)
     assert not {"script", "link", "iframe", "object"} & {*page.tags}
@@ -153,7 +162,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(text):
     assert {source[1:] for source in page.sources if source.startswith("#")} <= {*page.ids}
 
 
-def test_every_section_is_there_and_names_what_it_shows(text):
+def test_every_section_is_there_and_names_what_it_shows(text: str) -> None:
     page = Page(text)
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
     for section in ("result", "differences", "curves", "vendors", "positions", "cases", "moments", "settings"):
@@ -167,7 +176,7 @@ def test_every_section_is_there_and_names_what_it_shows(text):
     assert "Too short & small." in page.texts["notes"]
 
 
-def test_cases_and_moments_are_pictures_with_captions(text):
+def test_cases_and_moments_are_pictures_with_captions(text: str) -> None:
     page = Page(text)
     # For either method and draw: of seven frames three worst and three best, of two both, of one frame that one.
     captions = {word: page.texts["cases"].count(f"{word}: Dice") for word in ("worst", "best", "only frame")}
@@ -177,14 +186,14 @@ def test_cases_and_moments_are_pictures_with_captions(text):
     assert page.tags.count("img") == 4 * (1 + 2)
 
 
-def test_cases_and_moments_of_all_draws_are_there_and_the_first_ones_open(text):
+def test_cases_and_moments_of_all_draws_are_there_and_the_first_ones_open(text: str) -> None:
     page = Page(text)
     assert page.details == [True, False] * 2
     for section in ("cases", "moments"):
         assert re.findall(r"Draw \d", page.texts[section]) == ["Draw 0", "Draw 1"]
 
 
-def test_the_page_shows_the_differences_of_the_comparison_and_no_others(folder, text):
+def test_the_page_shows_the_differences_of_the_comparison_and_no_others(folder: Path, text: str) -> None:
     scores = [score for run in Outputs(folder, CONFIGURATION).finished(METHODS) for score in run.scores]
     page, found = Page(text), [row for row in compare(scores) if row.metric == "dice"]
     assert {row.column for row in found} > {"ACDC", SHIFTED, "average", "M&Ms/A"}
@@ -197,20 +206,20 @@ def test_the_page_shows_the_differences_of_the_comparison_and_no_others(folder, 
     assert page.texts["differences"].count("points ahead of standard") == 1
 
 
-def test_what_comes_from_data_is_escaped(text):
+def test_what_comes_from_data_is_escaped(text: str) -> None:
     assert NASTY not in text
     assert NASTY in Page(text).texts["cases"]  # the patient
     assert NASTY in Page(text).texts["notes"]
 
 
-def test_the_page_is_made_from_the_folder_alone_and_always_the_same(copy, text):
+def test_the_page_is_made_from_the_folder_alone_and_always_the_same(copy: Path, text: str) -> None:
     assert write(copy) == text
 
 
-def test_other_metrics_than_dice_change_nothing(copy, text):
-    for file in copy.glob("*/*/scores.csv"):
-        with file.open("a") as lines:
-            lines.write("standard,0,FTN,ACDC,007,ED,LV,hd95,23.5\n")
+def test_other_metrics_than_dice_change_nothing(copy: Path, text: str) -> None:
+    for file in copy.glob("*/*/scores.csv.gz"):
+        distance = Score("standard", 0, "FTN", "ACDC", "007", "ED", "LV", "hd95", 23.5)
+        write_scores(file.parent, [*read_scores(file.parent), distance])
     assert write(copy) == text
 
 
@@ -218,7 +227,7 @@ def test_other_metrics_than_dice_change_nothing(copy, text):
     ("lost", "section"),
     [("slices.csv", "positions"), ("cases.npz", "cases"), ("hard_examples/00000000.npz", "moments")],
 )
-def test_what_a_training_did_not_keep_is_noted(copy, lost, section):
+def test_what_a_training_did_not_keep_is_noted(copy: Path, lost: str, section: str) -> None:
     (copy / "standard" / "draw-0" / lost).write_bytes(b"not a file of this script")
     left = copy / "cooperative" / "draw-0" / lost.split("/")[0]
     shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -228,7 +237,7 @@ def test_what_a_training_did_not_keep_is_noted(copy, lost, section):
         assert "Not kept" not in page.texts[other]
 
 
-def test_a_run_without_vendors_says_so(folder, tmp_path):
+def test_a_run_without_vendors_says_so(folder: Path, tmp_path: Path) -> None:
     outputs = Outputs(tmp_path, CONFIGURATION)
     run = next(iter(Outputs(folder, CONFIGURATION).finished(METHODS)))
     write_page(outputs, [run._replace(scores=[s for s in run.scores if "/" not in s.column])], [])

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 from cardiac.data.readers import DataError
 from cardiac.report.published import read_published
@@ -5,11 +9,11 @@ from cardiac.report.tables import Cell
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     return tmp_path / "published.csv"
 
 
-def test_lines_become_rows_without_draws(file):
+def test_lines_become_rows_without_draws(file: Path) -> None:
     file.write_text("method,stage,column,value\nA,FTN,ACDC,0.5\nA,FTN+STN,ACDC,0.6\nA,FTN, M&Ms ,0.25\n")
     first, second = read_published(str(file))
     assert (first.method, first.stage, first.draws) == ("A", "FTN", ())
@@ -29,14 +33,14 @@ def test_lines_become_rows_without_draws(file):
         ("method,stage,column,value\nA,FTN,ACDC,0.5\nA,FTN,ACDC,0.6\n", "line 3: .* comes twice"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line_that_names_it(file, text, reason):
+def test_a_bad_file_is_refused_in_one_line_that_names_it(file: Path, text: str, reason: str) -> None:
     file.write_text(text)
     with pytest.raises(DataError, match=rf"published\.csv.*{reason}") as caught:
         read_published(file)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_is_no_text_is_refused(file):
+def test_a_file_that_is_not_there_or_is_no_text_is_refused(file: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_published(file)
     file.write_bytes(b"\xff\xfe\x00")

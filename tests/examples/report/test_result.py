@@ -1,6 +1,9 @@
 """What a page says about the result, from scores that are made up here."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping
 
 import pytest
 from cardiac.report.comparison import Difference, compare
@@ -9,7 +12,7 @@ from cardiac.report.tables import tabulate
 from cardiac.run.scores import Score
 
 
-def scores_of(means, *, stage="FTN"):
+def scores_of(means: Mapping[tuple[str, str], float], *, stage: str = "FTN") -> list[Score]:
     """Scores by (method, column) of two draws; every other patient suits the cooperative method."""
     return [
         Score(method, draw, stage, column, f"{patient:03}", "ED", "LV", "dice", mean + 0.01 * draw + suits)
@@ -29,11 +32,11 @@ BOTH = {
 SWAPPED = {({"standard": "cooperative"}.get(m, "standard"), column): value for (m, column), value in BOTH.items()}
 
 
-def said(scores):
+def said(scores: list[Score]) -> list[str]:
     return headline(tabulate(scores), compare(scores), "standard")
 
 
-def test_the_headline_names_the_best_method_and_what_it_gains_where():
+def test_the_headline_names_the_best_method_and_what_it_gains_where() -> None:
     scores = scores_of(BOTH)
     best, shifted, clean = said(scores)
     by_column = {row.column: row for row in compare(scores)}
@@ -49,7 +52,7 @@ def test_the_headline_names_the_best_method_and_what_it_gains_where():
         assert all(word in sentence for word in (words.interval, words.p, words.draws, "10 patients"))
 
 
-def test_the_headline_compares_the_next_method_when_the_reference_is_best():
+def test_the_headline_compares_the_next_method_when_the_reference_is_best() -> None:
     best, shifted, clean = said([*scores_of(SWAPPED), *scores_of({("dropout", "SCD"): 0.3, ("dropout", "ACDC"): 0.3})])
     assert "by standard (FTN)" in best
     assert "cooperative is 5.0 points behind standard" in shifted
@@ -57,14 +60,14 @@ def test_the_headline_compares_the_next_method_when_the_reference_is_best():
     assert "no clear difference" in clean
 
 
-def test_the_headline_compares_within_a_stage():
+def test_the_headline_compares_within_a_stage() -> None:
     scores = [*scores_of(BOTH), *scores_of({("standard", "ACDC"): 0.9, ("cooperative", "ACDC"): 0.5}, stage="FTN+STN")]
     best, clean = said(scores)
     assert "by standard (FTN+STN)" in best
     assert "cooperative is 40.0 points behind" in clean
 
 
-def test_the_headline_says_so_when_there_is_nothing_to_compare_with():
+def test_the_headline_says_so_when_there_is_nothing_to_compare_with() -> None:
     alone = scores_of({key: value for key, value in BOTH.items() if key[0] == "cooperative"})
     assert said(alone) == [
         "The best average Dice is 0.631, by cooperative (FTN); at this stage no method can be compared with standard."
@@ -72,7 +75,16 @@ def test_the_headline_says_so_when_there_is_nothing_to_compare_with():
     assert headline([], [], "standard") == ["Nothing is scored yet."]
 
 
-def difference(mean, low, high, p, *, method="cooperative", stage="FTN", column="ACDC"):
+def difference(
+    mean: float,
+    low: float | None,
+    high: float | None,
+    p: float | None,
+    *,
+    method: str = "cooperative",
+    stage: str = "FTN",
+    column: str = "ACDC",
+) -> Difference:
     return Difference(method, "standard", stage, column, "dice", 9, mean, low, high, p, {0: mean, 1: -mean}, 1)
 
 
@@ -80,7 +92,9 @@ def difference(mean, low, high, p, *, method="cooperative", stage="FTN", column=
     ("low", "high", "p"),
     [(-0.001, 0.05, 0.01), (0.0, 0.05, 0.01), (0.01, 0.05, 0.05), (0.01, 0.05, None), (None, None, 0.01)],
 )
-def test_a_difference_is_clear_only_if_interval_and_test_both_say_so(low, high, p):
+def test_a_difference_is_clear_only_if_interval_and_test_both_say_so(
+    low: float | None, high: float | None, p: float | None
+) -> None:
     assert not difference(0.03, low, high, p).clear
     assert not difference(-0.03, low and -high, high and -low, p).clear
     assert "no clear difference" in headline(tabulate(scores_of(BOTH)), [difference(0.03, low, high, p)], "standard")[1]
@@ -88,12 +102,12 @@ def test_a_difference_is_clear_only_if_interval_and_test_both_say_so(low, high, 
     assert difference(-0.03, -0.05, -0.01, 0.049).clear
 
 
-def test_what_is_undefined_or_small_is_put_into_words():
+def test_what_is_undefined_or_small_is_put_into_words() -> None:
     assert gain(difference(-0.0312, None, None, None))[:4] == ("−3.1", "no interval", "no p", "1 of 2 draws")
     assert gain(difference(0.02, -0.01, 0.05, 2e-5))[:3] == ("+2.0", "−1.0 to +5.0", "p < 0.001")
 
 
-def test_the_table_marks_the_best_of_each_column_and_shows_the_differences():
+def test_the_table_marks_the_best_of_each_column_and_shows_the_differences() -> None:
     scores = scores_of({**BOTH, ("standard", "RandBias"): 0.8, ("cooperative", "RandBias"): 0.7})
     columns, rows = dice_table(tabulate(scores), compare(scores))
     assert columns == ["ACDC", "SCD", "RandBias", "average"]
@@ -107,7 +121,7 @@ def test_the_table_marks_the_best_of_each_column_and_shows_the_differences():
     assert (ours[1].text, theirs[1].text) == ("0.555 ± 0.007", "0.505 ± 0.007")
 
 
-def test_differences_are_laid_out_by_method_stage_and_column():
+def test_differences_are_laid_out_by_method_stage_and_column() -> None:
     found = [
         difference(0.01, None, None, None),
         difference(0.02, None, None, None, column="M&Ms/A"),
@@ -126,7 +140,7 @@ def test_differences_are_laid_out_by_method_stage_and_column():
     assert rows[0][2] == [gain(found[1])]
 
 
-def test_forest_plots_show_the_last_stage_of_each_method_on_one_scale():
+def test_forest_plots_show_the_last_stage_of_each_method_on_one_scale() -> None:
     found = [
         difference(0.01, 0.0, 0.02, 0.04),
         difference(0.03, None, None, None, stage="FTN+STN"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from cardiac.report.tables import Cell, columns_of, grid, markdown, same_draws, structure_grid, summarise, tabulate
@@ -10,22 +11,22 @@ from cardiac.run.scores import AVERAGE, Score
 
 
 def score(
-    value,
+    value: float,
     *,
-    method="standard",
-    draw=0,
-    stage="FTN",
-    column="ACDC",
-    patient="007",
-    phase="ED",
-    structure="LV",
-    metric="dice",
-):
+    method: str = "standard",
+    draw: int = 0,
+    stage: str = "FTN",
+    column: str = "ACDC",
+    patient: str = "007",
+    phase: str = "ED",
+    structure: str = "LV",
+    metric: str = "dice",
+) -> Score:
     return Score(method, draw, stage, column, patient, phase, structure, metric, value)
 
 
 @pytest.fixture
-def scores():
+def scores() -> list[Score]:
     return [
         score(value + 0.1 * (column == "M&Ms") + 0.2 * draw, method=method, stage=stage, column=column, draw=draw)
         for method, value in (("standard", 0.2), ("cooperative", 0.4))
@@ -35,7 +36,7 @@ def scores():
     ]
 
 
-def test_a_cell_is_the_mean_over_structures_then_mean_and_spread_over_draws():
+def test_a_cell_is_the_mean_over_structures_then_mean_and_spread_over_draws() -> None:
     lines = [
         score(0.2, draw=0, structure="LV"),
         score(0.4, draw=0, structure="RV"),
@@ -49,21 +50,21 @@ def test_a_cell_is_the_mean_over_structures_then_mean_and_spread_over_draws():
     assert row.structures["ACDC"]["LV"].mean == pytest.approx(0.35)
 
 
-def test_the_average_is_over_columns_without_their_parts(scores):
+def test_the_average_is_over_columns_without_their_parts(scores: list[Score]) -> None:
     row = tabulate(scores)[0]
     # 0.2 and 0.3 in draw 0, 0.4 and 0.5 in draw 1; the vendor's column would lower it.
     assert row.cells[AVERAGE].mean == pytest.approx(0.35)
     assert row.cells[AVERAGE].spread == pytest.approx(0.2 / 2**0.5)
 
 
-def test_every_metric_has_a_table_of_its_own():
+def test_every_metric_has_a_table_of_its_own() -> None:
     lines = [score(0.5), score(12.0, metric="hd95"), score(8.0, metric="hd95", patient="008")]
     assert tabulate(lines)[0].cells["ACDC"].mean == 0.5
     assert tabulate(lines, "hd95")[0].cells["ACDC"].mean == 10
     assert tabulate(lines, "assd") == []
 
 
-def test_a_distance_is_averaged_over_the_volumes_that_have_one():
+def test_a_distance_is_averaged_over_the_volumes_that_have_one() -> None:
     lines = [score(1.0, metric="missed"), score(0.0, metric="missed", patient="008")]
     lines += [score(8.0, metric="hd95", patient="008")]
     assert tabulate(lines, "hd95")[0].cells["ACDC"] == Cell(8, None)
@@ -71,7 +72,7 @@ def test_a_distance_is_averaged_over_the_volumes_that_have_one():
 
 
 @pytest.mark.parametrize("where", [{"structure": "RV"}, {"draw": 1}])
-def test_a_cell_without_any_distance_of_a_structure_or_draw_stays_empty(where):
+def test_a_cell_without_any_distance_of_a_structure_or_draw_stays_empty(where: dict[str, Any]) -> None:
     lines = [score(8.0, metric="hd95"), score(0.0, metric="missed"), score(1.0, metric="missed", **where)]
     lines += [score(2.0, metric="hd95", column="SCD", draw=draw) for draw in {0, where.get("draw", 0)}]
     (row,) = tabulate(lines, "hd95")
@@ -79,7 +80,7 @@ def test_a_cell_without_any_distance_of_a_structure_or_draw_stays_empty(where):
     assert row.cells["SCD"].mean == 2
 
 
-def test_structures_have_rows_of_their_own_with_an_average():
+def test_structures_have_rows_of_their_own_with_an_average() -> None:
     lines = [score(0.8), score(0.4, structure="RV"), score(0.6, column="SCD")]
     rows = tabulate(lines)
     assert structure_grid(rows, columns_of(rows)) == [
@@ -89,7 +90,7 @@ def test_structures_have_rows_of_their_own_with_an_average():
     ]
 
 
-def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores):
+def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores: list[Score]) -> None:
     rows = tabulate(scores)
     assert [(row.method, row.stage) for row in rows] == [
         (method, stage) for method in ("standard", "cooperative") for stage in ("FTN", "FTN+STN")
@@ -98,19 +99,19 @@ def test_rows_are_methods_and_stages_and_columns_end_with_the_average(scores):
     assert columns_of(rows, parts=True) == ["M&Ms/A"]
 
 
-def test_markdown_lines_up():
+def test_markdown_lines_up() -> None:
     lines = markdown(grid(tabulate([score(0.5), score(0.75, stage="FTN+STN")]), ["ACDC", "M&Ms"])).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[3].split() == ["|", "standard", "|", "FTN+STN", "|", "1", "|", "0.750", "|", "|"]
 
 
-def test_tables_with_something_to_compare_come_first(scores):
+def test_tables_with_something_to_compare_come_first(scores: list[Score]) -> None:
     more = [s._replace(draw=2) for s in scores if s.method == "standard" and s.draw == 0]
     assert [*same_draws([*scores, *more])] == ["draws 0, 1", "draws 0, 1, 2"]
     assert same_draws([]) == {}
 
 
-def test_the_spread_over_draws_is_the_sample_deviation_and_absent_for_one_draw():
+def test_the_spread_over_draws_is_the_sample_deviation_and_absent_for_one_draw() -> None:
     assert summarise([0.5]) == (0.5, None)
     mean, spread = summarise([0.2, 0.4, 0.9])
     assert mean == pytest.approx(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from cardiac.report.tables import Cell, Row
@@ -14,24 +15,30 @@ CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"
 
 
 def score(
-    value,
+    value: float,
     *,
-    method="standard",
-    draw=0,
-    stage="FTN",
-    column="ACDC",
-    patient="007",
-    phase="ED",
-    structure="LV",
-    metric="dice",
-):
+    method: str = "standard",
+    draw: int = 0,
+    stage: str = "FTN",
+    column: str = "ACDC",
+    patient: str = "007",
+    phase: str = "ED",
+    structure: str = "LV",
+    metric: str = "dice",
+) -> Score:
     return Score(method, draw, stage, column, patient, phase, structure, metric, value)
 
 
 @pytest.fixture
-def scores():
+def scores() -> list[Score]:
     return [
-        score(value + 0.1 * (column == "M&Ms") + 0.2 * draw, method=method, stage=stage, column=column, draw=draw)
+        score(
+            round(value + 0.1 * (column == "M&Ms") + 0.2 * draw, 4),
+            method=method,
+            stage=stage,
+            column=column,
+            draw=draw,
+        )
         for method, value in (("standard", 0.2), ("cooperative", 0.4))
         for draw in range(2)
         for stage in ("FTN", "FTN+STN")
@@ -39,12 +46,12 @@ def scores():
     ]
 
 
-def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
+def test_a_report_carries_the_configuration_in_every_file(tmp_path: Path, scores: list[Score]) -> None:
     shown = write_report(tmp_path, scores, CONFIGURATION, ["Too short to rank methods."])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "comparison.csv",
         "configuration.json",
-        "scores.csv",
+        "scores.csv.gz",
         "table.json",
         "table.md",
         "table.png",
@@ -60,7 +67,7 @@ def test_a_report_carries_the_configuration_in_every_file(tmp_path, scores):
     assert b'"iterations": 60' in (tmp_path / "table.png").read_bytes()
 
 
-def test_methods_with_fewer_draws_have_a_table_of_those_that_all_have(tmp_path, scores):
+def test_methods_with_fewer_draws_have_a_table_of_those_that_all_have(tmp_path: Path, scores: list[Score]) -> None:
     few = [score(0.9, method="ramp", column=column) for column in ("ACDC", "M&Ms", "M&Ms/A")]
     shown = write_report(tmp_path, [*scores, *few], CONFIGURATION, [])
     whole, first = (part.splitlines() for part in shown.split("Draw 0:"))
@@ -78,7 +85,7 @@ def test_methods_with_fewer_draws_have_a_table_of_those_that_all_have(tmp_path, 
     ]
 
 
-def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path, scores):
+def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path: Path, scores: list[Score]) -> None:
     other = [s._replace(metric=metric, value=9.5) for s in scores for metric in ("hd95", "assd")]
     other += [s._replace(metric="missed", value=0.5 * (s.column == "M&Ms")) for s in scores]
     write_report(tmp_path, [*scores, *other], CONFIGURATION, [])
@@ -102,7 +109,7 @@ def test_the_page_goes_from_dice_to_distances_to_differences(tmp_path, scores):
     assert "Patients are the unit" in page
 
 
-def test_comparisons_are_in_json_and_csv_alike(tmp_path, scores):
+def test_comparisons_are_in_json_and_csv_alike(tmp_path: Path, scores: list[Score]) -> None:
     write_report(tmp_path, scores, CONFIGURATION, [])
     found = json.loads((tmp_path / "table.json").read_text())["comparison"]
     with (tmp_path / "comparison.csv").open(newline="") as file:
@@ -115,13 +122,13 @@ def test_comparisons_are_in_json_and_csv_alike(tmp_path, scores):
     assert [part.split(":")[0] for part in lines[0]["draws"].split()] == list(found[0]["draws"]) == ["0", "1"]
 
 
-def test_one_method_alone_is_not_compared(tmp_path):
+def test_one_method_alone_is_not_compared(tmp_path: Path) -> None:
     write_report(tmp_path, [score(0.5)], CONFIGURATION, [])
     assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 1
     assert "Differences" not in (tmp_path / "table.md").read_text()
 
 
-def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path, scores):
+def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path: Path, scores: list[Score]) -> None:
     published = [Row("paper", "FTN", (), {"ACDC": Cell(0.123, None)}, {})]
     shown = write_report(tmp_path, scores, CONFIGURATION, [], published=published)
     row = next(line for line in shown.splitlines() if "paper" in line)
@@ -131,15 +138,15 @@ def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path
     assert table["published"][0]["cells"]["ACDC"]["mean"] == 0.123
 
 
-def test_a_report_is_the_same_when_it_is_written_again(tmp_path, scores):
+def test_a_report_is_the_same_when_it_is_written_again(tmp_path: Path, scores: list[Score]) -> None:
     write_report(tmp_path, scores, CONFIGURATION, [])
-    files = [tmp_path / name for name in ("scores.csv", "table.json", "table.md", "comparison.csv")]
+    files = [tmp_path / name for name in ("scores.csv.gz", "table.json", "table.md", "comparison.csv")]
     first = [file.read_bytes() for file in files]
-    write_report(tmp_path, read_scores(tmp_path / "scores.csv"), CONFIGURATION, [])
+    write_report(tmp_path, read_scores(tmp_path), CONFIGURATION, [])
     assert [file.read_bytes() for file in files] == first
 
 
-def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
+def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run() -> None:
     curves = {
         "standard": [{"iteration": 1, "loss": 2.0}, {"iteration": 2, "loss": 1.0}],
         "cooperative": [
@@ -153,7 +160,7 @@ def test_curves_have_a_panel_for_each_number_and_a_line_for_each_run():
     assert panels["loss"].lines[1].get_color() == panels["hard loss"].lines[0].get_color()
 
 
-def test_twenty_curves_are_told_apart():
+def test_twenty_curves_are_told_apart() -> None:
     curves = {f"run {number}": [{"iteration": 1, "loss": 0.0}, {"iteration": 2, "loss": 1.0}] for number in range(20)}
     (axes,) = curves_figure(curves).axes
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 20

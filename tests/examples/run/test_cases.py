@@ -1,21 +1,34 @@
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
 from cardiac.run.cases import KEPT, Cases, SliceScore, by_third, positions, read_cases, read_slices, slice_dice
 from cardiac.run.metrics import dice, frame_scores
+from torch import Tensor
 
 DEPTH = 4
 
 
-def frame_of(labels, *, patient="007", phase="ED", structures=("LV", "MYO", "RV"), group=None):
+def frame_of(
+    labels: Labels,
+    *,
+    patient: str = "007",
+    phase: str = "ED",
+    structures: tuple[str, ...] = ("LV", "MYO", "RV"),
+    group: dict[str, str] | None = None,
+) -> Frame:
     image = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
     return Frame(patient, phase, image, labels, (10.0, 1.4, 1.4), structures, group or {})
 
 
-def heart(*sizes):
+def heart(*sizes: int) -> Labels:
     """A stack of slices with as many rows of each label as `sizes` says."""
     labels = np.zeros((len(sizes), 12, 6), np.uint8)
     for number, size in enumerate(sizes):
@@ -24,30 +37,30 @@ def heart(*sizes):
     return labels
 
 
-def watch(cases, column, frame, stages):
+def watch(cases: Cases, column: str, frame: Frame, stages: Mapping[str, Tensor]) -> None:
     """Show a frame as `evaluate` does."""
     cases(column, frame, stages, {stage: frame_scores(predicted, frame) for stage, predicted in stages.items()})
 
 
-def shifted(labels, by):
+def shifted(labels: Labels, by: int) -> Tensor:
     return torch.as_tensor(np.roll(labels, by, axis=1))
 
 
-def test_position_runs_from_the_wide_end_to_the_narrow_one_over_labelled_slices():
+def test_position_runs_from_the_wide_end_to_the_narrow_one_over_labelled_slices() -> None:
     assert positions(heart(0, 4, 3, 1, 0)) == {1: 0, 2: 0.5, 3: 1}
     assert positions(heart(1, 2, 4, 0)) == {0: 1, 1: 0.5, 2: 0}
     assert positions(heart(0, 2, 0)) == {1: 0.5}
     assert positions(heart(0, 0)) == {}
 
 
-def test_a_slice_is_scored_as_a_volume_of_its_own():
+def test_a_slice_is_scored_as_a_volume_of_its_own() -> None:
     labels = np.random.default_rng(0).integers(0, 4, (DEPTH, 5, 6)).astype(np.uint8)
     predicted = torch.as_tensor(np.random.default_rng(1).integers(0, 4, labels.shape))
     for value, found in enumerate(slice_dice(predicted, frame_of(labels)).values(), start=1):
         assert found == pytest.approx([dice(predicted[[i]], torch.as_tensor(labels[[i]]), value) for i in range(DEPTH)])
 
 
-def test_a_slice_without_a_structure_on_either_side_has_no_score_for_it():
+def test_a_slice_without_a_structure_on_either_side_has_no_score_for_it() -> None:
     labels = heart(2, 2)
     labels[0, labels[0] == 3] = 0
     found = slice_dice(torch.as_tensor(labels), frame_of(labels))
@@ -55,7 +68,7 @@ def test_a_slice_without_a_structure_on_either_side_has_no_score_for_it():
     assert found["RV"][1] == found["LV"][0] == 1
 
 
-def test_slices_hold_every_stage_and_labelled_slice_and_repetitions_are_averaged():
+def test_slices_hold_every_stage_and_labelled_slice_and_repetitions_are_averaged() -> None:
     labels, cases = heart(3, 2, 0), Cases()
     for by in (0, 12 // 2):
         watch(cases, "ACDC", frame_of(labels), {"FTN": shifted(labels, 0), "FTN+STN": shifted(labels, by)})
@@ -67,7 +80,7 @@ def test_slices_hold_every_stage_and_labelled_slice_and_repetitions_are_averaged
     assert slices[2].LV == 0.5  # of 1 and 0
 
 
-def test_what_a_data_set_does_not_label_is_not_scored():
+def test_what_a_data_set_does_not_label_is_not_scored() -> None:
     cases, labels = Cases(), heart(2)
     watch(cases, "SCD", frame_of(labels, structures=("LV", "MYO")), {"FTN": torch.as_tensor(labels)})
     (score,) = cases.slices()
@@ -75,7 +88,7 @@ def test_what_a_data_set_does_not_label_is_not_scored():
     assert math.isnan(score.RV)
 
 
-def several(patients):
+def several(patients: int) -> Cases:
     """Cases of patients who are segmented the worse the later they come; the column has two repetitions."""
     cases = Cases()
     for patient in range(patients):
@@ -89,7 +102,7 @@ def several(patients):
     return cases
 
 
-def test_the_best_and_the_worst_frames_are_kept_each_once():
+def test_the_best_and_the_worst_frames_are_kept_each_once() -> None:
     kept = several(10).cases()
     assert [case.patient for case in kept] == ["009", "008", "007", "002", "001", "000"]
     assert len(kept) == 2 * KEPT
@@ -98,7 +111,7 @@ def test_the_best_and_the_worst_frames_are_kept_each_once():
     assert kept[-1].dice == 1
 
 
-def test_a_case_shows_the_middle_labelled_slice():
+def test_a_case_shows_the_middle_labelled_slice() -> None:
     labels, cases = heart(0, 4, 3, 1), Cases()
     frame = frame_of(labels)
     watch(cases, "ACDC", frame, {"FTN": shifted(labels, 1)})
@@ -108,7 +121,7 @@ def test_a_case_shows_the_middle_labelled_slice():
     assert case.image == pytest.approx(frame.image[2] * 255, abs=0.5)
 
 
-def test_a_case_has_the_mean_dice_that_its_last_stage_scored():
+def test_a_case_has_the_mean_dice_that_its_last_stage_scored() -> None:
     cases, labels = Cases(), heart(4, 3)
     maps = dict.fromkeys(("FTN", "FTN+STN"), torch.as_tensor(labels))
     scores = {("LV", "dice"): 0.25, ("RV", "dice"): 0.75, ("LV", "hd95"): 9.0}
@@ -117,13 +130,13 @@ def test_a_case_has_the_mean_dice_that_its_last_stage_scored():
     assert case.dice == 0.5
 
 
-def test_a_frame_with_nothing_to_score_is_no_case():
+def test_a_frame_with_nothing_to_score_is_no_case() -> None:
     cases, labels = Cases(), heart(0, 0)
     watch(cases, "ACDC", frame_of(labels), {"FTN": torch.as_tensor(labels)})
     assert cases.cases() == cases.slices() == []
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     cases = several(4)
     cases.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.npz", "slices.csv"]
@@ -135,8 +148,8 @@ def test_what_is_saved_comes_back(tmp_path):
         assert all(np.array_equal(one, other) for one, other in zip(ours[5:], theirs[5:], strict=True))
 
 
-def test_thirds_are_averaged_by_column_structure_and_vendor():
-    def score(position, value, vendor=""):
+def test_thirds_are_averaged_by_column_structure_and_vendor() -> None:
+    def score(position: float, value: float, vendor: str = "") -> SliceScore:
         return SliceScore("FTN", "M&Ms", vendor, "007", "ED", 0, position, value, math.nan, 0.5)
 
     scores = [score(0.0, 0.2, "A"), score(0.3, 0.4), score(0.5, 0.6), score(1.0, 0.8)]

@@ -1,5 +1,10 @@
 """Settings as a file: what is written is read again, and what is wrong is one line."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import acdc_cooperative
 import pytest
 from cardiac.data.readers import DataError
@@ -18,21 +23,21 @@ names = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True)
 
 
 @given(st.dictionaries(names, st.one_of(plain, st.lists(plain))))
-def test_toml_reads_what_was_written(settings):
+def test_toml_reads_what_was_written(settings: dict[str, Any]) -> None:
     assert tomllib.loads(to_toml(settings)) == settings
 
 
-def written(folder, text):
+def written(folder: Path, text: str) -> str:
     path = folder / "run.toml"
     path.write_text(text)
     return str(path)
 
 
-def settings_of(*arguments):
+def settings_of(*arguments: str) -> dict[str, Any]:
     return vars(parse(arguments))
 
 
-def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path):
+def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path: Path) -> None:
     file = written(
         tmp_path,
         """
@@ -57,7 +62,7 @@ def test_every_setting_may_come_from_a_file_by_its_flags_name(tmp_path):
     assert (by_file["iterations"], by_file["learning_rate"], by_file["halve"]) == (None, 3e-3, True)
 
 
-def test_flags_take_precedence_over_the_file_and_the_file_over_the_preset(tmp_path):
+def test_flags_take_precedence_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     file = written(tmp_path, 'preset = "quick"\niterations = 7\nseed = 3\nhalve = false\nexternal = ["A=one"]\n')
     settings = settings_of("--config", file, "--iterations", "9", "--external", "B=two")
     assert settings["iterations"] == 9
@@ -67,7 +72,7 @@ def test_flags_take_precedence_over_the_file_and_the_file_over_the_preset(tmp_pa
     assert settings_of("--config", file, "--halve")["halve"] is True
 
 
-def test_layers_on_the_command_line_replace_depths_in_the_file(tmp_path):
+def test_layers_on_the_command_line_replace_depths_in_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "depths = [5, 4]\n")
     assert settings_of("--config", file)["depths"] == [5, 4]
     settings = settings_of("--config", file, "--layers", "encoder")
@@ -90,7 +95,9 @@ def test_layers_on_the_command_line_replace_depths_in_the_file(tmp_path):
         ("acdc = 2001-01-01", "acdc must be a string, a number"),
     ],
 )
-def test_a_bad_file_is_named_in_one_line(tmp_path, capsys, text, named):
+def test_a_bad_file_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, named: str
+) -> None:
     file = written(tmp_path, text)
     assert acdc_cooperative.main(["--config", file]) == 2
     error = capsys.readouterr().err
@@ -99,11 +106,11 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, capsys, text, named):
     assert named in error
 
 
-def test_a_missing_file_is_named_in_one_line(tmp_path, capsys):
+def test_a_missing_file_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert acdc_cooperative.main(["--config", str(tmp_path / "absent.toml")]) == 2
     assert "absent.toml: cannot be read" in capsys.readouterr().err
 
 
-def test_a_value_of_the_file_is_no_flag_of_another_name(tmp_path):
+def test_a_value_of_the_file_is_no_flag_of_another_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no setting is called 'config'"):
         read_arguments(tmp_path / written(tmp_path, 'config = "x"'), ["seed"])

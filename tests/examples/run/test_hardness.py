@@ -11,7 +11,7 @@ from cardiac.run.presets import Preset
 SMALL = Preset(image_size=64, depth=2, width=2)
 
 
-def test_dice_leaves_out_structures_that_nobody_has():
+def test_dice_leaves_out_structures_that_nobody_has() -> None:
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labels[:, 2:6, 2:6] = 1
     predicted = labels.clone()
@@ -19,7 +19,7 @@ def test_dice_leaves_out_structures_that_nobody_has():
     assert mean_dice([predicted], [(torch.zeros(2, 1, 8, 8), labels)]) == pytest.approx(2 * 16 / 48)
 
 
-def test_masked_codes_are_segmented_reproducibly():
+def test_masked_codes_are_segmented_reproducibly() -> None:
     torch.manual_seed(0)
     model = Network().build(SMALL, {})
     images, labels = torch.rand(3, 1, 64, 64), torch.randint(4, (3, 64, 64))

@@ -1,5 +1,9 @@
 """The experiment on masked depths, from end to end on volumes so small that it takes seconds."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 from cardiac.run import masked_depths
 
@@ -8,7 +12,7 @@ from tests.support.patients import write_patient
 pytest.importorskip("segmentation_models_pytorch")
 
 
-def test_every_set_of_depths_has_a_row_with_a_dice(tmp_path, capsys):
+def test_every_set_of_depths_has_a_row_with_a_dice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, patient in enumerate(("A", "B", "C")):
         write_patient(tmp_path / patient, seed)
     flags = ["--acdc", str(tmp_path), "--image-size", "64", "--iterations", "2", "--repeats", "2"]
@@ -21,6 +25,6 @@ def test_every_set_of_depths_has_a_row_with_a_dice(tmp_path, capsys):
     assert all(0 <= float(cell.split(" ± ")[0]) <= 1 for row in rows for cell in row[1:])
 
 
-def test_a_missing_folder_is_named(tmp_path, capsys):
+def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert masked_depths.main(["--acdc", str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_running_out_of_memory_is_one_line_that_names_settings(failure):
+def test_running_out_of_memory_is_one_line_that_names_settings(failure: str) -> None:
     with pytest.raises(DataError) as error, memory_advice(PRESETS["paper"], torch.device("cpu")):
         raise FAILURES[failure]
     message = str(error.value)
@@ -28,7 +30,7 @@ def test_running_out_of_memory_is_one_line_that_names_settings(failure):
     assert "\n" not in message
 
 
-def test_the_width_is_only_advised_for_the_network_that_has_one():
+def test_the_width_is_only_advised_for_the_network_that_has_one() -> None:
     network = Network("smp:Unet:resnet34")
     with pytest.raises(DataError) as error, memory_advice(PRESETS["paper"], torch.device("cpu"), network):
         raise MemoryError
@@ -36,20 +38,20 @@ def test_the_width_is_only_advised_for_the_network_that_has_one():
     assert "--model" in str(error.value)
 
 
-def test_what_is_set_already_is_not_advised():
+def test_what_is_set_already_is_not_advised() -> None:
     with pytest.raises(DataError) as error, memory_advice(PRESETS["quick"], torch.device("cpu")):
         raise MemoryError
     assert "--halve" not in str(error.value)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("memory")])
-def test_any_other_error_passes(failure):
+def test_any_other_error_passes(failure: Exception) -> None:
     with pytest.raises(type(failure)) as error, memory_advice(PRESETS["paper"], torch.device("cpu")):
         raise failure
     assert error.value is failure
 
 
-def test_what_the_libraries_raise_is_recognised():
+def test_what_the_libraries_raise_is_recognised() -> None:
     for ask in (lambda: torch.empty(2**60, dtype=torch.uint8), lambda: np.empty(2**60, np.uint8)):
         with pytest.raises((RuntimeError, MemoryError)) as error:
             ask()
@@ -58,7 +60,7 @@ def test_what_the_libraries_raise_is_recognised():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_full_gpu_is_named():
+def test_a_full_gpu_is_named() -> None:
     device = torch.zeros(1, device="cuda").device
     with pytest.raises(DataError, match=torch.cuda.get_device_name(device)), memory_advice(PRESETS["paper"], device):
         torch.empty(2**50, dtype=torch.uint8, device=device)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
 from cardiac.run.metrics import dice, evaluate, frame_scores, segment, surface_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 
-def frame_of(labels, *, structures=("LV", "MYO", "RV"), patient="007", phase="ED", cropped=None, group=None):
+def frame_of(
+    labels: Labels,
+    *,
+    structures: tuple[str, ...] = ("LV", "MYO", "RV"),
+    patient: str = "007",
+    phase: str = "ED",
+    cropped: dict[str, int] | None = None,
+    group: dict[str, str] | None = None,
+) -> Frame:
     return Frame(
         patient=patient,
         phase=phase,
@@ -26,7 +39,7 @@ def frame_of(labels, *, structures=("LV", "MYO", "RV"), patient="007", phase="ED
     )
 
 
-def test_dice_equals_a_count_voxel_by_voxel():
+def test_dice_equals_a_count_voxel_by_voxel() -> None:
     random = np.random.default_rng(0)
     ours, theirs = random.integers(0, 4, (3, 5, 6)), random.integers(0, 4, (3, 5, 6))
     for value in (1, 2, 3):
@@ -38,21 +51,21 @@ def test_dice_equals_a_count_voxel_by_voxel():
         assert dice(torch.as_tensor(ours), torch.as_tensor(theirs), value) == pytest.approx(2 * both / (mine + their))
 
 
-def test_dice_is_taken_over_the_volume_not_averaged_over_slices():
+def test_dice_is_taken_over_the_volume_not_averaged_over_slices() -> None:
     ours, theirs = torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)
     ours[0], theirs[0] = 1, 1
     theirs[1, 0, 0] = 1
     assert dice(ours, theirs, 1) == pytest.approx(2 * 16 / (16 + 17))
 
 
-def test_a_structure_missing_on_one_side_scores_zero_and_on_both_sides_nothing():
+def test_a_structure_missing_on_one_side_scores_zero_and_on_both_sides_nothing() -> None:
     empty, full = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
     assert dice(empty, full, 1) == 0
     assert dice(full, empty, 1) == 0
     assert math.isnan(dice(empty, empty, 1))
 
 
-def volume_of(*voxels, shape=(3, 5, 6)):
+def volume_of(*voxels: Any, shape: tuple[int, ...] = (3, 5, 6)) -> Tensor:
     """A label map that is 1 at the given places."""
     volume = torch.zeros(shape, dtype=torch.uint8)
     for place in voxels:
@@ -61,12 +74,12 @@ def volume_of(*voxels, shape=(3, 5, 6)):
 
 
 @pytest.mark.parametrize(("place", "distance"), [((2, 0, 0), 20.0), ((0, 3, 0), 6.0), ((0, 0, 5), 7.5)])
-def test_distances_are_in_millimetres_along_each_axis(place, distance):
+def test_distances_are_in_millimetres_along_each_axis(place: tuple[int, int, int], distance: float) -> None:
     spacing = (10.0, 2.0, 1.5)
     assert surface_distances(volume_of(place), volume_of((0, 0, 0)), 1, spacing) == pytest.approx((distance, distance))
 
 
-def test_distances_of_a_case_worked_out_by_hand():
+def test_distances_of_a_case_worked_out_by_hand() -> None:
     # From ours to theirs 0 and d, from theirs to ours 0; the 95th percentile of 0 and d lies at 0.95 d.
     d = math.sqrt((1 * 10) ** 2 + (3 * 2) ** 2 + (4 * 1) ** 2)
     ours, theirs = volume_of((0, 0, 0), (1, 3, 4)), volume_of((0, 0, 0))
@@ -74,7 +87,7 @@ def test_distances_of_a_case_worked_out_by_hand():
         assert surface_distances(*pair, 1, (10.0, 2.0, 1.0)) == pytest.approx((0.95 * d, d / 3))
 
 
-def test_only_the_surface_counts():
+def test_only_the_surface_counts() -> None:
     # A block of 3 x 3 x 3 without the voxel in its middle has the same outer surface, and six voxels around the hole.
     block = volume_of((slice(1, 4), slice(1, 4), slice(1, 4)), shape=(5, 5, 5))
     hollow = block.clone()
@@ -89,12 +102,12 @@ def test_only_the_surface_counts():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**16), share=st.sampled_from([0.02, 0.3, 0.9]))
-def test_distances_agree_with_a_slow_loop(seed, share):
+def test_distances_agree_with_a_slow_loop(seed: int, share: float) -> None:
     random = np.random.default_rng(seed)
     spacing = (8.0, 1.5, 1.25)
     volumes = [torch.as_tensor(random.random((3, 6, 7)) < share).to(torch.uint8) for _ in range(2)]
 
-    def surface(volume):
+    def surface(volume: Tensor) -> Iterator[npt.NDArray[np.float64]]:
         padded = np.pad(volume.numpy(), 1)
         for place in np.argwhere(padded):
             around = [padded[tuple(place + step)] for step in np.vstack([np.eye(3, dtype=int), -np.eye(3, dtype=int)])]
@@ -114,7 +127,7 @@ def test_distances_agree_with_a_slow_loop(seed, share):
 @pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:monai.metrics.utils get_mask_edges:FutureWarning")  # MONAI 1.6 warns of itself
-def test_distances_agree_with_monai():
+def test_distances_agree_with_monai() -> None:
     metrics = pytest.importorskip("monai.metrics")
     spacing = (10.0, 1.4, 1.2)
     grid = np.indices((6, 24, 26)) - np.array([2.5, 12, 12]).reshape(3, 1, 1, 1)
@@ -133,7 +146,7 @@ def test_distances_agree_with_monai():
     assert min(found) > 1
 
 
-def test_structures_that_a_data_set_does_not_label_are_left_out():
+def test_structures_that_a_data_set_does_not_label_are_left_out() -> None:
     labels = np.zeros((1, 4, 4), np.uint8)
     labels[0, :2], labels[0, 2] = 1, 2
     predicted = torch.full((1, 4, 4), 3)
@@ -141,14 +154,14 @@ def test_structures_that_a_data_set_does_not_label_are_left_out():
     assert {structure for structure, _ in found} == {"LV", "MYO"}
 
 
-def test_a_structure_in_neither_volume_is_left_out():
+def test_a_structure_in_neither_volume_is_left_out() -> None:
     labels = np.ones((1, 4, 4), np.uint8)
     found = frame_scores(torch.ones(1, 4, 4), frame_of(labels))
     assert found == {("LV", "dice"): 1, ("LV", "hd95"): 0, ("LV", "assd"): 0, ("LV", "missed"): 0}
 
 
 @pytest.mark.parametrize(("predicted", "labelled"), [(0, 1), (1, 0)])
-def test_a_structure_in_one_volume_only_is_missed_and_has_no_distance(predicted, labelled):
+def test_a_structure_in_one_volume_only_is_missed_and_has_no_distance(predicted: int, labelled: int) -> None:
     labels = np.full((1, 4, 4), labelled, np.uint8)
     found = frame_scores(torch.full((1, 4, 4), predicted), frame_of(labels))
     assert found == {("LV", "dice"): 0, ("LV", "missed"): 1}
@@ -157,14 +170,14 @@ def test_a_structure_in_one_volume_only_is_missed_and_has_no_distance(predicted,
 class Echo(torch.nn.Module):
     """Calls voxels above a half 1, every other one 0; so does its refinement."""
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return torch.cat([0.5 - images, images - 0.5], dim=1)
 
-    def refine(self, logits):
+    def refine(self, logits: Tensor) -> Tensor:
         return logits
 
 
-def echoed(image, **about):
+def echoed(image: np.ndarray, **about: Any) -> Frame:
     """A frame in which the left half is LV, and whose image is what `Echo` will find."""
     labels = np.zeros((1, 4, 4), np.uint8)
     labels[..., :2] = 1
@@ -173,12 +186,12 @@ def echoed(image, **about):
     return frame
 
 
-def evaluated(frames):
+def evaluated(frames: list[Frame]) -> dict[tuple[str, str], float]:
     scores = evaluate(Echo(), {"M&Ms": frames}, torch.device("cpu"), method="standard", draw=0)
     return {(s.column, s.metric): s.value for s in scores if s.stage == "FTN"}
 
 
-def test_repetitions_of_a_frame_are_averaged_and_distances_leave_out_the_missed():
+def test_repetitions_of_a_frame_are_averaged_and_distances_leave_out_the_missed() -> None:
     half = np.array([[1, 1, 0, 0]] * 4, np.float32)
     found = evaluated([echoed(half), echoed(half), echoed(np.zeros((4, 4)))])
     assert found == {
@@ -189,7 +202,7 @@ def test_repetitions_of_a_frame_are_averaged_and_distances_leave_out_the_missed(
     }
 
 
-def test_vendors_and_centres_are_scored_apart():
+def test_vendors_and_centres_are_scored_apart() -> None:
     half = np.array([[1, 1, 0, 0]] * 4, np.float32)
     frames = [
         echoed(half, patient="X", group={"vendor": "A", "centre": "1"}),
@@ -205,7 +218,7 @@ def test_vendors_and_centres_are_scored_apart():
     }
 
 
-def test_a_vendor_or_centre_that_is_not_known_gets_no_column():
+def test_a_vendor_or_centre_that_is_not_known_gets_no_column() -> None:
     half = np.array([[1, 1, 0, 0]] * 4, np.float32)
     found = evaluated([echoed(half, group={"vendor": "B", "centre": "", "sex": "F"})])
     assert {column for column, _ in found} == {"M&Ms", "M&Ms/B"}
@@ -214,14 +227,14 @@ def test_a_vendor_or_centre_that_is_not_known_gets_no_column():
 class Bright(torch.nn.Module):
     """Calls bright voxels 1; its refinement calls everything 2."""
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return torch.cat([1 - images, images, torch.full_like(images, -1)], dim=1)
 
-    def refine(self, logits):
+    def refine(self, logits: Tensor) -> Tensor:
         return torch.stack([torch.full_like(logits[:, 0], value) for value in (0, 0, 1)], dim=1)
 
 
-def test_all_around_what_a_model_sees_is_background():
+def test_all_around_what_a_model_sees_is_background() -> None:
     frame = frame_of(np.zeros((2, 7, 8), np.uint8))
     frame.image[:, 2, 2:] = 1
     stages = segment(Bright(), frame, torch.device("cpu"), side=4)

@@ -1,24 +1,32 @@
 """Hard examples over training: which moments are kept, and that training does not notice."""
 
+from __future__ import annotations
+
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cardiac.data.batches import Batch
 from cardiac.run.moments import Moments, read_moments
 
+from latentaug import CooperativeTrainer
 from tests.support.tiny_training import At, same_weights, squares, tiny_trainer, weights_of
 
 STEPS = 10
 
 
-def volumes(count=4):
+def volumes(count: int = 4) -> list[Batch]:
     generator = torch.Generator().manual_seed(5)
     images = [torch.rand(3, 1, 8, 8, generator=generator) for _ in range(count)]
     return [(image, (image[:, 0] * 3).long()) for image in images]
 
 
-def trained(folder=None, *, kept=None, stop_at=None):
+def trained(
+    folder: Path | None = None, *, kept: Path | None = None, stop_at: int | None = None
+) -> tuple[CooperativeTrainer, tuple[Any, ...]]:
     """A trainer after `STEPS` updates or a stop, and all that could have been disturbed."""
     torch.manual_seed(3)
     random.seed(3)
@@ -35,7 +43,7 @@ def trained(folder=None, *, kept=None, stop_at=None):
     return trainer, streams
 
 
-def test_training_is_bit_for_bit_the_same_with_and_without(tmp_path):
+def test_training_is_bit_for_bit_the_same_with_and_without(tmp_path: Path) -> None:
     (plain, streams), (watched, others) = trained(), trained(kept=tmp_path)
     assert len(read_moments(tmp_path)) == 4
     assert same_weights(weights_of(plain), weights_of(watched))  # running statistics among them
@@ -52,7 +60,7 @@ def test_training_is_bit_for_bit_the_same_with_and_without(tmp_path):
     assert drop == [{name: value for name, value in row.items() if name != "seconds"} for row in watched.history]
 
 
-def test_the_start_the_end_and_moments_between_are_kept(tmp_path):
+def test_the_start_the_end_and_moments_between_are_kept(tmp_path: Path) -> None:
     trained(kept=tmp_path)
     moments = read_moments(tmp_path)
     assert [moment.iteration for moment in moments] == [0, 1, 3, STEPS]
@@ -64,7 +72,7 @@ def test_the_start_the_end_and_moments_between_are_kept(tmp_path):
     assert not np.array_equal(moments[0].hard_images, moments[-1].hard_images)
 
 
-def test_a_resumed_training_keeps_the_same_moments(tmp_path):
+def test_a_resumed_training_keeps_the_same_moments(tmp_path: Path) -> None:
     trained(kept=tmp_path / "whole")
     trained(tmp_path / "run", kept=tmp_path / "parts", stop_at=2)
     assert [moment.iteration for moment in read_moments(tmp_path / "parts")] == [0, 1]
@@ -74,5 +82,5 @@ def test_a_resumed_training_keeps_the_same_moments(tmp_path):
             assert np.array_equal(one, other)
 
 
-def test_nothing_was_kept_where_there_is_no_folder(tmp_path):
+def test_nothing_was_kept_where_there_is_no_folder(tmp_path: Path) -> None:
     assert read_moments(tmp_path / "absent") == []

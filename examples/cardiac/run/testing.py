@@ -1,0 +1,84 @@
+"""Test what was trained, on the tests and on validation, and keep what there is to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+
+from cardiac.data.batches import Batch, middle_slices
+from cardiac.data.readers import Frame
+from cardiac.methods import METHODS
+from cardiac.methods.network import Network
+from cardiac.run.cases import Cases
+from cardiac.run.files import save_figure
+from cardiac.run.hardness import dice_of, dice_of_masked
+from cardiac.run.metrics import evaluate
+from cardiac.run.outputs import Outputs
+from cardiac.run.progress import Progress
+from cardiac.run.scores import Score, column_mean, mean_of_known
+from cardiac.run.study import Study
+from latentaug import CooperativeModel, CooperativeTrainer
+from latentaug.plot import plot_hard_examples
+
+
+def test(
+    trainer: CooperativeTrainer,
+    method: str,
+    draw: int,
+    study: Study,
+    outputs: Outputs,
+    network: Network,
+    validation: Sequence[Batch],
+) -> tuple[list[Score], dict[str, Any]]:
+    """Return the scores on every test set, and what `done.json` says of validation; keep cases and hard examples."""
+    model, tests, side = cast(CooperativeModel, trainer.model), study.tests(draw), study.preset.side
+    reconstructs, refines = METHODS[method].reconstructs, METHODS[method].refines
+    stages, cases, place = network.stages if refines else network.stages[:1], Cases(), outputs.place(method, draw)
+    started = time.monotonic()
+    with Progress("testing", sum(map(len, tests.values()))) as progress:
+        sets = {name: progress.over(frames) for name, frames in tests.items()}
+        scores = evaluate(model, sets, trainer.device, method=method, draw=draw, side=side, stages=stages, watch=cases)
+    cases.save(place)
+    print(f"  The tests took {time.monotonic() - started:.0f} s.", flush=True)
+    validated = validate(trainer, validation, reconstructs=reconstructs)
+    print(f"  Validation: {', '.join(f'{name} {value:.4f}' for name, value in validated.items())}.")
+    shifted = shifted_dice(model, study.shifted_validation(draw), trainer.device, side, stages)
+    print(f"  Validation under other shifts than the tests': Dice {mean_of_known(shifted.values()):.3f}.")
+    if reconstructs:
+        save_figure(place / "hard_examples.png", hard_examples_figure(model, validation), outputs.configuration)
+    return scores, {**validated, "shifted validation dice": shifted}
+
+
+def validate(trainer: CooperativeTrainer, volumes: Sequence[Batch], *, reconstructs: bool) -> dict[str, float]:
+    """Return the Dice of the network on validation, and how hard examples are, of a method that can make them."""
+    model = cast(CooperativeModel, trainer.model)
+    if not reconstructs:
+        return {"validation dice": dice_of(model, volumes)}
+    error = trainer.evaluate(volumes)["reconstruction"] / model.weights["reconstruction"]
+    own, hard = dice_of_masked(model, volumes)
+    return {"reconstruction error": error, "validation dice": own, "hard dice": hard}
+
+
+def shifted_dice(
+    model: CooperativeModel,
+    sets: Mapping[str, Sequence[Frame]],
+    device: torch.device,
+    side: int,
+    stages: Sequence[str],
+) -> dict[str, float]:
+    """Return the mean Dice of the last stage on each set."""
+    scores = evaluate(model, sets, device, method="", draw=0, side=side, stages=stages)
+    last = [score for score in scores if score.stage == stages[-1] and score.metric == "dice"]
+    means = {name: column_mean(score for score in last if score.column == name) for name in sets}
+    return {name: mean_of_known(by_structure.values()) for name, by_structure in means.items()}
+
+
+def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:
+    """Draw how hard examples come about on the middle slices of the first volumes."""
+    images, labels = middle_slices(volumes[:4])
+    steps = model.explain(images, labels, generator=torch.Generator(images.device).manual_seed(0))
+    return plot_hard_examples(images, labels, **steps._asdict())

@@ -1,0 +1,69 @@
+"""The results in the repository: small enough to read, and what the docs quote of them is in them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from cardiac.report.compare_runs import together
+from cardiac.report.comparison import CLEAN, SHIFTED, Difference, compare
+from cardiac.run.scores import FILE
+
+from tests.examples.test_architecture import EXAMPLES
+
+RESULTS = EXAMPLES.parent / "benchmarks" / "results"
+CARDIAC = RESULTS / "cardiac_cpu"
+MEGABYTE = 1_000_000
+
+
+def test_results_are_small() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5 * MEGABYTE
+    assert [path for path in files if path.suffix != ".png" and path.stat().st_size > MEGABYTE] == []
+
+
+def test_what_can_be_drawn_again_is_not_kept() -> None:
+    derived = {path.parent for path in chain(CARDIAC.rglob("table.json"), CARDIAC.rglob("comparison.csv"))}
+    assert not derived & {path.parent for path in CARDIAC.rglob("scores.csv*")}
+
+
+def test_commands_name_no_folder_of_the_machine_that_ran_them() -> None:
+    kept = [path.read_text() for name in ("done.json", "configuration.json") for path in CARDIAC.rglob(name)]
+    assert kept
+    assert not [text for text in kept if '"/' in text or " /" in text or "=/" in text]
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in CARDIAC.rglob(FILE)), ids=lambda path: path.name)
+def test_scores_can_be_read(folder: Path) -> None:
+    trained = {(path.parent.parent.name, path.parent.name) for path in folder.glob("*/draw-*/done.json")}
+    assert {(score.method, f"draw-{score.draw}") for score in together([folder])} == trained
+
+
+@cache
+def differences(reference: str) -> list[Difference]:
+    """Compare the U-Nets alone that were trained on three draws."""
+    scores = together([CARDIAC / name for name in ("unet_plain", "unet_last", "unet_details_last")])
+    return compare([score for score in scores if score.metric == "dice" and score.stage == "Unet"], reference)
+
+
+@pytest.mark.parametrize(
+    ("method", "reference", "column", "patients", "quoted"),
+    [
+        ("cooperative-details", "standard", SHIFTED, 24, "**+3.5** | +2.7 to +4.5"),
+        ("standard", "plain", CLEAN, 20, "| standard | -2.6 (-3.0 to -2.3) |"),
+        ("standard", "plain", SHIFTED, 24, "| -3.7 (-4.3 to -3.1) | -5.1, -3.0, -3.2 |"),
+        ("cooperative-details", "plain", CLEAN, 20, "| cooperative | -1.9 (-2.6 to -1.1) |"),
+        ("cooperative-details", "plain", SHIFTED, 24, "| -0.2 (-0.8 to +0.4) | +1.2, +0.4, -2.1 |"),
+    ],
+)
+def test_differences_that_the_docs_quote_are_those_of_the_scores(
+    method: str, reference: str, column: str, patients: int, quoted: str
+) -> None:
+    (found,) = (one for one in differences(reference) if (one.method, one.column) == (method, column))
+    assert found.patients == patients
+    assert quoted in (EXAMPLES.parent / "docs" / "explanation" / "cardiac-example.md").read_text()
+    points = [f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high, *found.draws.values()) if value]
+    assert set(re.findall(r"[+-]\d\.\d", quoted)) <= {*points}
