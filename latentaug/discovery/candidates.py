@@ -256,4 +256,4 @@ def is_within(call: Call | None, ancestor: Call) -> bool:
 
 def has_weights(module: nn.Module) -> bool:
     """Tell whether a module has weights of its own."""
-    return any(True for _ in module.parameters(recurse=False))
+    return any(weight is not None for weight in module._parameters.values())

@@ -15,7 +15,8 @@ from torch import nn
 from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate
 from latentaug.discovery.codes import fine_code
-from latentaug.tap.plan import captured, make_plan, relative_change
+from latentaug.tap.plan import make_plan
+from latentaug.tap.proof import captured, relative_change
 from latentaug.tracing.isolation import preserved_modes, sandbox
 from latentaug.tracing.location import Location, Spot, as_inputs, device_of, image_in, unwrap
 from latentaug.tracing.record import Call

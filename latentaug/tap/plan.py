@@ -7,23 +7,28 @@ what the record cannot show, such as state kept on modules, shows when fast and 
 from __future__ import annotations
 
 import logging
+import math
+import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from latentaug.tap.capture import Capture, Plan, weight_versions, within_checkpoint
-from latentaug.tracing.intercept import is_compiled, overridden
-from latentaug.tracing.isolation import plain_buffers, preserved_modes, sandbox, submodules
-from latentaug.tracing.location import Spot, device_of, few_samples, first_samples
+from latentaug.tap.capture import Capture, Key, Plan, weight_versions
+from latentaug.tap.proof import captured, prove
+from latentaug.tracing.attributes import attributes_of, changed_attributes
+from latentaug.tracing.intercept import is_compiled
+from latentaug.tracing.isolation import is_sharded, plain_buffers, preserved_modes, sandbox, submodules
+from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
 from latentaug.tracing.random_state import RandomState
-from latentaug.tracing.record import Call, ancestors, can_be_watched, record
-from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, storage_of, tensors_in, version_of
+from latentaug.tracing.record import Call, can_be_watched, record
+from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in, version_of
 
 logger = logging.getLogger("latentaug")
 
@@ -33,7 +38,9 @@ def make_plan(
 ) -> Plan:
     """Find out what a replay of `model` from `spots` may skip, and prove it on two samples of the inputs.
 
-    Parameters, buffers, gradients, modes and random state are left as they were.
+    The plan is read off a pass of two samples at full size. Where these are much of the batch, it is proved on smaller
+    images, if a pass of them shows the same. Parameters, buffers, gradients, modes and random state are left as they
+    were.
 
     Raises:
         RuntimeError: A tapped module is not called, or even a full replay does not repeat the forward pass.
@@ -44,14 +51,69 @@ def make_plan(
             "themselves, which frees their weights in the first backward pass through a graph. Shard it by "
             "torch.distributed.fsdp.fully_shard, or wrap the whole model only."
         )
-    with sandbox(model, device_of(model, args, kwargs)):
+    inputs, device = (args, kwargs), device_of(model, args, kwargs)
+    with sandbox(model, device):
+        clock = _Clock(device)
+        sample, obstacle = first_samples(inputs, few_samples(model)), ""
         try:
-            sample = first_samples((args, kwargs), few_samples(model))
-            plan = _planned(model, spots, call, sample)
-        except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
-            sample = first_samples((args, kwargs), None)
-            plan = _planned(model, spots, call, sample)
-        return _proved(model, plan, sample)
+            seen, _ = _seen(model, spots, call, sample)
+        except Exception as error:  # a model that insists on the batch it was called with; if it fails again, so be it
+            obstacle = f"it refuses two images ({_first_line(error)})"
+            clock = _Clock(device)
+            sample = first_samples(inputs, None)
+            seen, _ = _seen(model, spots, call, sample)
+        fraction, once = _size(sample) / _size(inputs), clock.seconds()
+        plan, misfit = None, None
+        if not obstacle and fraction > _LITTLE:
+            plan, obstacle = _proved_on_smaller(model, seen, sample)
+        if plan is None:
+            plan, misfit = prove(*captured(model, seen.plan, *map_tensors(sample, torch.clone)), sample)
+        seconds = clock.seconds()
+    _tell(model, obstacle or "smaller images take it nearly as long", seconds, seconds / once * fraction)
+    return without_skipping(model, plan, misfit) if misfit else plan
+
+
+_LITTLE = 1 / 8  # of a batch, on which a proof takes about as long as a forward pass of all of it
+
+
+_MANY, _LONG = 5, 1.0  # forward passes, and seconds, from which on a proof is worth a word
+
+
+_TOLD: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _tell(model: nn.Module, reason: str, seconds: float, passes: float) -> None:
+    """Say once that a proof took long, and why."""
+    if passes > _MANY and seconds > _LONG and model not in _TOLD:
+        _TOLD.add(model)
+        message = (
+            "It took %.1f s, about %.0f forward passes, to prove replays of %s, because %s. Later passes are spared."
+        )
+        logger.info(message, seconds, passes, type(model).__name__, reason)
+
+
+class _Clock:
+    """Seconds since it was made, with what a device still had to do."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._started = self._now()
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            getattr(torch, self._device.type).synchronize(self._device)
+        return time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._now() - self._started
+
+
+def _size(inputs: Any) -> int:
+    return max(1, sum(tensor.numel() for _, tensor in tensors_in(inputs)))
+
+
+def _first_line(error: Exception) -> str:
+    return "".join([type(error).__name__, *(f": {line}" for line in str(error).splitlines()[:1])])
 
 
 def initialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,15 +125,45 @@ def initialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             model(*args, **kwargs)
 
 
-def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) -> Plan:
-    """Run the model once, and read off its calls what may be skipped."""
+class _Seen(NamedTuple):
+    """What a recorded pass showed, apart from values.
+
+    Args:
+        plan: What replays may skip.
+        calls: All calls in order, and how autograd saved what each computed.
+        attributes: What modules changed on themselves.
+        codes: Shapes of the codes.
+    """
+
+    plan: Plan
+    calls: list[tuple[Key, str]]
+    attributes: frozenset[tuple[str, str]]
+    codes: list[tuple[int, ...]]
+
+    def difference(self, small: _Seen) -> str | None:
+        """Tell how a pass of smaller images differs, as far as replays are concerned; None if it doesn't."""
+        axes = zip(chain.from_iterable(self.codes), chain.from_iterable(small.codes), strict=False)
+        if any(size > 1 == smaller for size, smaller in axes):
+            return "has a code of a single position"
+        plan, other = (replace(one.plan, cloned=frozenset()) for one in (self, small))  # which is seen in every pass
+        if plan != other or self.calls != small.calls or not self.attributes <= small.attributes:
+            return "does not run alike"
+        return None
+
+
+def _seen(
+    model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any, run: Callable[..., Any] | None = None
+) -> tuple[_Seen, Any]:
+    """Run the model once, and read off its calls what may be skipped; return that with the output."""
     args, kwargs = map_tensors(inputs, torch.clone)
+    kept_before = attributes_of(model)
     before = {name: (value, version_of(value)) for name, value in plain_buffers(model)}
     random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
     names = frozenset(spot.name for spot in spots)
     # A compiled part runs other code while operations are watched, and shows none of them when it doesn't.
     watched = can_be_watched(inputs) and not any(map(is_compiled, submodules(model)))
-    trace, _ = record(model, lambda: model(*args, **kwargs), inside=names, sources=spots if watched else ())
+    sources = spots if watched else ()
+    trace, output = record(model, lambda: (run or model)(*args, **kwargs), inside=names, sources=sources)
     totals = Counter(entry.name for entry in trace.walk())
     plan = Plan(
         spots=spots,
@@ -90,12 +182,20 @@ def _planned(model: nn.Module, spots: tuple[Spot, ...], call: int, inputs: Any) 
     # Hooks on a call's backward pass see the gradients of what runs within that very call only.
     hooked = [entry for entry in trace.walk() if model.get_submodule(entry.name)._backward_hooks]
     kept = _skippable(trace, tapped, {inner for entry in hooked for inner in entry.walk()})
-    return replace(
+    plan = replace(
         plan,
         kept=frozenset(entry.key for entry in kept),
         late=frozenset(entry.key for entry in kept if entry.start > tapped[0].finish),
         cloned=frozenset(entry.key for entry in [*kept, *tapped] if entry.moved()),
     )
+    codes = {entry.key: entry.output for entry in tapped}
+    seen = _Seen(
+        plan,
+        [(entry.key, entry.saving) for entry in trace.walk()],
+        changed_attributes(kept_before, attributes_of(model)),
+        [tuple(item_at(codes[plan.chosen(spot)], spot.path).shape) for spot in spots],
+    )
+    return seen, output
 
 
 def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | None]]) -> Iterator[str]:
@@ -136,151 +236,64 @@ def _shares(call: Call, others: list[Call]) -> bool:
 
 
 # Proving ----------------------------------------------------------------------------------------------------------
-def _proved(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
-    """Compare replays with the model's own forward, and drop to full replay where the fast one is not the same."""
-    args, kwargs = map_tensors(inputs, torch.clone)
-    capture, output = captured(model, plan, args, kwargs)
-    if not _same(output, capture.replay([None] * len(plan.spots), full=True)):
-        raise RuntimeError(
-            f"LatentTap cannot replay {type(model).__name__}: run again with the same inputs and random state, it "
-            "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
-            "inputs, parameters, buffers and the global random streams only."
-        )
-    # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
-    codes = [code.detach().flip(-1).mul(0.5).requires_grad_(is_differentiable(code)) for code in capture.codes]
-    expected = capture.replay(codes, full=True)
-    gradients, right = _checked_gradients(capture, expected, codes)
-    plan = replace(plan, graphless=not right)
-    reason = _misfit(capture, inputs, codes, expected, gradients, graphless=plan.graphless)
-    # What follows the code may keep state, or be checkpointed, where what precedes it does not.
-    if reason and plan.late:
-        return _proved(model, replace(plan, kept=plan.kept - plan.late, late=frozenset()), inputs)
-    return without_skipping(model, plan, reason) if reason else plan
-
-
-def _misfit(
-    capture: Capture,
-    inputs: Any,
-    codes: list[Tensor],
-    expected: Any,
-    gradients: list[Tensor | None] | None,
-    *,
-    graphless: bool,
-) -> str | None:
-    """Tell why a fast replay would not give what is expected of a full one; None if it does."""
-    if not capture.can_skip():
-        return "it does not call the same modules in every pass"
-    args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
-    capture.model(*args, **kwargs)
-    try:
-        with torch.set_grad_enabled(not graphless):
-            replayed = capture.replay(codes)
-    except Exception:  # whatever a model raises that misses what a skipped module would have left for it
-        replayed = None
-    if not _same(replayed, expected):
-        return "it keeps state between modules that their outputs do not show"
-    if graphless:
-        return None
-    if gradients is None or not _same(_gradients(capture.model, replayed, codes), gradients):
-        return "gradients reach it in a way that outputs of modules do not show"
-    return None
-
-
-def _other(tensor: Tensor) -> Tensor:
-    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if is_differentiable(tensor) else tensor.clone()
-
-
-def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
-    """Differentiate by the weights and the codes, or the codes alone where that is all the model allows; or None."""
-    results = [t for _, t in tensors_in(output) if t.requires_grad]
-    if not results:
-        return []
-    objective = torch.stack([_real(t).float().square().mean() for t in results]).sum()
-    codes = [code for code in codes if code.requires_grad]
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for wanted in (weights + codes, codes):
+def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan | None, str]:
+    """Prove a plan on smaller images, of which a pass shows the same as at full size; or tell why that won't do."""
+    if any(map(is_compiled, submodules(model))):
+        return None, "it is compiled, for one size"
+    if _is_spread(model):
+        return None, "it is spread over processes, which must all make the same passes"
+    obstacle = ""
+    for size in _smaller_sizes(sample):
+        small = resized(sample, size)
+        at = " x ".join(map(str, size))
         try:
-            return list(torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True))
-        except RuntimeError:  # reentrant checkpointing; or a model that nobody can train, only run
+            again, capture, output = _seen_and_captured(model, seen.plan, small)
+            if difference := seen.difference(again):
+                obstacle = f"it {difference} on smaller ones ({at})"
+                continue
+            plan, misfit = prove(capture, output, small)
+        except Exception as error:  # models refuse sizes in their own ways
+            obstacle = f"it refuses smaller ones ({at}; {_first_line(error)})"
             continue
-    return None
+        if misfit or plan.graphless or plan != seen.plan:
+            return None, "smaller ones do not prove them"
+        return plan, ""
+    return None, obstacle
 
 
-def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Capture, Any]:
-    """Run the model once, and return what replays need together with its output."""
+def _is_spread(model: nn.Module) -> bool:
+    """Tell whether a pass of the model waits for those of other processes, whose batches may be of other sizes."""
+    return any(
+        is_sharded(module) or isinstance(module, nn.SyncBatchNorm) or "_fsdp_wrapped_module" in module._modules
+        for module in submodules(model)
+    ) or any(hasattr(weight, "device_mesh") for weight in model.parameters())
+
+
+def _seen_and_captured(model: nn.Module, plan: Plan, inputs: Any) -> tuple[_Seen, Capture, Any]:
     captures: list[Capture] = []
 
-    def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        captures.append(Capture(model, plan, args, kwargs))
-        return captures[-1].run(original, args, kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        capture, output = captured(model, plan, args, kwargs)
+        captures.append(capture)
+        return output
 
-    with overridden({"": model}, handle):
-        output = model(*args, **kwargs)
-    return captures[-1], output
+    seen, output = _seen(model, plan.spots, plan.call, inputs, run)
+    return seen, captures[0], output
 
 
-def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> tuple[list[Tensor | None] | None, bool]:
-    """Differentiate a replay from `codes`, as `_gradients` does, and tell whether the gradients are right.
-
-    They are not where, in the backward pass, activation checkpointing computes from the old codes again.
-
-    Raises:
-        RuntimeError: The checkpointing is reentrant, so that the captured pass has no graph at the code either.
-    """
-    spots, model, called = capture.plan.spots, capture.model, False
-
-    def keep(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal called
-        called = True
-        tree = original(*args, **kwargs)
-        put = {}
-        for spot, old, new in zip(spots, capture.codes, codes, strict=True):
-            if spot.name == name and _same(item_at(tree, spot.path), old):  # not another call of the same module
-                put[id(item_at(tree, spot.path))] = new
-        return map_tensors(tree, lambda t: put[id(t)].clone() if id(t) in put else t)
-
-    with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
-        gradients = _gradients(model, output, codes)
-    if not capture.taps[capture.earliest].grad:
-        nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
-        if any("CheckpointFunction" in type(node).__name__ for node in nodes):
-            raise RuntimeError(within_checkpoint(capture, "Tap"))
-    return gradients, not called or _same(gradients, _gradients(model, output, codes))
+def _smaller_sizes(sample: Any) -> list[tuple[int, ...]]:
+    """List a quarter and a half of an image's size, of 32 pixels or more, and as often divisible by 2, up to 32."""
+    image = image_in(sample)
+    if image is None or image.is_complex():
+        return []
+    sizes = [
+        tuple(min(s, max(32, -(-s // (parts * math.gcd(s, 32))) * math.gcd(s, 32))) for s in image.shape[2:])
+        for parts in (4, 2)
+    ]
+    return [size for size in dict.fromkeys(sizes) if 2 * math.prod(size) <= math.prod(image.shape[2:])]
 
 
 def without_skipping(model: nn.Module, plan: Plan, reason: str) -> Plan:
     """Return the plan for full replay, and say why; once, as plans are kept."""
     logger.info("%s is replayed in full, because %s; the results are the same.", type(model).__name__, reason)
     return replace(plan, fast=False)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Tell whether two trees hold the same numbers, up to the rounding of kernels that are not deterministic."""
-    left, right = list(tensors_in(a)), list(tensors_in(b))
-    return len(left) == len(right) and all(
-        path == other_path and x.shape == y.shape and _close(x.detach(), y.detach())
-        for (path, x), (other_path, y) in zip(left, right, strict=True)
-    )
-
-
-def relative_change(a: Any, b: Any) -> float:
-    """Return ‖a - b‖ / ‖b‖ over all floating-point tensors of two like trees."""
-    left, right = (torch.cat([_wide(t).flatten() for _, t in tensors_in(x) if is_differentiable(t)]) for x in (a, b))
-    return float((left - right).norm() / right.norm().clamp_min(torch.finfo(right.dtype).tiny))
-
-
-def _close(x: Tensor, y: Tensor) -> bool:
-    x, y = _real(x), _real(y)
-    if not x.is_floating_point() or not bool(y.isfinite().all()):
-        return bool(((x == y) | (x.isnan() & y.isnan())).all())
-    tolerance = 1e-2 if x.element_size() < 4 else 1e-5
-    return bool((_wide(x) - _wide(y)).norm() <= tolerance * _wide(y).norm())
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    tensor = _real(tensor.detach())
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

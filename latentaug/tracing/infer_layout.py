@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -30,7 +31,12 @@ def infer_layout(shape: Sequence[int], image: Sequence[int]) -> tuple[Layout, tu
         >>> print(layout, stride)
         tokens, 1 prefix (16, 16)
     """
-    return next(layouts(tuple(shape), tuple(image)), None)
+    return _likeliest(tuple(shape), tuple(image))
+
+
+@functools.lru_cache(maxsize=1024)  # one pass asks for every tensor of a model, and many have one shape
+def _likeliest(shape: Shape, image: Shape) -> tuple[Layout, Shape] | None:
+    return next(layouts(shape, image), None)
 
 
 def grid_of(shape: Shape, layout: Layout) -> Shape:
@@ -87,16 +93,17 @@ def _stride(size: Shape, grid: Shape) -> tuple[int, ...]:
 def _token_layouts(shape: Shape, size: Shape, grids: Collection[Shape] | None) -> Iterator[tuple[Layout, Shape]]:
     if grids is None:
         common, rare = ([(axis, n) for axis, n in ways if shape[axis] > 2 * n] for ways in (_TOKENS, _RARE_TOKENS))
-        even = [stride for stride in range(max(size), 0, -1) if not any(s % stride for s in size)]
-        yield from _tokens(shape, _strided(size, even), common + rare)
-        yield from _tokens(shape, _strided(size, range(max(size), 0, -1)), common)
+        yield from _tokens(shape, _strided(size, even=True), common + rare)
+        yield from _tokens(shape, _strided(size, even=False), common)
     else:
         known = {math.prod(grid): _stride(size, grid) for grid in grids if len(grid) == len(size)}
         yield from _tokens(shape, known, _TOKENS + _RARE_TOKENS)
 
 
-def _strided(size: Shape, strides: Iterable[int]) -> dict[int, Shape]:
-    """Tell the stride by the number of sites that it leaves."""
+@functools.lru_cache(maxsize=64)  # one pass asks for every tensor of a model
+def _strided(size: Shape, *, even: bool) -> dict[int, Shape]:
+    """Tell the stride by the number of sites that it leaves; of even strides only, or of all."""
+    strides = [stride for stride in range(max(size), 0, -1) if not (even and any(s % stride for s in size))]
     return {math.prod(-(-s // stride) for s in size): (stride,) * len(size) for stride in strides}
 
 

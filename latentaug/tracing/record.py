@@ -53,6 +53,7 @@ class Call:
     given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
     inputs: frozenset[int] = frozenset()
     impure: bool = False
+    saving: str = ""  # how autograd saved what it computed, in the words of `saving_now`; told where there are sources
     apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
 
     @property
@@ -74,6 +75,29 @@ class Call:
         yield self
         for child in self.children:
             yield from child.walk()
+
+
+_PROBE = torch.ones((), device="cpu", requires_grad=True)
+
+
+def saving_now() -> str:
+    """Tell how autograd saves what is computed now: "none", "plain", or "packed" by hooks.
+
+    Activation checkpointing packs: it saves nothing, and computes again when the backward pass unpacks.
+
+    Example:
+        >>> with torch.autograd.graph.save_on_cpu():
+        ...     saving_now()
+        'packed'
+    """
+    if not torch.is_grad_enabled():
+        return "none"
+    probe: Any = _PROBE.square().grad_fn
+    try:
+        probe._raw_saved_self.register_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    except RuntimeError:  # it has hooks already
+        return "packed"
+    return "plain"
 
 
 class InputWatch:
@@ -120,10 +144,19 @@ class Spread(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tell whether anything in it comes of the sources, or may have been chosen by them."""
         return self._steers or any(storage_of(tensor) in self._storages for _, tensor in tensors_in(tree))
 
+    def _reaches_operation(self, args: Any, kwargs: Any) -> bool:
+        """Tell the same of what an operation is given, quickly: tensors, and lists of them."""
+        for given in (*args, *kwargs.values()):
+            for part in given if isinstance(given, list | tuple) else (given,):
+                if isinstance(part, Tensor) and storage_of(part) in self._storages:
+                    return True
+        return self._steers
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and follow what it makes of followed tensors."""
-        result = function(*args, **(kwargs or {}))
-        if self.reaches((args, kwargs)):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if self._reaches_operation(args, kwargs):
             self.add((result, args, kwargs) if function._schema.is_mutable else result)
             # A number or a size that Python sees may decide what is computed next.
             self._steers |= not _TELLING.isdisjoint(function.tags)
@@ -171,7 +204,8 @@ def record(
     spread = Spread()
 
     def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(name, counts[name], weakref.ref(stack[-1]) if stack else None, next(clock))
+        within = weakref.ref(stack[-1]) if stack else None
+        call = Call(name, counts[name], within, next(clock), saving=saving_now() if sources else "")
         counts[name] += 1
         (stack[-1].children if stack else roots).append(call)
         watch = InputWatch(args, kwargs)

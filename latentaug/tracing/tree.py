@@ -7,13 +7,18 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 Path: TypeAlias = tuple[Any, ...]
 
+_ATOMS = {type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout}
+
 
 def children_of(tree: Any) -> Iterable[tuple[Any, Any]]:
     """Return (key, child) of each part of a container that models return; nothing for a leaf."""
+    if type(tree) in _ATOMS:  # most of what operations are given, and far quicker to tell than the rest
+        return ()
     if isinstance(tree, list | tuple):
         return enumerate(tree)
     if isinstance(tree, Mapping):
@@ -27,7 +32,13 @@ def tensors_in(tree: Any, path: Path = ()) -> list[tuple[Path, Tensor]]:
     """Return (path, tensor) for every tensor in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(tree, Tensor):
         return [(path, tree)]
-    return [found for key, child in children_of(tree) for found in tensors_in(child, (*path, key))]
+    found: list[tuple[Path, Tensor]] = []
+    for key, child in children_of(tree):
+        if isinstance(child, Tensor):
+            found.append(((*path, key), child))
+        elif type(child) not in _ATOMS:
+            found += tensors_in(child, (*path, key))
+    return found
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:

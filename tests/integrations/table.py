@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentaug.tap.latent_tap import LatentTap
-from latentaug.tap.plan import relative_change
+from latentaug.tap.proof import relative_change
 from latentaug.tracing.location import Location
 from tests.integrations.rows import Row
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from latentaug.saliency import latent_saliency
+from latentaug.tap import plan
 from latentaug.tap.latent_tap import LatentTap
+from latentaug.tap.plan_cache import cache_of
 from tests.models.case import Case
+from tests.models.hostile import sizes
 from tests.models.hostile.branches import DEPENDENT, SKIPPED, Branched, LateBranch
 from tests.models.hostile.checkpointing import Checkpointed
+from tests.models.hostile.table import CASES
 from tests.models.parts import Base, conv
+from tests.models.unet import unet
 from tests.support.compare import close, gradients, same
 from tests.support.counting import CountOperations
 from tests.support.oracle import halved, oracle
@@ -124,6 +132,140 @@ def test_a_model_that_remembers_is_refused(images: Tensor) -> None:
         pytest.raises(RuntimeError, match=r"cannot replay Remembers.*keeps state of its own between calls"),
     ):
         tap._model(images)
+
+
+# Proofs on smaller images ---------------------------------------------------------------------------------------------
+
+
+class Sizes:
+    """Notes of which size the images are that a model is called with."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen: list[tuple[int, ...]] = []
+        model.register_forward_pre_hook(lambda module, args: self.seen.append(tuple(args[0].shape)))
+
+
+LITTLE = [
+    pytest.param(case, train, id=f"{name}-{'train' if train else 'eval'}")
+    for name, case in {**CASES, **{one.__name__: Case(one, "code") for one in (*SKIPPED, *DEPENDENT)}}.items()
+    for train in case.modes
+]
+
+
+def check_replays(case: Case, train: bool) -> list[tuple[int, ...]]:
+    """Hold replays against the oracle, with passes of other images behind the tap's back; return the sizes seen."""
+    reference, expected, _ = oracle(case, train, halved)
+    expected_gradients = gradients(reference, expected)
+    model = case.model(train)
+    sizes = Sizes(model)
+    with LatentTap(model, case.spot, call=case.call) as tap:
+        seed_all(0)
+        model(case.images())
+        first = [*sizes.seen]
+        for _ in range(2):
+            replayed = tap.replay(halved)
+            assert same(replayed, expected)
+            assert close(gradients(model, replayed), expected_gradients)
+            type(model).forward(model, case.images(1))
+    return first
+
+
+@pytest.mark.parametrize(("case", "train"), LITTLE)
+def test_what_is_proved_on_smaller_images_is_as_exact(case: Case, train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_smaller_sizes", lambda sample: [(8, 8)])
+    sizes = check_replays(case, train)
+    assert (2, 3, 8, 8) in sizes
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("case", sizes.CASES.values(), ids=sizes.CASES)
+def test_what_large_images_alone_show_is_proved_on_these(case: Case, train: bool) -> None:
+    seen = check_replays(case, train)
+    assert (2, 3, 32, 32) in seen
+    # Two passes find the code and the plan, and the last is the user's.
+    assert seen.count(case.shape) > 3
+
+
+def test_a_code_checkpointed_in_large_images_alone_is_found_to_be() -> None:
+    case = Case(sizes.CheckpointedAroundTheCodeIfLarge, "code", shape=sizes.LARGE)
+    model = case.model(True)
+    with LatentTap(model, "code") as tap:
+        model(case.images())
+        with pytest.raises(RuntimeError, match="inside an activation-checkpointed part"):
+            tap.replay(halved)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("batch", "small"), [(2, True), (8, True), (16, False)])
+def test_a_first_pass_takes_little_of_a_batch(batch: int, small: bool, train: bool) -> None:
+    """Where two images are little of a batch, they are not made smaller."""
+    torch.manual_seed(0)
+    model, images = unet(train=train).float(), torch.randn(batch, 3, 64, 96)
+    seen = Sizes(model)
+    for layer, most in (("encoder[1]", 5), (None, 5)):
+        with FlopCounterMode(display=False) as plain:
+            model(images)
+        seen.seen.clear()
+        with LatentTap(model, layer), FlopCounterMode(display=False) as first:
+            model(images)
+        cache_of(model).plans.clear()
+        assert ((2, 3, 32, 32) in seen.seen) is small
+        assert first.get_total_flops() <= most * plain.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (sizes.CASES["RefusesSmallImages"], r"it refuses smaller ones \(32 x 32; ValueError: too small\)"),
+        (sizes.CASES["SinglePositionIfSmall"], r"it has a code of a single position on smaller ones \(32 x 32\)"),
+        (sizes.CASES["SkipsOnSelfIfLarge"], r"it does not run alike on smaller ones \(32 x 32\)"),
+        (sizes.CASES["BranchOfTheCodeIfLarge"], r"it does not run alike on smaller ones \(32 x 32\)"),
+        (Case(LateBranch, "code", shape=sizes.LARGE), r"smaller images take it nearly as long"),
+    ],
+    ids=str,
+)
+def test_a_long_proof_is_told_once_with_the_reason(
+    case: Case, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "latentaug")
+    monkeypatch.setattr(plan, "_MANY", 0)
+    monkeypatch.setattr(plan, "_LONG", 0)
+    model = case.model(False)
+    for train in (False, True):
+        with LatentTap(model.train(train), "code"):
+            model(case.images())
+    said = [record.message for record in caplog.records if "to prove" in record.message]
+    assert len(said) == 1
+    assert re.search(f"to prove replays of {type(model).__name__}, because {reason}. Later", said[0])
+
+
+def test_a_short_proof_is_not_told(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "latentaug")
+    model = sizes.RefusesSmallImages().double()
+    with LatentTap(model, "code"):
+        model(sizes.CASES["RefusesSmallImages"].images())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"),
+    [
+        ((256, 256), [(64, 64), (128, 128)]),
+        ((192, 160), [(64, 64), (96, 96)]),
+        ((80, 80), [(32, 32), (48, 48)]),
+        ((64, 64), [(32, 32)]),
+        ((8, 128, 96), [(8, 32, 32), (8, 64, 64)]),
+        ((97, 97), [(32, 32), (49, 49)]),
+        ((32, 40), []),
+        ((16, 16), []),
+    ],
+)
+def test_smaller_sizes_are_as_often_divisible_by_two(size: tuple[int, ...], smaller: list[tuple[int, ...]]) -> None:
+    assert plan._smaller_sizes(((torch.zeros(1, 1, *size),), {})) == smaller
+
+
+def test_there_is_no_smaller_image_where_there_is_none() -> None:
+    assert plan._smaller_sizes(((torch.zeros(2, 128),), {})) == []
 
 
 # Checkpointing --------------------------------------------------------------------------------------------------------

@@ -7,10 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS
-from latentaug.tracing.location import Location, as_inputs, find_spot, image_in, spot_in, unwrap
+from latentaug.tracing.location import (
+    Location,
+    Spot,
+    as_inputs,
+    batch_of,
+    complete_spots,
+    few_samples,
+    find_spot,
+    first_samples,
+    image_in,
+    resized,
+    spot_in,
+    unwrap,
+)
 
 
 def test_a_location_knows_its_grid_and_its_name() -> None:
@@ -122,3 +135,58 @@ def test_unwrapping_stops_at_the_users_model() -> None:
     assert unwrap(model) is model
     assert unwrap(torch.compile(model, backend="eager")) is model
     assert unwrap(nn.DataParallel(torch.compile(model, backend="eager"))) is model
+
+
+def test_the_batch_is_that_of_the_image_or_of_the_first_floats() -> None:
+    image, labels = torch.zeros(4, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    assert batch_of(((labels, image), {})) == 4
+    assert batch_of(((labels, torch.zeros(())), {"x": torch.zeros(5, 2)})) == 5
+    assert batch_of(((labels, "text"), {})) is None
+
+
+def test_first_samples_are_cut_from_what_has_the_batch_and_copied() -> None:
+    image, ages = torch.zeros(4, 3, 8, 8).requires_grad_(), torch.zeros(4)
+    table, count = torch.zeros(7, 2), torch.zeros(())
+    (cut, same_table), named = first_samples(((image, table), {"ages": ages, "count": count, "name": "x"}), 2)
+    assert (cut.shape, named["ages"].shape) == ((2, 3, 8, 8), (2,))
+    assert (same_table.shape, named["count"].shape, named["name"]) == ((7, 2), (), "x")
+    assert (cut.requires_grad, cut.is_leaf, named["ages"].requires_grad) == (True, True, False)
+    named["ages"].add_(1)
+    assert not ages.any()
+    (whole, _), _ = first_samples(((image, table), {}), None)
+    assert whole.shape == image.shape
+
+
+def test_images_and_what_has_their_size_are_resized() -> None:
+    image, labels = torch.rand(2, 3, 8, 12).requires_grad_(), torch.randint(5, (2, 1, 8, 12))
+    other = torch.rand(2, 3, 4, 6)
+    (small, small_labels, same_other), named = resized(((image, labels, other), {"n": 3}), (4, 6))
+    assert (small.shape, small_labels.shape) == ((2, 3, 4, 6), (2, 1, 4, 6))
+    assert (small.dtype, small_labels.dtype, small.requires_grad) == (image.dtype, labels.dtype, True)
+    assert set(small_labels.flatten().tolist()) <= set(labels.flatten().tolist())
+    assert torch.equal(same_other, other)
+    assert named == {"n": 3}
+
+
+def test_compiled_models_are_given_all_samples() -> None:
+    model = nn.Sequential(nn.ReLU())
+    assert few_samples(model) == 2
+    model[0].compile(backend="eager")
+    assert few_samples(model) is None
+
+
+def test_spots_are_completed_by_two_samples_with_the_shapes_of_all() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows = nn.Flatten(0, 1)
+            self.table = nn.Embedding(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return self.windows(x).mean() + self.table(torch.arange(3)).mean()
+
+    seen = list[int]()
+    found = complete_spots(Part(), [("windows", None), ("table", None)], -1, (torch.zeros(6, 4, 8, 8),), {})
+    assert found == {Spot("windows", ()): (24, 8, 8), Spot("table", ()): (3, 5)}
+    assert seen == [2]

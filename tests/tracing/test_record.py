@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from latentaug.tracing.record import InputWatch, ancestors, record
+from latentaug.tracing.record import InputWatch, ancestors, record, saving_now
 from latentaug.tracing.tree import storage_of
 from tests.support.traces import traces
 
@@ -122,3 +123,43 @@ def test_a_trace_is_gone_with_the_last_reference_to_it() -> None:
         assert inner() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("reentrant", "inside"), [(False, "packed"), (True, "none")])
+def test_checkpointing_is_told_by_how_autograd_saves(reentrant: bool, inside: str) -> None:
+    class Told(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(saving_now())
+            return x.exp()
+
+    seen = list[str]()
+    model, x = nn.Sequential(Told(), nn.ReLU()), torch.ones(2, requires_grad=True)
+
+    def run() -> Tensor:
+        checkpointed: Tensor = checkpoint(model[0], x, use_reentrant=reentrant)
+        return model(checkpointed)
+
+    trace, output = record(model, lambda: model(x), sources=[("1", ())])
+    assert [call.saving for call in trace.walk()] == ["plain"] * 3
+    run().sum().backward()
+    assert seen[:3] == ["plain", inside, "plain"]
+    with torch.no_grad():
+        model(x)
+    assert seen[-1] == "none"
+    output.sum().backward()  # what was asked is no part of the graph
+
+
+def test_how_autograd_saves_is_recorded_with_each_call() -> None:
+    class Checkpoints(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.first(x)
+            return checkpoint(self.second, x, use_reentrant=False)
+
+    model = Checkpoints()
+    trace, _ = record(model, lambda: model(torch.ones(1, 2)), sources=[("first", ())])
+    assert {call.name: call.saving for call in trace.walk()} == {"": "plain", "first": "none", "second": "packed"}

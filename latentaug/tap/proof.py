@@ -1,0 +1,174 @@
+"""Prove replays on the model itself: against its own forward, and fast ones against full ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentaug.tap.capture import Capture, Plan, within_checkpoint
+from latentaug.tracing.intercept import overridden
+from latentaug.tracing.record import ancestors
+from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, tensors_in
+
+
+def prove(capture: Capture, output: Any, inputs: Any) -> tuple[Plan, str | None]:
+    """Compare replays of a pass with its output, and with one another, and tell why fast ones differ, if they do.
+
+    Args:
+        capture: The pass.
+        output: What the model returned.
+        inputs: Its arguments, to be called with again, and with others like them.
+
+    Returns:
+        The plan, as far as it was found good, and what is wrong with fast replays.
+
+    Raises:
+        RuntimeError: Even a full replay does not repeat the pass.
+    """
+    model, plan = capture.model, capture.plan
+    if not same(output, capture.replay([None] * len(plan.spots), full=True)):
+        raise RuntimeError(
+            f"LatentTap cannot replay {type(model).__name__}: run again with the same inputs and random state, it "
+            "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
+            "inputs, parameters, buffers and the global random streams only."
+        )
+    # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
+    codes = [code.detach().flip(-1).mul(0.5).requires_grad_(is_differentiable(code)) for code in capture.codes]
+    expected = capture.replay(codes, full=True)
+    gradients, right = _checked_gradients(capture, expected, codes)
+    plan = replace(plan, graphless=not right)
+    reason = _misfit(capture, inputs, codes, expected, gradients, graphless=plan.graphless)
+    # What follows the code may keep state, or be checkpointed, where what precedes it does not.
+    if reason and plan.late:
+        without_late = replace(plan, kept=plan.kept - plan.late, late=frozenset())
+        args, kwargs = map_tensors(inputs, torch.clone)
+        return prove(*captured(model, without_late, args, kwargs), inputs)
+    return plan, reason
+
+
+def _misfit(
+    capture: Capture,
+    inputs: Any,
+    codes: list[Tensor],
+    expected: Any,
+    gradients: list[Tensor | None] | None,
+    *,
+    graphless: bool,
+) -> str | None:
+    """Tell why a fast replay would not give what is expected of a full one; None if it does."""
+    if not capture.can_skip():
+        return "it does not call the same modules in every pass"
+    args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
+    capture.model(*args, **kwargs)
+    try:
+        with torch.set_grad_enabled(not graphless):
+            replayed = capture.replay(codes)
+    except Exception:  # whatever a model raises that misses what a skipped module would have left for it
+        replayed = None
+    if not same(replayed, expected):
+        return "it keeps state between modules that their outputs do not show"
+    if graphless:
+        return None
+    if gradients is None or not same(_gradients(capture.model, replayed, codes), gradients):
+        return "gradients reach it in a way that outputs of modules do not show"
+    return None
+
+
+def _other(tensor: Tensor) -> Tensor:
+    return 0.7 * tensor.flip(-1) + 0.3 * torch.rand_like(tensor) if is_differentiable(tensor) else tensor.clone()
+
+
+def _gradients(model: nn.Module, output: Any, codes: list[Tensor]) -> list[Tensor | None] | None:
+    """Differentiate by the weights and the codes, or the codes alone where that is all the model allows; or None."""
+    results = [t for _, t in tensors_in(output) if t.requires_grad]
+    if not results:
+        return []
+    objective = torch.stack([_real(t).float().square().mean() for t in results]).sum()
+    codes = [code for code in codes if code.requires_grad]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for wanted in (weights + codes, codes):
+        try:
+            return list(torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True))
+        except RuntimeError:  # reentrant checkpointing; or a model that nobody can train, only run
+            continue
+    return None
+
+
+def captured(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Capture, Any]:
+    """Run the model once, and return what replays need together with its output."""
+    captures: list[Capture] = []
+
+    def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        captures.append(Capture(model, plan, args, kwargs))
+        return captures[-1].run(original, args, kwargs)
+
+    with overridden({"": model}, handle):
+        output = model(*args, **kwargs)
+    return captures[-1], output
+
+
+def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> tuple[list[Tensor | None] | None, bool]:
+    """Differentiate a replay from `codes`, as `_gradients` does, and tell whether the gradients are right.
+
+    They are not where, in the backward pass, activation checkpointing computes from the old codes again.
+
+    Raises:
+        RuntimeError: The checkpointing is reentrant, so that the captured pass has no graph at the code either.
+    """
+    spots, model, called = capture.plan.spots, capture.model, False
+
+    def keep(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal called
+        called = True
+        tree = original(*args, **kwargs)
+        put = {}
+        for spot, old, new in zip(spots, capture.codes, codes, strict=True):
+            if spot.name == name and same(item_at(tree, spot.path), old):  # not another call of the same module
+                put[id(item_at(tree, spot.path))] = new
+        return map_tensors(tree, lambda t: put[id(t)].clone() if id(t) in put else t)
+
+    with overridden({spot.name: model.get_submodule(spot.name) for spot in spots}, keep):
+        gradients = _gradients(model, output, codes)
+    if not capture.taps[capture.earliest].grad:
+        nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
+        if any("CheckpointFunction" in type(node).__name__ for node in nodes):
+            raise RuntimeError(within_checkpoint(capture, "Tap"))
+    return gradients, not called or same(gradients, _gradients(model, output, codes))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Tell whether two trees hold the same numbers, up to the rounding of kernels that are not deterministic."""
+    left, right = list(tensors_in(a)), list(tensors_in(b))
+    return len(left) == len(right) and all(
+        path == other_path and x.shape == y.shape and _close(x.detach(), y.detach())
+        for (path, x), (other_path, y) in zip(left, right, strict=True)
+    )
+
+
+def relative_change(a: Any, b: Any) -> float:
+    """Return ‖a - b‖ / ‖b‖ over all floating-point tensors of two like trees."""
+    left, right = (torch.cat([_wide(t).flatten() for _, t in tensors_in(x) if is_differentiable(t)]) for x in (a, b))
+    return float((left - right).norm() / right.norm().clamp_min(torch.finfo(right.dtype).tiny))
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    x, y = _real(x), _real(y)
+    if torch.equal(x, y):
+        return True
+    if not x.is_floating_point() or not bool(y.isfinite().all()):
+        return bool(((x == y) | (x.isnan() & y.isnan())).all())
+    tolerance = 1e-2 if x.element_size() < 4 else 1e-5
+    return bool((_wide(x) - _wide(y)).norm() <= tolerance * _wide(y).norm())
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = _real(tensor.detach())
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,135 @@
+"""What a proof of replays finds, and what it calls the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentaug.tap.plan import make_plan
+from latentaug.tap.proof import captured, prove, relative_change, same
+from latentaug.tracing.isolation import sandbox
+from latentaug.tracing.location import Spot
+from tests.models.case import Case
+from tests.models.hostile.branches import LateBranch
+from tests.models.hostile.skips import CASES
+from tests.models.parts import Base
+
+
+def proved(case: Case, model: nn.Module, **changes: Any) -> tuple[Any, str | None]:
+    """Prove the plan of a model once more, with changes to it."""
+    images = case.images()
+    plan = make_plan(model, (Spot(case.layer, case.path),), -1, (images,), {})
+    with sandbox(model, torch.device("cpu")):
+        return prove(*captured(model, dataclasses.replace(plan, fast=True, **changes), (images,), {}), ((images,), {}))
+
+
+def test_exact_replays_are_proved() -> None:
+    case = CASES["SkipConnection"]
+    plan, reason = proved(case, case.model(True))
+    assert reason is None
+    assert plan.kept == {("stem", 0)}
+
+
+@pytest.mark.parametrize("name", ["SkipsOnSelf", "SkipsOnTheFirstModule", "HookedGrandchildren"])
+def test_state_between_modules_is_found(name: str) -> None:
+    case = CASES[name]
+    assert proved(case, case.model(False))[1] == "it keeps state between modules that their outputs do not show"
+
+
+class WrongWay(torch.autograd.Function):
+    """Returns what it is given, and passes its gradient on only if it is told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, passes: Callable[[], bool]) -> Tensor:
+        ctx.passes = passes
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.passes(), None
+
+
+def test_gradients_that_outputs_do_not_show_are_found() -> None:
+    class Counting(nn.Conv2d):
+        """The backward pass depends on how often it was called."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            calls = self.calls
+            return WrongWay.apply(super().forward(x), lambda: calls == self.calls)  # type: ignore[no-any-return, no-untyped-call]
+
+    class Counts(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = Counting(3, 4, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.stem(x)
+            return self.head(self.up(self.code(a)) + a)
+
+    case = Case(Counts, "code")
+    reason = proved(case, case.model(False))[1]
+    assert reason == "gradients reach it in a way that outputs of modules do not show"
+
+
+def test_what_follows_the_code_and_depends_on_it_is_run_again() -> None:
+    case = Case(LateBranch, "code")
+    model = case.model(False)
+    late = ("up", 0)  # which depends on the code
+    plan, reason = proved(case, model, kept=frozenset({("stem", 0), late}), late=frozenset({late}))
+    assert (plan.kept, plan.late, reason) == ({("stem", 0)}, frozenset(), None)
+
+
+def test_a_pass_that_is_not_repeated_is_refused() -> None:
+    class Draws(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = torch.Generator()
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.stem(x) + torch.rand((), generator=self.generator)
+            return self.head(self.up(self.code(a)) + a)
+
+    case = Case(Draws, "code")
+    with pytest.raises(RuntimeError, match="cannot replay Draws: run again with the same inputs and random state"):
+        proved(case, case.model(False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
+def test_numbers_are_the_same_up_to_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50).to(dtype)
+    rounding = 1e-3 if dtype is torch.bfloat16 else 1e-7
+    assert same([x, None], [x.clone(), None])
+    assert same(x, x * (1 + rounding))
+    assert not same(x, x * 1.1)
+    assert not same(x, x[None])
+    assert not same([x, None], [None, x])
+    assert not same([x], [x, x])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_must_be_in_the_same_places(value: float) -> None:
+    x = torch.tensor([1.0, value, 2.0])
+    assert same(x, x.clone())
+    assert same(x[:1].long(), x[:1].long())
+    assert not same(x, torch.tensor([1.0, 2.0, value]))
+    assert not same(x, torch.tensor([1.0, 0.0, 2.0]))
+    assert not same(torch.tensor([1.0, 0.0, 2.0]), x)
+    assert not same(x, torch.tensor([1.0 + 1e-7, value, 2.0]))
+
+
+def test_the_relative_change_is_that_of_all_floats() -> None:
+    a, b = (
+        {"x": torch.tensor([3.0, 0.0]), "n": torch.tensor([1])},
+        {"x": torch.tensor([0.0, 4.0]), "n": torch.tensor([2])},
+    )
+    assert relative_change(a, b) == pytest.approx(5 / 4)
+    assert relative_change(b, b) == 0
