@@ -190,7 +190,7 @@ class Augmented:
             change = self._sampled(layer, code)
             if not again and not self._proving:
                 self._changes.append((layer.label, change))
-            put[id(code)] = self._changed(layer, change, output, code)
+            put[id(code)] = code if again and change.whole_pass else self._changed(layer, change, output, code)
         return map_tensors(output, lambda tensor: put.get(id(tensor), tensor)) if put else output
 
     def _sampled(self, layer: _Layer, code: Tensor) -> Any:
@@ -210,7 +210,7 @@ class Augmented:
             )
         self._reads.add(output)
         self._reads.begin(change, code)
-        return self._reads.read(code)
+        return self._reads.returned(code)
 
     # Refusing -----------------------------------------------------------------------------------------------------
 

@@ -345,7 +345,7 @@ class _Replay:
         tree = self._follow(map_tensors(tree, lambda t: put.get(id(t), t)))
         if first and self.reads is not None and self.whole is not None:
             self.reads.begin(self.whole, next(iter(put.values())))
-            codes = {id(code): self.reads.read(code) for code in put.values()}
+            codes = {id(code): self.reads.returned(code) for code in put.values()}
             tree = map_tensors(tree, lambda t: codes.get(id(t), t))
         return tree
 

@@ -283,7 +283,8 @@ class LatentTap:
             captured(self._root, capture.plan, *inputs)[0].replay(nothing, whole=Unmixed(), full=True)
 
         with self._shared.ours():
-            see_that_rows_are_samples(self._root, (capture.plan.spots, self._call), capture.inputs, unmixed)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and capture.grad):
+                see_that_rows_are_samples(self._root, (capture.plan.spots, self._call), capture.inputs, unmixed)
             try:
                 return capture.replay(nothing, whole=change, full=full, **how)
             except CannotFollow:

@@ -83,6 +83,7 @@ class ChangedReads:
     def __init__(self, model: nn.Module, *, grad: bool) -> None:
         self._model = type(model).__name__
         self._grad = grad
+        self._refused: CannotFollow | None = None
         if any(map(is_compiled, submodules(model))):
             raise self._refusal("has compiled parts, which do not show what they read")
         self._constant = set(_constants(model))
@@ -92,21 +93,27 @@ class ChangedReads:
         self._forms: dict[int, dict[int, _Form]] = {}  # by memory, then by tensor
         self._moment = 0  # number of the first autograd node after it
         self._numbers = ""  # how Python came to know what numbers were computed
-        self._ours = False
+        self.ours = False  # what is being done is none of the model's
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Follow what is computed, and change what is read, for as long as the context lasts."""
-        with _Reads(self), _Guard(self):
-            yield
+        try:
+            with _Reads(self), _Guard(self):
+                yield
+        except Exception as error:
+            if self._refused is None or error is self._refused:
+                raise
+            raise self._refused from error  # which scripted code tells in words of its own
 
     def add(self, tree: Any) -> None:
         """Follow these tensors; the inputs first."""
-        if not self._early:
-            self._batch = batch_of(tree)
-        for _, tensor in tensors_in(tree):
-            if (key := storage_of(tensor)) not in self._early and key not in self._constant:
-                self._early[key] = _hold(tensor)
+        with self.by_ourselves():
+            if not self._early:
+                self._batch = batch_of(tree)
+            for _, tensor in tensors_in(tree):
+                if (key := storage_of(tensor)) not in self._early and key not in self._constant:
+                    self._early[key] = _hold(tensor)
 
     def begin(self, change: WholePassChange, code: Tensor) -> None:
         """From now on, as the code has been computed, let everything that was followed be read changed."""
@@ -126,49 +133,62 @@ class ChangedReads:
 
     def read(self, tensor: Tensor) -> Tensor:
         """Return what is read in place of a tensor: if it came before the moment, its changed form."""
-        if self._change is None or not self._is_early(tensor):
-            return tensor
-        self._check(tensor)
-        forms = self._forms.setdefault(storage_of(tensor), {})
-        if any(form.moved for key, form in forms.items() if key != id(tensor)):
-            raise self._refusal("changes, after the code, a tensor from before it in place and reads it by other views")
-        if id(tensor) not in forms:
-            with self.by_ourselves(), torch.set_grad_enabled(self._grad):
-                changed = self._change.apply(tensor)
-            forms[id(tensor)] = _Form(tensor, changed, version_of(changed))
-        return forms[id(tensor)].changed
+        with self.by_ourselves():
+            if self._change is None or not self._is_early(tensor):
+                return tensor
+            self._check(tensor)
+            forms = self._forms.setdefault(storage_of(tensor), {})
+            if any(form.moved for key, form in forms.items() if key != id(tensor)):
+                raise self._refusal("changes, after the code, a tensor from before it in place and reads other views")
+            if id(tensor) not in forms:
+                with torch.set_grad_enabled(self._grad):
+                    changed = self._change.apply(tensor)
+                forms[id(tensor)] = _Form(tensor, changed, version_of(changed))
+            return forms[id(tensor)].changed
+
+    def returned(self, code: Tensor) -> Tensor:
+        """Return what the tapped layer is to return for a code: changed, or in a checkpointed part as it is.
+
+        That part is computed again in the backward pass, without us; what it returned is read changed outside of it.
+        """
+        return code if has_its_own_backward() else self.read(code)
 
     def finished(self, output: Any) -> Any:
         """Return what the pass returned, changed where it came before the moment."""
-        # A single number has no samples, and is of no use to others any more.
-        output = map_tensors(output, lambda tensor: self.read(tensor) if tensor.ndim else tensor)
-        if self._change is not None and self._grad:
-            self._audit(output)
+        if self._refused is not None:  # and the model went on
+            raise self._refused
+        with self.by_ourselves():
+            # A single number has no samples, and is of no use to others any more.
+            output = map_tensors(output, lambda tensor: self.read(tensor) if tensor.ndim else tensor)
+            if self._change is not None and self._grad:
+                self._audit(output)
         return output
 
     @contextmanager
     def by_ourselves(self) -> Iterator[None]:
-        """Let operations within the context read what they like."""
-        before, self._ours = self._ours, True
+        """Let what is done within the context read what it likes; to ask for a tensor's memory is to read it, too."""
+        before, self.ours = self.ours, True
         try:
             yield
         finally:
-            self._ours = before
+            self.ours = before
 
     # What the modes see -----------------------------------------------------------------------------------------------
 
     def leaves_torch(self, how: str, given: Any) -> None:
         """Note that Python reads numbers."""
-        if self._change is None and self._any_early(given):
-            self._numbers = how
+        with self.by_ourselves():
+            if self._change is None and self._any_early(given):
+                self._numbers = how
 
     def ran(self, operation: Any, given: Any, result: Any) -> None:
         """Follow what an operation made, and see that none reads what came before the moment afterwards."""
-        if self._ours or not self._any_early(given):
-            return
-        if self._change is not None:
-            raise self._refusal("reads what was computed before the code unseen, as scripted code does")
-        self.add((result, _written(operation, *given)))
+        with self.by_ourselves():
+            if not self._any_early(given):
+                return
+            if self._change is not None:
+                raise self._refusal("reads what was computed before the code unseen, as scripted code does")
+            self.add((result, _written(operation, *given)))
 
     # Checking ---------------------------------------------------------------------------------------------------------
 
@@ -181,8 +201,9 @@ class ChangedReads:
     def _check(self, tensor: Tensor) -> None:
         """See that a tensor has samples to mix, and that the backward pass will know of it."""
         shape = tuple(tensor.shape)
-        if not is_differentiable(tensor):
-            raise self._refusal(f"reads, after the code, {tensor.dtype} of shape {shape} from before it")
+        if not is_differentiable(tensor) or tensor.layout is not torch.strided:
+            kind = str(tensor.layout if is_differentiable(tensor) else tensor.dtype).removeprefix("torch.")
+            raise self._refusal(f"reads, after the code, a tensor of {kind} of shape {shape} from before it")
         if not shape or shape[0] != self._batch:
             raise self._refusal(
                 f"reads, after the code, a tensor of shape {shape} from before it, whose first axis is not the batch "
@@ -212,10 +233,11 @@ class ChangedReads:
             stack.extend(parents)
 
     def _refusal(self, why: str) -> CannotFollow:
-        return CannotFollow(
+        self._refused = CannotFollow(
             f"{self._model} {why}. A transform that changes a whole pass, as mixing samples does, cannot follow there. "
             "Tap another layer, or use a transform of the code alone."
         )
+        return self._refused
 
 
 # That rows are samples --------------------------------------------------------------------------------------------
@@ -251,7 +273,8 @@ def see_that_rows_are_samples(model: nn.Module, where: Hashable, inputs: Any, ru
             return tensor.clone()
         return tensor[torch.arange(size, device=tensor.device) % batch]
 
-    with sandbox(model, device_of(model, *inputs)):
+    grad = torch.is_grad_enabled()
+    with sandbox(model, device_of(model, *inputs)), torch.set_grad_enabled(grad):
         try:
             run(map_tensors(inputs, resized))
         except CannotFollow:
@@ -342,6 +365,8 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given: Any = args, kwargs or {}
+        if self._reads.ours:
+            return function(*given[0], **given[1])
         name = getattr(function, "__name__", "")
         if name in _NUMBERS:
             self._reads.leaves_torch(name.strip("_"), given)
@@ -365,5 +390,6 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        self._reads.ran(function, (args, kwargs or {}), result)
+        if not self._reads.ours:
+            self._reads.ran(function, (args, kwargs or {}), result)
         return result

@@ -14,8 +14,9 @@ from latentaug.layout import TOKENS
 from tests.integrations.rows import Row
 
 
-def monai(name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
+def monai(name: str, *args: Any, since: str = "1.5", **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
+        pytest.importorskip("monai", minversion=since)
         library = pytest.importorskip("monai.networks.nets")
         return getattr(library, name)(*args, **options)
 
@@ -347,7 +348,7 @@ ROWS = [
     # block is the one that is called once. Indices of the pooling go up with the codes.
     row(
         name="Quicknat 2-D",
-        build=monai("Quicknat", 2, 1, 8, kernel_size=3, drop_out=0.2, se_block="CSE"),
+        build=monai("Quicknat", 2, 1, 8, since="1.6", kernel_size=3, drop_out=0.2, se_block="CSE"),
         layer="model.1.submodule.1.submodule.1.submodule.1.submodule.layers2",
         shape=IMAGE,
         code=(2, 8, 4, 6),

@@ -116,6 +116,8 @@ def check_axes(code: Tensor, saliency: Tensor, layout: Layout, row: Row) -> None
     assert (by_site[..., :prefix] == 1).all()
 
 
+# Dropout cuts samples off the code of MONAI's VNet, in every other pass.
+@pytest.mark.filterwarnings("ignore:Targeted.* leaves samples unmasked whose saliency is all zero")
 @EACH
 def test_a_cooperative_step_trains_every_parameter_that_the_model_uses(row: Row) -> None:
     model, images = row.model(True).float(), row.images().float()

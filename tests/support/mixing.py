@@ -7,7 +7,8 @@ the change, as it would if the model's author had written it.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from latentaug.augment.base import Context
 from latentaug.augment.mix import ManifoldMixup
+from latentaug.tracing.tree import is_differentiable
 from tests.models.hostile import Case, at, gradients, leaves, number_of_the_call, seed_all
 
 
@@ -41,20 +43,24 @@ class FixedMixup(ManifoldMixup):
         return float(torch.tensor(self.own))
 
 
-def tensors_alive() -> Iterator[Tensor]:
-    """Yield every tensor that Python knows."""
+@contextmanager
+def only_new_objects() -> Iterator[None]:
+    """Hide what exists from the garbage collector."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def mix_alive(batch: int, mix: Callable[[Tensor], Tensor], *, but: Collection[Tensor] = ()) -> None:
+    """Mix every tensor that Python knows and that has a batch axis in place, of each memory once."""
+    excepted, found = {id(tensor) for tensor in but}, dict[int, list[Tensor]]()
     for one in gc.get_objects():
-        if issubclass(type(one), Tensor):
-            yield one
-
-
-def mix_alive(batch: int, known: set[int], mix: Callable[[Tensor], Tensor]) -> None:
-    """Mix every tensor with a batch axis in place, of each memory once."""
-    found: dict[int, list[Tensor]] = {}
-    for tensor in tensors_alive():
-        if id(tensor) in known or not tensor.is_floating_point() or not tensor.ndim or len(tensor) != batch:
+        if not issubclass(type(one), Tensor) or id(one) in excepted:
             continue
-        found.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+        if is_differentiable(one) and one.ndim and len(one) == batch:
+            found.setdefault(one.untyped_storage()._cdata, []).append(one)
     for aliases in found.values():
         whole = max(aliases, key=lambda tensor: (tensor.numel(), not tensor._is_view(), tensor.requires_grad))
         with torch.enable_grad():
@@ -66,8 +72,8 @@ def mixed_by_hand(
 ) -> tuple[nn.Module, list[Tensor], list[Tensor | None]]:
     """Run a fresh model, seeded alike, with all that is alive at the code mixed; return outputs and gradients."""
     model, number = case.model(train), number_of_the_call(case, train)
-    module, calls = model.get_submodule(case.layer), 0
-    original, kept = module.forward, list[Tensor]()
+    module, calls, kept = model.get_submodule(case.layer), 0, list[Tensor]()
+    original = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -75,21 +81,16 @@ def mixed_by_hand(
         calls += 1
         if calls - 1 == number:
             assert len(at(output, case.path)) == len(images)
-            mix_alive(len(images), known | {id(tensor) for tensor in kept}, transform.mixed)
+            mix_alive(len(images), transform.mixed, but=kept)
         return output
-
-    module.__dict__["forward"] = forward
-    seed_all(0)
-    copied = images.clone()
 
     def keep(tensor: Tensor) -> Tensor:
         """Keep what the backward pass needs as it was, whatever is changed in place."""
         kept.append(tensor.detach().clone())
         return kept[-1]
 
-    with saved_tensors_hooks(keep, lambda saved: saved):
-        before = [tensor for tensor in tensors_alive() if tensor is not copied]  # kept, so that none takes their place
-        known = {id(tensor) for tensor in before}
-        output = model(copied)
-        found = gradients(model, output)
-    return model, [tensor.detach() for tensor in leaves(output)], found
+    module.__dict__["forward"] = forward
+    seed_all(0)
+    with only_new_objects(), saved_tensors_hooks(keep, lambda saved: saved):
+        output = model(images.clone())
+    return model, [tensor.detach() for tensor in leaves(output)], gradients(model, output)
