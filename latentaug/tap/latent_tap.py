@@ -18,8 +18,9 @@ from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
 from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
-from latentaug.tap.plan import captured, initialise, make_plan
+from latentaug.tap.plan import initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
 from latentaug.tracing.intercept import Override, overridden
