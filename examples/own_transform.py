@@ -28,7 +28,7 @@ class ChannelShift(LatentTransform):
     def transform(self, code: Tensor, **params: Any) -> Tensor:
         """Make the change: the same each time, and differentiable."""
         shift: Tensor = params["shift"].view(*code.shape[:2], *[1] * (code.ndim - 2))
-        deviation: Tensor = code.std(dim=tuple(range(2, code.ndim)), keepdim=True)
+        deviation: Tensor = code.std(dim=tuple(range(2, code.ndim)), keepdim=True, correction=0)
         return code + shift * deviation.detach()
 
 
