@@ -18,8 +18,9 @@ from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
 from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
-from latentaug.tap.plan import captured, initialise, make_plan
+from latentaug.tap.plan import initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
 from latentaug.tracing.intercept import Override, overridden
@@ -48,8 +49,9 @@ class LatentTap:
     before. The results equal those of a whole forward pass with the code replaced: same dropout masks, same batch
     statistics, same gradients.
 
-    The first pass in each mode costs a few passes over two samples more: they find out what a replay may skip, and
-    prove it. Models whose modules pass results around in other ways than by returning them are replayed in full.
+    The first pass in each mode costs a few passes over two samples more, the most of them over smaller images where two
+    are much of the batch: they find out what a replay may skip, and prove it. Models whose modules pass results around
+    in other ways than by returning them are replayed in full.
 
     Args:
         model: Any `nn.Module`; also compiled, or wrapped for distributed training.
