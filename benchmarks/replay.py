@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import synchronize
 from benchmarks.report import Options, Report, Table
-from latentaug import LatentTap, TargetedChannelMask, latent_saliency, tune_allocator
+from latentaug import CooperativeModel, LatentTap, TargetedChannelMask, latent_saliency, tune_allocator
 
 COLUMNS = (
     "images",
@@ -27,9 +29,18 @@ COLUMNS = (
     "saliency",
     "masked",
     "in full",
-    "attach s",
 )
-FORMATS = {"forward ms": "{:.0f}", "tapped": "{:.3f}", "tap ms": "{:.1f}", "attach s": "{:.1f}"}
+ATTACHING = (
+    "images",
+    "forward ms",
+    "named s",
+    "named",
+    "found s",
+    "found",
+    "cooperative s",
+    "cooperative",
+)
+FORMATS = {"forward ms": "{:.0f}", "tapped": "{:.3f}", "tap ms": "{:.1f}"} | dict.fromkeys(ATTACHING[3::2], "{:.1f}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ def nnunet() -> nn.Module:
 
 MONAI = "monai.networks.nets"
 UNET = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
+DYNUNET = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "upsample_kernel_size": [2] * 4}
 ROWS = [
     Row("smp Unet resnet34", smp("Unet", "resnet34"), (2, 3, 256, 256)),
     Row("smp UnetPlusPlus resnet18", smp("UnetPlusPlus", "resnet18"), (2, 3, 192, 192)),
@@ -103,13 +115,37 @@ ROWS = [
 ]
 
 
+TRAINED = [
+    Row(
+        "smp Unet resnet18",
+        of("segmentation_models_pytorch", "Unet", "resnet18", encoder_weights=None, in_channels=1, classes=4),
+        (20, 1, 80, 80),
+    ),
+    Row("smp Unet resnet34", smp("Unet", "resnet34"), (4, 3, 256, 256)),
+    Row(
+        "MONAI DynUNet 3-D",
+        of(MONAI, "DynUNet", 3, 1, 4, filters=[16, 32, 64, 128, 256], **DYNUNET),
+        (1, 1, 96, 96, 96),
+    ),
+    Row("FTN", of("latentaug", "FTN", 1, 4), (20, 1, 192, 192)),
+]
+"""Networks on batches that they would be trained on."""
+
+LITTLE = [Row("FTN", of("latentaug", "FTN", 1, 4, width=2, depth=2), (2, 1, 32, 32))]
+
+
 def run(options: Options) -> Report:
     """Measure every row, one after the other, in this process."""
     torch.set_num_threads(options.threads)
     if options.device == "cpu":
         tune_allocator(2**30)  # fresh pages cost more, and more unevenly, than all that is compared here
     rows = {row.name: measure(row, options) for row in (ROWS[-1:] if options.quick else ROWS)}
-    return Report([Table("network", COLUMNS, rows, FORMATS)], drawn="replay", notes=NOTES)
+    attaching = {
+        f"{row.name}, batch of {row.shape[0]}": attach(row, options)
+        for row in (LITTLE if options.quick else [*TRAINED, *ROWS])
+    }
+    tables = [Table("network", COLUMNS, rows, FORMATS), Table("attaching", ATTACHING, attaching, FORMATS)]
+    return Report(tables, drawn="replay", notes=NOTES)
 
 
 NOTES = (
@@ -117,8 +153,11 @@ NOTES = (
     "*Tap ms*: how much more of the time that is, Python's for the most part, whatever the size of the images. "
     "*Replay*, *full replay*: from a masked code, over a plain forward pass. *Saliency*: a training step that also "
     "derives its loss by the code, over a plain step; *masked*, *in full*: that with the backward pass of a masked "
-    "replay added. *Attach*: the first pass, in which the tap finds the layer, if it has to, and proves its replays. "
-    "Each repetition runs every measurement once, and the least time counts: of the CPU, or on the clock on a GPU.",
+    "replay added. Each repetition runs every measurement once, and the least time counts: of the CPU, or on the clock "
+    "on a GPU.",
+    "*Attaching*: what comes once. How much longer the first tapped pass takes than a plain one, with a layer that is "
+    "*named* and with one that is *found*; and the making of a *cooperative* model, heads included. In seconds and in "
+    "forward passes of the same batch; medians, each on a copy of the network that no tap has seen.",
 )
 
 
@@ -127,19 +166,13 @@ NOTES = (
 
 def measure(row: Row, options: Options) -> tuple[Any, ...]:
     """Return the columns of a row."""
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    model, images = row.build().to(device).train(), torch.rand(row.shape).to(device)
-    for _ in range(2):
-        objective(model(images)).backward()
-    first = copy.deepcopy(model)  # which no tap has seen
+    model, images = prepared(row, options)
     runs = measurements(model, images)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name, run in runs.items():
             seconds[name].append(run())
     least = {name: min(times) for name, times in seconds.items()}
-    attach = timed(lambda: tapped(first, images), device)
     return (
         "x".join(map(str, row.shape)),
         f"`{layer_of(model, images)}`",
@@ -148,8 +181,40 @@ def measure(row: Row, options: Options) -> tuple[Any, ...]:
         (least["tapped"] - least["plain"]) * 1e3,
         *(least[name] / least["plain"] for name in ("replay", "full replay")),
         *(least[name] / least["step"] for name in ("saliency", "masked", "in full")),
-        attach,
     )
+
+
+def attach(row: Row, options: Options) -> tuple[Any, ...]:
+    """Return the columns of a row: what is done once."""
+    model, images = prepared(row, options)
+    layer = str(layer_of(copy.deepcopy(model), images))
+    ways: dict[str, Callable[[nn.Module], Any]] = {
+        "named": lambda copied: tapped(copied, images, layer),
+        "found": lambda copied: tapped(copied, images),
+        "cooperative": lambda copied: CooperativeModel(copied, num_classes=4, example=images),
+    }
+    plain: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.repeats):
+        for name, way in ways.items():
+            plain.append(timed(lambda: model(images), images.device))
+            copied = copy.deepcopy(model)
+            seconds[name].append(timed(functools.partial(way, copied), images.device))
+    forward = median(plain)
+    once = {name: median(times) - (name != "cooperative") * forward for name, times in seconds.items()}
+    shape = "x".join(map(str, row.shape))
+    return shape, forward * 1e3, *(value for taken in once.values() for value in (taken, taken / forward))
+
+
+def prepared(row: Row, options: Options) -> tuple[nn.Module, Tensor]:
+    """Build a network in train mode, and images; both have been through a few steps."""
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    model, images = row.build().to(device).train(), torch.rand(row.shape).to(device)
+    for _ in range(2):
+        objective(model(images)).backward()
+    model.zero_grad()
+    return model, images
 
 
 def measurements(model: nn.Module, images: Tensor) -> dict[str, Callable[[], float]]:
@@ -193,8 +258,8 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     return clock() - start
 
 
-def tapped(model: nn.Module, images: Tensor) -> None:
-    with LatentTap(model):
+def tapped(model: nn.Module, images: Tensor, layer: str | None = None) -> None:
+    with LatentTap(model, layer):
         model(images)
 
 

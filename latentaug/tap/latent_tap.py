@@ -49,8 +49,9 @@ class LatentTap:
     before. The results equal those of a whole forward pass with the code replaced: same dropout masks, same batch
     statistics, same gradients.
 
-    The first pass in each mode costs a few passes over two samples more: they find out what a replay may skip, and
-    prove it. Models whose modules pass results around in other ways than by returning them are replayed in full.
+    The first pass in each mode costs a few passes over two samples more, the most of them over smaller images where two
+    are much of the batch: they find out what a replay may skip, and prove it. Models whose modules pass results around
+    in other ways than by returning them are replayed in full.
 
     Args:
         model: Any `nn.Module`; also compiled, or wrapped for distributed training.
