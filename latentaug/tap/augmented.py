@@ -178,7 +178,7 @@ class Augmented:
         output = original(*args, **kwargs)
         if not layers[0].module.training:
             return output
-        again = _is_again()
+        again, ours = _is_again(), self._proving or cache_of(self._root).busy
         self._follow_the_stream(layers[0], again)
         put: dict[int, Tensor] = {}
         for layer in layers:
@@ -188,7 +188,7 @@ class Augmented:
             if self._proving and not layer.transform.whole_pass:
                 continue
             change = self._sampled(layer, code)
-            if not again and not self._proving:
+            if not (again or ours):
                 self._changes.append((layer.label, change))
             put[id(code)] = code if again and change.whole_pass else self._changed(layer, change, output, code)
         return map_tensors(output, lambda tensor: put.get(id(tensor), tensor)) if put else output
@@ -240,6 +240,11 @@ class Augmented:
 
     def _refuse_what_would_not_mix(self, *, tapped: bool) -> None:
         name = type(self._whole[0].transform).__name__
+        if has_its_own_backward():
+            raise RuntimeError(
+                f"{name} changes a whole pass, but {type(self._root).__name__} as a whole is checkpointed: the "
+                "backward pass would not mix. Use a transform of the code alone, or leave activation checkpointing."
+            )
         if tapped:
             raise RuntimeError(
                 f"{name} changes a whole pass, of which replays would see the tapped code alone. Leave the LatentTap "

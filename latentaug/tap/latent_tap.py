@@ -280,6 +280,7 @@ class LatentTap:
     def _replay_whole(self, capture: Capture, change: Sampled, *, full: bool, **how: bool) -> Any:
         """Replay with a change of the whole pass; what a fast replay cannot follow, a full one may."""
         nothing = [None] * len(capture.plan.spots)
+        full = full or not capture.plan.kept  # as a plan that keeps nothing was not proved to skip the tapped call
 
         def unmixed(inputs: Any) -> None:
             captured(self._root, capture.plan, *inputs)[0].replay(nothing, whole=Unmixed(), full=True)

@@ -280,6 +280,7 @@ def see_that_rows_are_samples(model: nn.Module, where: Hashable, inputs: Any, ru
         except CannotFollow:
             raise
         except Exception as error:
+            run(map_tensors(inputs, lambda tensor: tensor.detach().clone()))  # fails for itself if that is no reason
             raise CannotFollow(
                 f"{type(model).__name__} fails on {size} samples in place of {batch}, which a transform that changes a "
                 "whole pass takes to see which axis is the batch. Use a transform of the code alone."

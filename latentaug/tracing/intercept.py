@@ -57,13 +57,21 @@ class StandIn(Override):
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.original, memo)
+        return copy.deepcopy(self._plain(), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        owner, function = (getattr(self.original, name, None) for name in ("__self__", "__func__"))
+        plain = self._plain()
+        owner, function = (getattr(plain, name, None) for name in ("__self__", "__func__"))
         if function is not None and function is getattr(type(owner), "forward", None):
             return getattr, (owner, "forward")
-        return functools.partial, (self.original,)
+        return functools.partial, (plain,)
+
+    def _plain(self) -> Any:
+        """Return what would stand here if nothing stood in for it."""
+        original = self.original
+        while isinstance(original, StandIn):
+            original = original.original
+        return original
 
 
 @contextmanager
