@@ -46,7 +46,7 @@ from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.location import Location
 from latentaug.training.allocator import tune_allocator
 from latentaug.training.callbacks import Callback, Ramp
-from latentaug.training.optimization import PerStep
+from latentaug.training.optimization import PerStep, is_native
 from latentaug.training.trainer import CooperativeTrainer
 
 try:
@@ -96,6 +96,7 @@ __all__ = [
     "describe",
     "find_bottleneck",
     "find_codes",
+    "is_native",
     "latent_saliency",
     "paper_masks",
     "reconstruction_loss",

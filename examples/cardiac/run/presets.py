@@ -10,7 +10,7 @@ import torch
 from cardiac.data.corruptions import SPACINGS
 from cardiac.data.readers import DataError
 from cardiac.data.split import DRAWS, SETTINGS
-from latentaug.training.optimization import is_native
+from latentaug import is_native
 
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
