@@ -1,15 +1,23 @@
 """Latent-space data augmentation: make any segmentation model robust to scanners and artefacts it never saw.
 
-Tap a model at a latent code, score the code, mask it, replay the rest of the model, and train on what comes out::
+The rooms show the method, and imports run one way through them:
 
-    masker = paper_masks()
+- `tracing`: see a forward pass of any model, and leave no trace.
+- `discovery`: find the code. `find_bottleneck`, `find_codes`.
+- `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
+- `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`, `GIN`;
+  `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
+- `nets`: the paper's networks. `FTN`, `ReconstructionHead`, `ShapePrior`, `CodeDecoupler`.
+- `cooperative`: the method of Chen et al., MICCAI 2021. `CooperativeModel`, `cooperative_backward`, `HardExamples`.
+- `training`: a loop, for who wants one. `CooperativeTrainer`, callbacks, `tune_allocator`.
+- `latentaug.plot`: figures of hard examples.
+
+Tap a model at a latent code, change the code, replay the rest, and train on what comes out::
+
     with LatentTap(unet) as tap:
         loss = cross_entropy(unet(images), labels)
-        mask = masker(tap.code, latent_saliency(loss, tap.code), layout=tap.layout)
-        loss = loss + cross_entropy(tap.replay(mask.apply(tap.code)), labels)
-    loss.backward()
-
-`CooperativeModel` does the whole of Chen et al., MICCAI 2021, to any model; `CooperativeTrainer` is a loop around it.
+        hard = tap.replay(paper_masks(), objective=lambda output: cross_entropy(output, labels))
+        (loss + cross_entropy(hard, labels)).backward()
 """
 
 from importlib import metadata
