@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.models.hostile import Base, Case, conv
+from tests.models.case import Case
+from tests.models.parts import Base, conv
 
 
 @dataclass(frozen=True)
