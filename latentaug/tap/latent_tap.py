@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -214,12 +214,13 @@ class LatentTap:
         """
         capture = self._captured("draw")
         count = len(capture.plan.spots)
-        transforms = [transform] * count if isinstance(transform, Sampler) else list(transform)
-        if len(transforms) != count or not all(isinstance(one, Sampler) for one in transforms):
+        single = not isinstance(transform, Sequence)
+        transforms: list[Any] = [transform] * count if single else list(transform)  # type: ignore[arg-type]
+        if len(transforms) != count or not all(map(_is_sampler, transforms)):
             raise ValueError(
                 f"LatentTap.draw needs a transform, or a list of {count}, one for each layer; got {transform!r}."
             )
-        whole = isinstance(transform, Sampler) and getattr(transform, "whole_pass", False)
+        whole = single and getattr(transform, "whole_pass", False)
         sampled = self._sampled(transforms[:1] if whole else transforms, objective, generator)
         if whole and count > 1 and not (sampled[0].whole_pass or _is_identity(sampled[0])):
             raise ValueError(
@@ -262,7 +263,7 @@ class LatentTap:
         """
         capture = self._captured("replay")
         count = len(capture.plan.spots)
-        if isinstance(code, Sampler):
+        if _is_sampler(code):
             code = self.draw(code, objective=objective, generator=generator)
         if isinstance(code, Sampled) and code.whole_pass:
             return self._replay_whole(capture, code, full=full, detach=detach, update=update_stats)
@@ -315,7 +316,7 @@ class LatentTap:
 
         results: list[Any] = []
         for place, one in enumerate(given):
-            if not isinstance(one, Sampler):
+            if not _is_sampler(one):
                 results.append(one)
                 continue
             if objective is None and (needs := {"saliency", "loss_at"} & {*one.needs}):
@@ -384,6 +385,10 @@ class LatentTap:
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
         return spots, self._call, tuple([module.training for module in submodules(self._root)])
+
+
+def _is_sampler(one: object) -> TypeGuard[Sampler]:
+    return isinstance(one, Sampler) and not isinstance(one, type)
 
 
 def _is_identity(change: object) -> bool:
