@@ -17,8 +17,10 @@ from tests.integrations.rows import Row, parameters
 from tests.integrations.smp_rows import ROWS as SMP
 from tests.integrations.torchvision_rows import ROWS as TORCHVISION
 from tests.integrations.transformers_rows import ROWS as TRANSFORMERS
-from tests.models.hostile import close, gradients, leaves, seed_all
+from tests.support.compare import close, gradients
 from tests.support.mixing import FixedMixup, mixed_by_hand
+from tests.support.random_streams import seed_all
+from tests.support.trees import leaves
 
 ROWS = [*SMP, *TORCHVISION, *MONAI, *TRANSFORMERS, *NNUNET, *HANDWRITTEN]
 

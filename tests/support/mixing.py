@@ -18,7 +18,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from latentaug.augment.base import Context
 from latentaug.augment.mix import ManifoldMixup
 from latentaug.tracing.tree import is_differentiable
-from tests.models.hostile import Case, at, gradients, leaves, number_of_the_call, seed_all
+from tests.models.case import Case
+from tests.support.compare import gradients
+from tests.support.oracle import number_of_the_call
+from tests.support.random_streams import seed_all
+from tests.support.trees import at, leaves
 
 
 class FixedMixup(ManifoldMixup):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latentaug import GIN, ManifoldMixup, MixStyle, RandomChannelMask, augmented
-from tests.models.handwritten import FunctionalUNet
+from tests.models.handwritten.unets import FunctionalUNet
 
 CASES: dict[str, dict[str, Any]] = {
     "style": {"enc1": MixStyle(p=1), "enc2": MixStyle(p=0.5, per_sample=True)},

@@ -39,9 +39,14 @@ from latentaug import (
 )
 from latentaug.layout import TOKENS, Layout
 from latentaug.tracing.location import Location
-from tests.models.handwritten import FunctionalUNet
-from tests.models.hostile import CASES, at, close, conv, gradients, random_state, same, seed_all, swapped, traces
+from tests.models.handwritten.unets import FunctionalUNet
+from tests.models.hostile.table import CASES
+from tests.models.parts import conv
+from tests.support.compare import close, gradients, same
 from tests.support.mixing import FixedMixup
+from tests.support.random_streams import random_state, seed_all
+from tests.support.traces import traces
+from tests.support.trees import at, swapped
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*attribute of a Tensor that is not a leaf.*",

@@ -27,9 +27,11 @@ from latentaug import (
     TargetedSpatialMask,
     latent_saliency,
 )
-from tests.models.handwritten import FunctionalUNet
-from tests.models.hostile import CASES, close, gradients, random_state, seed_all
+from tests.models.handwritten.unets import FunctionalUNet
+from tests.models.hostile.table import CASES
+from tests.support.compare import close, gradients
 from tests.support.mixing import FixedMixup
+from tests.support.random_streams import random_state, seed_all
 
 TRANSFORMS: dict[str, LatentTransform] = {
     "MixStyle": MixStyle(p=1),

@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from latentaug import LatentTap, augmented
 from latentaug.tap.whole_pass import CannotFollow, ChangedReads, Unmixed, batch_of
-from tests.models import hostile, mixing
-from tests.models.hostile import Case, close, conv, gradients, leaves, random_state, same, seed_all, traces
+from tests.models import mixing
+from tests.models.case import Case
+from tests.models.hostile import table as hostile
 from tests.models.mixing import MixCase, Skip
+from tests.models.parts import conv
+from tests.support.compare import close, gradients, same
 from tests.support.mixing import FixedMixup, mix_alive, mixed_by_hand, only_new_objects
+from tests.support.random_streams import random_state, seed_all
+from tests.support.traces import traces
+from tests.support.trees import leaves
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*deprecated.*",
