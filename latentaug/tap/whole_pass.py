@@ -23,7 +23,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import is_norm_statistic, sandbox, submodules
 from latentaug.tracing.location import device_of, image_in
 from latentaug.tracing.tree import is_differentiable, map_tensors, storage_of, tensors_in, version_of
@@ -84,8 +83,6 @@ class ChangedReads:
         self._model = type(model).__name__
         self._grad = grad
         self._refused: CannotFollow | None = None
-        if any(map(is_compiled, submodules(model))):
-            raise self._refusal("has compiled parts, which do not show what they read")
         self._constant = set(_constants(model))
         self._change: WholePassChange | None = None
         self._batch: int | None = None
@@ -99,12 +96,14 @@ class ChangedReads:
     def watching(self) -> Iterator[None]:
         """Follow what is computed, and change what is read, for as long as the context lasts."""
         try:
-            with _Reads(self), _Guard(self):
+            with _uncompiled(), _Reads(self), _Guard(self):
                 yield
         except Exception as error:
-            if self._refused is None or error is self._refused:
+            if self._refused in (None, error):
                 raise
             raise self._refused from error  # which scripted code tells in words of its own
+        finally:
+            self._refused = None  # whose traceback leads here again
 
     def add(self, tree: Any) -> None:
         """Follow these tensors; the inputs first."""
@@ -294,6 +293,25 @@ def batch_of(inputs: Any) -> int | None:
     image = image_in(inputs)
     first = next(floats, None) if image is None else image
     return None if first is None else len(first)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let compiled code run as it was written, which shows what it reads."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes seconds
+        yield
+    elif hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:  # before PyTorch 2.6, it is so for those who trace by torch.fx
+        tracing: Any = sys.modules["torch.fx._symbolic_trace"]
+        before = tracing._is_fx_tracing_flag
+        tracing._is_fx_tracing_flag = True
+        try:
+            with sys.modules["torch._dynamo"].config.patch(error_on_nested_fx_trace=False):
+                yield
+        finally:
+            tracing._is_fx_tracing_flag = before
 
 
 def has_its_own_backward() -> bool:

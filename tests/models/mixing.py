@@ -773,7 +773,7 @@ class VectorisedBefore(Skip):
         return self.head(self.code(skip) + skip)
 
 
-@reads("has compiled parts")
+@reads()
 class CompiledDecoder(Skip):
     def __init__(self) -> None:
         super().__init__()
