@@ -7,6 +7,8 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+import torch
+
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 
 Shape: TypeAlias = tuple[int, ...]
@@ -31,6 +33,8 @@ def infer_layout(shape: Sequence[int], image: Sequence[int]) -> tuple[Layout, tu
         >>> print(layout, stride)
         tokens, 1 prefix (16, 16)
     """
+    if torch.compiler.is_compiling():  # which would trace through the cache, and warn of it
+        return next(layouts(tuple(shape), tuple(image)), None)
     return _likeliest(tuple(shape), tuple(image))
 
 
