@@ -242,7 +242,7 @@ def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan
         return None, "it is compiled, for one size"
     if _is_spread(model):
         return None, "it is spread over processes, which must all make the same passes"
-    obstacle = ""
+    obstacle = "its inputs cannot be made smaller"
     for size in _smaller_sizes(sample):
         small = resized(sample, size)
         at = " x ".join(map(str, size))
@@ -282,9 +282,14 @@ def _seen_and_captured(model: nn.Module, plan: Plan, inputs: Any) -> tuple[_Seen
 
 
 def _smaller_sizes(sample: Any) -> list[tuple[int, ...]]:
-    """List a quarter and a half of an image's size, of 32 pixels or more, and as often divisible by 2, up to 32."""
+    """List a quarter and a half of the images' size, of 32 pixels or more, and as often divisible by 2, up to 32.
+
+    There are none if the model is given anything that may refer to positions of the image, such as points.
+    """
     image = image_in(sample)
     if image is None or image.is_complex():
+        return []
+    if any(tensor.ndim > 1 and tensor.shape[2:] != image.shape[2:] for _, tensor in tensors_in(sample)):
         return []
     sizes = [
         tuple(min(s, max(32, -(-s // (parts * math.gcd(s, 32))) * math.gcd(s, 32))) for s in image.shape[2:])

@@ -264,7 +264,12 @@ def test_smaller_sizes_are_as_often_divisible_by_two(size: tuple[int, ...], smal
     assert plan._smaller_sizes(((torch.zeros(1, 1, *size),), {})) == smaller
 
 
-def test_there_is_no_smaller_image_where_there_is_none() -> None:
+def test_only_images_and_what_has_no_positions_are_made_smaller() -> None:
+    image, mask = torch.zeros(2, 1, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    assert plan._smaller_sizes(((image, mask), {"ages": torch.zeros(2), "name": "x"})) == [(32, 32)]
+    assert plan._smaller_sizes(((image, torch.zeros(2, 5, 2)), {})) == []  # points in an image
+    assert plan._smaller_sizes(((image, torch.zeros(2, 4)), {})) == []  # a box
+    assert plan._smaller_sizes(((torch.zeros(2, 1, 64, 64, dtype=torch.complex64),), {})) == []
     assert plan._smaller_sizes(((torch.zeros(2, 128),), {})) == []
 
 
