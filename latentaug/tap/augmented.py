@@ -35,7 +35,8 @@ def augmented(
 
     Args:
         model: Any `nn.Module`; also wrapped for distributed training. Submodules that are compiled stay so, but for
-            those that hold a tapped layer; a model that is compiled as a whole runs uncompiled meanwhile.
+            those that hold a tapped layer; a model that is compiled as a whole, before or meanwhile, runs uncompiled
+            as long.
         transforms: Transforms by layers: dotted names, modules or `Location`s. A transform that changes a whole pass,
             as `ManifoldMixup` does, at one layer only.
         generator: Source of the random numbers. Default: PyTorch's global CPU generator.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -53,8 +54,17 @@ _LIVE = (
 class StandIn(Override):
     """Callable that stands in for one module's `forward` for as long as somebody wants.
 
-    It stays behind when the module is copied or pickled: a copy is plain.
+    It stays behind when the module is copied or pickled: a copy is plain. Where the model is compiled afterwards, what
+    it does, with all that it calls, runs uncompiled.
     """
+
+    _torchdynamo_disable = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the call over."""
+        dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second
+        call = super().__call__
+        return call(*args, **kwargs) if dynamo is None else dynamo.disable(call)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._plain(), memo)
