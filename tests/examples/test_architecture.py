@@ -28,7 +28,7 @@ DOORS = ("acdc_cooperative", "compare_runs")
 """Scripts that open the study; all others stand alone."""
 
 NAMES = {"latentaug": {*latentaug.__all__, "__version__"}, "latentaug.plot": {*vars(plot)}}
-MISSING = {("latentaug.training.optimization", "is_native")}
+MISSING: set[tuple[str, str]] = set()
 """What the study needs, and the library's root lacks."""
 
 

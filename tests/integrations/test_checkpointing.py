@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -37,14 +38,17 @@ def unet(kind: str = "UNet", norm: str = "INSTANCE") -> torch.nn.Module:
     return getattr(nets, kind)(3, 1, 3, **options).double()
 
 
-def step(model: torch.nn.Module, way: str, **options: Any) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+def step(
+    model: torch.nn.Module, way: str, *, checkpointed: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
     """Return losses, gradients and buffers of one step."""
     generator = torch.Generator().manual_seed(0)
     volumes = torch.rand(VOLUME, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (2, 8, 8, 8), generator=generator)
     torch.manual_seed(1)
     prior = ShapePrior(3, width=2, depth=2, spatial_dims=3).double()
-    coop = CooperativeModel(model, num_classes=3, example=volumes, shape_prior=prior, **options)
+    coop = CooperativeModel(model, num_classes=3, example=volumes, shape_prior=prior)
+    coop.checkpointed = checkpointed
     torch.manual_seed(2)
     if way == "one backward":
         output = coop(volumes, labels, generator=generator)
