@@ -22,6 +22,8 @@ Tap a model at a latent code, change the code, replay the rest, and train on wha
 
 from importlib import metadata
 
+from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
+from latentaug.augment.ascent import ascend
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.augment.drop import DropBlock
@@ -35,6 +37,7 @@ from latentaug.augment.masks import (
     top_mask,
 )
 from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.schedule import Schedule
 from latentaug.augment.style import MixStyle
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
@@ -43,6 +46,7 @@ from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import Codes, find_codes
+from latentaug.divergence import kl_divergence
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
@@ -65,9 +69,12 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed
 __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
+    "FGSM",
     "FTN",
     "GIN",
     "TOKENS",
+    "VAT",
+    "AdvStyle",
     "Callback",
     "Change",
     "CodeDecoupler",
@@ -88,6 +95,7 @@ __all__ = [
     "Location",
     "ManifoldMixup",
     "Masker",
+    "MaxStyle",
     "MixStyle",
     "OneOf",
     "PerStep",
@@ -96,15 +104,18 @@ __all__ = [
     "RandomChannelMask",
     "ReconstructionHead",
     "SaliencyCalculator",
+    "Schedule",
     "ShapePrior",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "ascend",
     "augmented",
     "cooperative_backward",
     "describe",
     "find_bottleneck",
     "find_codes",
     "is_native",
+    "kl_divergence",
     "latent_saliency",
     "paper_masks",
     "reconstruction_loss",

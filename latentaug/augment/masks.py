@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentaug.augment.base import Change, Context, LatentTransform
-from latentaug.augment.ranges import Range, as_range, draw
+from latentaug.augment.change import unpacked
+from latentaug.augment.ranges import Range, as_range, draw, value_of
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Score: TypeAlias = Literal["signed", "magnitude", "harm"]
@@ -50,6 +51,37 @@ class LatentMask(Change):
         return code * self.factor.to(code.device, code.dtype)
 
     __call__ = apply
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that was sampled, and the factor."""
+        return {**super().state_dict(), "factor": self.factor}
+
+    def to(self, device: torch.device | str) -> LatentMask:
+        """Return the same mask on another device."""
+        moved = super().to(device)
+        assert isinstance(moved, LatentMask)
+        moved.factor = self.factor.to(device)
+        return moved
+
+    def on(self, layout: Layout) -> LatentMask:
+        """Return the same mask for codes of another layout.
+
+        Raises:
+            ValueError: The layouts differ in more than where the channels are.
+        """
+        moved = super().on(layout)
+        assert isinstance(moved, LatentMask)
+        if layout != self.layout:
+            if layout.prefix_tokens != self.layout.prefix_tokens:
+                raise ValueError(f"A mask for {self.layout} does not fit {layout}. Sample one for each.")
+            moved.factor = self.factor.movedim(self.layout.channel_dim, layout.channel_dim)
+        return moved
+
+    @classmethod
+    def from_state(cls, transform: LatentTransform, state: Mapping[str, Any]) -> LatentMask:
+        """Make the mask again that a transform has sampled."""
+        params = unpacked(state["params"], transform)
+        return cls(state["factor"], transform=transform, params=params, layout=Layout(*state["layout"]))
 
 
 class Masker(LatentTransform):
@@ -90,6 +122,10 @@ class Masker(LatentTransform):
         """Wrap a factor."""
         factor = layout.from_channels_first(params["factor"], code)
         return LatentMask(factor, transform=self, params=params, layout=layout)
+
+    def restored(self, state: Mapping[str, Any]) -> LatentMask:
+        """Make a mask of its own from a state."""
+        return LatentMask.from_state(self, state)
 
     def unchanged(self, code: Tensor, layout: Layout) -> LatentMask:
         """Return the mask that keeps everything."""
@@ -315,7 +351,7 @@ def top_mask(
 def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
     if not isinstance(percentile, Tensor):
-        percentile = as_range("percentile", percentile)
+        percentile = value_of(as_range("percentile", percentile))
         if not isinstance(percentile, tuple):
             return torch.full((1,), int(n * percentile), device=device)
         percentile = draw(percentile, (), device, generator)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentaug.augment.base import Change, LatentTransform
 from latentaug.augment.masks import LatentMask
 from latentaug.augment.ranges import Range, as_range, as_share, draw
+from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.logits import LogitsReader, Prediction
@@ -73,6 +74,8 @@ class HardExamples:
             object.__setattr__(self, name, value)
 
         if self.residual is not None:
+            if isinstance(self.residual, Schedule):
+                raise TypeError("residual must be a number or a pair; got a Schedule. Use one in a transform.")
             put("residual", as_range("residual", self.residual))
         if not callable(self.noise) and not (isinstance(self.noise, int | float) and 0 <= self.noise < math.inf):
             raise ValueError(f"noise must be 0 or more, or a callable (images, generator); got {self.noise!r}.")
