@@ -6,7 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,15 @@ from latentaug.tracing.location import Location, compiled_wrappers, find_spot, i
 from latentaug.tracing.tree import item_at, map_tensors
 
 Criterion = Callable[[Any, Tensor], Tensor]
+Transforms: TypeAlias = Mapping[Layer | tuple[Layer, ...], Sampler]
+"""Transforms by layers, each of them a layer or a tuple of several."""
 
 
 def augmented(
-    model: nn.Module, transforms: Mapping[Layer, Sampler], *, generator: torch.Generator | None = None
+    model: nn.Module,
+    transforms: Mapping[Layer | tuple[Layer, ...], Sampler],
+    *,
+    generator: torch.Generator | None = None,
 ) -> Augmented:
     """Let layers of a model return changed codes, in the user's own pass: one pass, whatever the transform.
 
@@ -37,8 +42,9 @@ def augmented(
         model: Any `nn.Module`; also wrapped for distributed training. Submodules that are compiled stay so, but for
             those that hold a tapped layer; a model that is compiled as a whole, before or meanwhile, runs uncompiled
             as long.
-        transforms: Transforms by layers: dotted names, modules or `Location`s. A transform that changes a whole pass,
-            as `ManifoldMixup` does, at one layer only.
+        transforms: Transforms by layers: dotted names, modules or `Location`s. One transform at several layers samples
+            for each; under a tuple of layers, it samples at the first of them that a pass comes to, and the same change
+            is made at all. A transform that changes a whole pass, as `ManifoldMixup` does, at one layer only.
         generator: Source of the random numbers. Default: PyTorch's global CPU generator.
 
     Raises:
@@ -62,20 +68,28 @@ class Augmented:
     """What `augmented` returns: a context manager, or with `attach` a handle to remove."""
 
     def __init__(
-        self, model: nn.Module, transforms: Mapping[Layer, Sampler], generator: torch.Generator | None = None
+        self,
+        model: nn.Module,
+        transforms: Transforms,
+        generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(transforms, Mapping) or not transforms:
             raise ValueError(f"augmented needs `transforms`, a dict from layer to transform; got {transforms!r}.")
         self._model = model
         self._root = unwrap(model)
         self._generator = generator
-        self._layers = [_Layer(self._root, layer, transform) for layer, transform in transforms.items()]
+        self._layers = [
+            _Layer(self._root, layer, transform, together=layers if len(layers) > 1 else None)
+            for layers, transform in ((_several(given), transform) for given, transform in transforms.items())
+            for layer in layers
+        ]
         self._whole = [layer for layer in self._layers if layer.transform.whole_pass]
         if len(self._whole) > 1:
             raise ValueError("augmented needs at most one transform that changes a whole pass; got more.")
         if len({(layer.name, layer.path) for layer in self._layers}) < len(self._layers):
             raise ValueError("augmented needs different layers; got one twice. Use Compose for several transforms.")
         self._changes: list[tuple[str, Any]] = []
+        self._shared: dict[bool, dict[Any, tuple[_Layer, Any]]] = {False: {}, True: {}}  # by whether a pass is a tap's
         self._image: tuple[int, ...] = ()
         self._reads: ChangedReads | None = None
         self._proving = False
@@ -145,6 +159,7 @@ class Augmented:
         shared = cache_of(self._root)
         if not shared.busy:  # a tap's own passes are none of the user's
             self._changes = []
+        self._shared[shared.busy] = {}
         image = image_in((args, kwargs))
         self._image = () if image is None else tuple(image.shape)
         try:
@@ -198,11 +213,27 @@ class Augmented:
         if self._proving:
             return Unmixed()
         layout = layer.layout(code, self._image, self._root)
-        return layer.transform(code, layout=layout, generator=self._generator, training=True)
+        ours = cache_of(self._root).busy
+        for passes in (ours, False):  # of a replay, what its own pass came to, and what it has skipped
+            sampled_by, change = self._shared[passes].get(layer.together, (layer, None))
+            if sampled_by is not layer:
+                return change.on(layout)
+        change = layer.transform(code, layout=layout, generator=self._generator, training=True)
+        if layer.together is not None:
+            self._shared[ours][layer.together] = layer, change
+        return change
 
     def _changed(self, layer: _Layer, change: Any, output: Any, code: Tensor) -> Tensor:
         if not change.whole_pass:
-            changed: Tensor = change.apply(code)
+            try:
+                changed: Tensor = change.apply(code)
+            except RuntimeError as error:
+                if layer.together is None:
+                    raise
+                raise ValueError(
+                    f"{layer.label!r} shares a change of {type(layer.transform).__name__} with other layers, which does "
+                    f"not fit its code {tuple(code.shape)}: {error} Give it a change of its own."
+                ) from error
             return changed
         if self._reads is None:
             raise RuntimeError(
@@ -218,6 +249,11 @@ class Augmented:
     def _follow_the_stream(self, layer: _Layer, again: bool) -> None:
         """See that checkpointing, which computes a layer again in the backward pass, samples the same again."""
         where = f"{layer.name or 'the model'!r} of {type(self._root).__name__}"
+        if again and layer.together is not None:
+            raise RuntimeError(
+                f"{where} is in a part that is checkpointed, and shares its change with other layers, to which the "
+                "backward pass does not come in order. Give each layer a change of its own."
+            )
         if self._generator is not None:
             if again or has_its_own_backward():
                 raise RuntimeError(
@@ -261,7 +297,9 @@ class Augmented:
 class _Layer:
     """One layer, and the transform of its code."""
 
-    def __init__(self, root: nn.Module, layer: Layer, transform: Sampler) -> None:
+    def __init__(
+        self, root: nn.Module, layer: Layer, transform: Sampler, together: tuple[Layer, ...] | None = None
+    ) -> None:
         if not isinstance(transform, Sampler) or not isinstance(transform, nn.Module):
             raise TypeError(f"augmented needs a transform for {str(layer)!r}; got {transform!r}. Pass an instance.")
         if transform.needs:
@@ -269,7 +307,10 @@ class _Layer:
                 f"{type(transform).__name__} asks for the {transform.needs[0]}, for which one pass is not enough. "
                 "Replay it: LatentTap(model, layer) and tap.replay(transform, objective=...)."
             )
+        if together is not None and transform.whole_pass:
+            raise ValueError(f"{type(transform).__name__} changes a whole pass, from one layer on; got {together!r}.")
         self.transform: Any = transform
+        self.together = together
         self.name, self.path = find_spot(root, layer)
         self.module = root.get_submodule(self.name)
         self.label = str(layer) if isinstance(layer, str | Location) else self.name
@@ -296,6 +337,11 @@ class _Layer:
                 f"called without an image. Call {type(root).__name__} itself, or pass a Location as the layer."
             )
         return self._layouts[shape]
+
+
+def _several(layers: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Return the layers of a key: a `Location`, which is a tuple too, is one."""
+    return layers if isinstance(layers, tuple) and not isinstance(layers, Location) else (layers,)
 
 
 _STREAMS = 4096  # states of the random stream that are kept: as many layers as passes before a backward pass may hold

@@ -464,7 +464,7 @@ def test_vat_climbs_the_divergence_without_labels(wrap: Callable[[Tensor], Any])
 
         def divergence(code: Any) -> float:
             first: Any = tap.replay(code)
-            return float(kl_divergence(*(next(_tensors(one)) for one in (first, clean))))
+            return kl_divergence(*(next(_tensors(one)) for one in (first, clean))).item()
 
         random = torch.randn(tap.code.shape, generator=seeded(5)).double()
         random *= ((change.apply(tap.code) - tap.code).flatten(1).norm(dim=1) / random.flatten(1).norm(dim=1)).view(
