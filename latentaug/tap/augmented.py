@@ -231,8 +231,8 @@ class Augmented:
                 if layer.together is None:
                     raise
                 raise ValueError(
-                    f"{layer.label!r} shares a change of {type(layer.transform).__name__} with other layers, which does "
-                    f"not fit its code {tuple(code.shape)}: {error} Give it a change of its own."
+                    f"{layer.label!r} shares a change of {type(layer.transform).__name__} with other layers, which "
+                    f"does not fit its code {tuple(code.shape)}: {error} Give it a change of its own."
                 ) from error
             return changed
         if self._reads is None:
