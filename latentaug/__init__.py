@@ -35,7 +35,7 @@ from latentaug.augment.masks import (
     top_mask,
 )
 from latentaug.augment.mix import ManifoldMixup
-from latentaug.augment.style import MixStyle
+from latentaug.augment.style import DSU, MixStyle
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -65,6 +65,7 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed
 __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
+    "DSU",
     "FTN",
     "GIN",
     "TOKENS",

@@ -1,4 +1,4 @@
-"""Style: the mean and the deviation of each channel of each sample, exchanged between samples."""
+"""Style: the mean and the deviation of each channel of each sample, exchanged between samples or sampled anew."""
 
 from __future__ import annotations
 
@@ -69,12 +69,10 @@ class MixStyle(LatentTransform):
             raise ValueError(f"alpha must be above 0; got {alpha}. The paper takes 0.1.")
         if partner not in get_args(Partner):
             raise ValueError(f"partner must be one of {', '.join(map(repr, get_args(Partner)))}; got {partner!r}.")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0; got {eps}.")
         self.alpha = float(alpha)
         self.partner = partner
         self.detach_statistics = detach_statistics
-        self.eps = eps
+        self.eps = as_eps(eps)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the partners, and λ: the fraction that is a sample's own."""
@@ -86,31 +84,105 @@ class MixStyle(LatentTransform):
         """Exchange means and deviations."""
         order: Tensor = params["order"]
         values = at_least_float32(code)
-        mean, deviation = moments(values, self.eps)
-        if self.detach_statistics:
-            mean, deviation = mean.detach(), deviation.detach()
-        own = params["own"].to(values.dtype).view(-1, *[1] * (code.ndim - 1))
+        mean, deviation = moments(values, self.eps, detach=self.detach_statistics)
+        own = along(params["own"], values)
         new_mean, new_deviation = (own * one + (1 - own) * one[order] for one in (mean, deviation))
         changed: Tensor = (values - mean) / deviation * new_deviation + new_mean
         return changed
 
 
-def moments(code: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each channel of each sample over its spatial positions.
+class DSU(LatentTransform):
+    """Sample the style of each sample anew, around its own, as widely as styles differ within the batch.
+
+    Takes the mean μ and the deviation σ of each channel of each sample, and their deviations Σμ and Σσ over the batch;
+    returns n·(σ + ε'Σσ) + μ + εΣμ for the normalised code n = (f - μ) / σ, where ε and ε' are from N(0, 1). A deviation
+    may become negative, which inverts the contrast. Gradients pass through all four, as in the authors' code.
+
+    Args:
+        p: Chance that it acts, in [0, 1]. Default 0.5, as in the paper.
+        per_sample: Whether to sample for each sample whether it acts, and not once for the batch.
+        detach_statistics: Whether means and deviations are constants in the backward pass.
+        eps: Added to variances, as in the authors' code.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   output: the same.
+
+    Samples:
+        Whether to act, ε and ε' for each channel of each sample; all from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        Li et al., ICLR 2022, arXiv:2202.03958.
+
+    Example:
+        >>> code = torch.randn(4, 8, 6, 6)
+        >>> change = DSU(p=1)(code, generator=torch.Generator().manual_seed(0))
+        >>> change.params["of_means"].shape, change.apply(code).shape
+        (torch.Size([4, 8]), torch.Size([4, 8, 6, 6]))
+    """
+
+    needs_partner = True
+
+    def __init__(
+        self, p: Range = 0.5, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
+    ) -> None:
+        super().__init__(p=p, per_sample=per_sample)
+        self.detach_statistics = detach_statistics
+        self.eps = as_eps(eps)
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample ε, for the means, and ε', for the deviations."""
+        return {"of_means": context.randn(*code.shape[:2]), "of_deviations": context.randn(*code.shape[:2])}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Move means and deviations."""
+        values = at_least_float32(code)
+        mean, deviation = moments(values, self.eps, detach=self.detach_statistics)
+        new_mean, new_deviation = (
+            one + along(params[name], values) * moments(one, self.eps, axes=(0,))[1]
+            for name, one in (("of_means", mean), ("of_deviations", deviation))
+        )
+        changed: Tensor = (values - mean) / deviation * new_deviation + new_mean
+        return changed
+
+
+def moments(
+    code: Tensor, eps: float, *, axes: tuple[int, ...] | None = None, detach: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each channel of each sample over its spatial positions, or over other axes.
 
     The deviation is the root of the unbiased variance plus `eps`. A single position has a variance of 0.
 
     Shape:
         code: [B, C, *S].   mean, deviation: [B, C, 1, …].
     """
-    axes = tuple(range(2, code.ndim))
-    variance = code.var(axes, keepdim=True, correction=min(1, math.prod(code.shape[2:]) - 1))
+    code = code.detach() if detach else code
+    axes = tuple(range(2, code.ndim)) if axes is None else axes
+    variance = code.var(axes, keepdim=True, correction=min(1, math.prod(code.shape[axis] for axis in axes) - 1))
     return code.mean(axes, keepdim=True), (variance + eps).sqrt()
+
+
+def along(sampled: Tensor, code: Tensor) -> Tensor:
+    """Show what was sampled for each sample, or for each channel of each, such that it broadcasts over a code."""
+    return sampled.to(code.dtype).view(*sampled.shape, *[1] * (code.ndim - sampled.ndim))
 
 
 def at_least_float32(code: Tensor) -> Tensor:
     """Return a code in the precision that statistics need."""
     return code.to(torch.promote_types(code.dtype, torch.float32))
+
+
+def as_eps(eps: float) -> float:
+    """Check what is added to variances.
+
+    Raises:
+        ValueError: It is not above 0.
+    """
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0; got {eps}.")
+    return eps
 
 
 def _across(batch: int, context: Context) -> Tensor:
