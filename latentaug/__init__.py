@@ -35,7 +35,8 @@ from latentaug.augment.masks import (
     top_mask,
 )
 from latentaug.augment.mix import ManifoldMixup
-from latentaug.augment.style import DSU, MixStyle
+from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
+from latentaug.augment.style_exchange import CrossNorm, EFDMix
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -78,8 +79,10 @@ __all__ = [
     "CooperativeModel",
     "CooperativeOutput",
     "CooperativeTrainer",
+    "CrossNorm",
     "Description",
     "DropBlock",
+    "EFDMix",
     "Explanation",
     "HardExamples",
     "LatentMask",
@@ -92,6 +95,7 @@ __all__ = [
     "MixStyle",
     "OneOf",
     "PerStep",
+    "PermutedStyle",
     "Ramp",
     "RandomApply",
     "RandomChannelMask",
@@ -100,6 +104,7 @@ __all__ = [
     "ShapePrior",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "TriD",
     "augmented",
     "cooperative_backward",
     "describe",

@@ -9,13 +9,36 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.base import Context, LatentTransform
-from latentaug.augment.ranges import Range
+from latentaug.augment.ranges import Range, as_range
 
 Partner = Literal["random", "crossdomain"]
 """Whose style a sample is given: anybody's, or that of a sample from the other half of the batch."""
 
 
-class MixStyle(LatentTransform):
+class StyleMixer(LatentTransform):
+    """Mix each sample's style with a partner's: what `MixStyle` and `EFDMix` sample, and check."""
+
+    needs_partner = True
+
+    def __init__(
+        self, p: Range = 0.5, alpha: float = 0.1, *, partner: Partner = "random", per_sample: bool = False
+    ) -> None:
+        super().__init__(p=p, per_sample=per_sample)
+        if not alpha > 0:
+            raise ValueError(f"alpha must be above 0; got {alpha}. The paper takes 0.1.")
+        if partner not in get_args(Partner):
+            raise ValueError(f"partner must be one of {', '.join(map(repr, get_args(Partner)))}; got {partner!r}.")
+        self.alpha = float(alpha)
+        self.partner = partner
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample the partners, and λ: the fraction that is a sample's own."""
+        batch = len(code)
+        order = context.permutation(batch) if self.partner == "random" else _across(batch, context)
+        return {"order": order, "own": context.beta(self.alpha, self.alpha, batch)}
+
+
+class MixStyle(StyleMixer):
     """Give samples a style between their own and that of another sample of the batch.
 
     Takes the mean μ and the deviation σ of each channel, and returns n·(λσ + (1 - λ)σ') + λμ + (1 - λ)μ' for the
@@ -52,8 +75,6 @@ class MixStyle(LatentTransform):
         (torch.Size([4]), torch.Size([4, 8, 6, 6]))
     """
 
-    needs_partner = True
-
     def __init__(
         self,
         p: Range = 0.5,
@@ -64,21 +85,9 @@ class MixStyle(LatentTransform):
         detach_statistics: bool = True,
         eps: float = 1e-6,
     ) -> None:
-        super().__init__(p=p, per_sample=per_sample)
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0; got {alpha}. The paper takes 0.1.")
-        if partner not in get_args(Partner):
-            raise ValueError(f"partner must be one of {', '.join(map(repr, get_args(Partner)))}; got {partner!r}.")
-        self.alpha = float(alpha)
-        self.partner = partner
+        super().__init__(p, alpha, partner=partner, per_sample=per_sample)
         self.detach_statistics = detach_statistics
         self.eps = as_eps(eps)
-
-    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
-        """Sample the partners, and λ: the fraction that is a sample's own."""
-        batch = len(code)
-        order = context.permutation(batch) if self.partner == "random" else _across(batch, context)
-        return {"order": order, "own": context.beta(self.alpha, self.alpha, batch)}
 
     def transform(self, code: Tensor, **params: Any) -> Tensor:
         """Exchange means and deviations."""
@@ -146,6 +155,139 @@ class DSU(LatentTransform):
         )
         changed: Tensor = (values - mean) / deviation * new_deviation + new_mean
         return changed
+
+
+class PermutedStyle(LatentTransform):
+    """Give each sample the style of another sample of the batch, seldom.
+
+    Takes the mean μ and the deviation σ of each channel, and returns n·σ' + μ' for the normalised code n = (f - μ) / σ,
+    where μ' and σ' are the partner's (permuted adaptive instance normalisation). Gradients reach both samples.
+
+    The paper puts one in front of every normalisation layer, which is why each acts in one batch of a hundred only.
+
+    Args:
+        p: Chance that it acts, in [0, 1]. Default 0.01, as in the paper.
+        per_sample: Whether to sample for each sample whether it acts, and not once for the batch.
+        detach_statistics: Whether means and deviations are constants in the backward pass.
+        eps: Added to variances.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   output: the same.
+
+    Samples:
+        Whether to act, the partners once per batch; all from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        Nuriel et al., CVPR 2021, arXiv:2010.05785.
+
+    Example:
+        >>> code = torch.randn(4, 8, 6, 6)
+        >>> change = PermutedStyle(p=1)(code, generator=torch.Generator().manual_seed(0))
+        >>> change.params["order"].shape, change.apply(code).shape
+        (torch.Size([4]), torch.Size([4, 8, 6, 6]))
+    """
+
+    needs_partner = True
+
+    def __init__(
+        self, p: Range = 0.01, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
+    ) -> None:
+        super().__init__(p=p, per_sample=per_sample)
+        self.detach_statistics = detach_statistics
+        self.eps = as_eps(eps)
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample the partners."""
+        return {"order": context.permutation(len(code))}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Take the partners' means and deviations."""
+        order: Tensor = params["order"]
+        values = at_least_float32(code)
+        mean, deviation = moments(values, self.eps, detach=self.detach_statistics)
+        return (values - mean) / deviation * deviation[order] + mean[order]
+
+
+class TriD(LatentTransform):
+    """Give random channels of each sample a style that is nobody's: a mean and a deviation sampled uniformly.
+
+    About half of the channels of a sample become n·σ' + μ', for the normalised code n = (f - μ) / σ; the others stay as
+    they are. No gradient passes through μ and σ. The paper samples the chance of a channel from a beta distribution with
+    equal parameters, once for each channel of each sample; whatever these parameters are, that is a chance of 0.5.
+
+    The paper samples both from U(0, 1), which suits codes of that order only, such as those after a ReLU and a
+    normalisation. Pass `quantiles` for codes of any other scale.
+
+    Args:
+        p: Chance that it acts, in [0, 1]. Default 0.5, as in the paper.
+        quantiles: None samples means and deviations from U(0, 1), as the paper does. A pair samples those of a channel
+            uniformly between two quantiles of what the batch itself has in that channel; (0, 1) spans all of it.
+        fraction: Chance of each channel, in [0, 1]; a pair is sampled from uniformly for each sample.
+        per_sample: Whether to sample for each sample whether it acts, and not once for the batch.
+        eps: Added to variances.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   output: the same.
+
+    Samples:
+        Whether to act; for each channel of each sample whether it changes, its mean and its deviation; all from
+        `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range.
+        TypeError: `quantiles` is no pair.
+
+    References:
+        Chen et al., MICCAI 2023, arXiv:2307.05901.
+
+    Example:
+        >>> code = torch.rand(4, 8, 6, 6)
+        >>> change = TriD(p=1)(code, generator=torch.Generator().manual_seed(0))
+        >>> change.params["chosen"].shape, change.apply(code).shape
+        (torch.Size([4, 8]), torch.Size([4, 8, 6, 6]))
+    """
+
+    def __init__(
+        self,
+        p: Range = 0.5,
+        quantiles: tuple[float, float] | None = None,
+        *,
+        fraction: Range = 0.5,
+        per_sample: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__(p=p, per_sample=per_sample)
+        if quantiles is not None and not isinstance(as_range("quantiles", quantiles), tuple):
+            raise TypeError(f"quantiles must be a pair (low, high), or None; got {quantiles!r}.")
+        self.quantiles = quantiles
+        self.needs_partner = quantiles is not None
+        self.fraction = as_range("fraction", fraction)
+        self.eps = as_eps(eps)
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample which channels change, and the means and deviations that they are given."""
+        batch, channels = code.shape[:2]
+        chosen = context.rand(batch, channels) < context.uniform(self.fraction, batch, 1)
+        mean, deviation = context.rand(batch, channels), context.rand(batch, channels)
+        if self.quantiles is not None:
+            low, high = self.quantiles
+            own = (one.flatten(1).float() for one in moments(at_least_float32(code), self.eps))
+            mean, deviation = (
+                torch.lerp(one.quantile(low, dim=0), one.quantile(high, dim=0), sampled)
+                for one, sampled in zip(own, (mean, deviation), strict=True)
+            )
+        return {"chosen": chosen, "mean": mean, "deviation": deviation}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Exchange the means and deviations of the channels that were chosen."""
+        chosen: Tensor = params["chosen"]
+        values = at_least_float32(code)
+        mean, deviation = moments(values, self.eps, detach=True)
+        changed = (values - mean) / deviation * along(params["deviation"], values) + along(params["mean"], values)
+        return torch.where(chosen.view(*chosen.shape, *[1] * (code.ndim - 2)), changed, values)
 
 
 def moments(

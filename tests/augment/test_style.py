@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from latentaug.augment.style import DSU, MixStyle
+from latentaug.augment.ranges import log_odds_of_beta
+from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
 from tests.support.codes import KINDS, Kind, samples_of, seeded
 from tests.support.oracles import errors
-from tests.support.oracles.style import dsu, mix_style
+from tests.support.oracles.style import dsu, mix_style, permuted_style, tri_d
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 TWO_D = KINDS["2-D"]
@@ -172,3 +173,132 @@ def test_dsu_of_equal_samples_is_finite(shape: tuple[int, ...]) -> None:
     (gradient,) = torch.autograd.grad(changed.square().sum(), code)
     assert changed.isfinite().all()
     assert gradient.isfinite().all()
+
+
+# PermutedStyle ----------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("detach", [True, False])
+def test_permutedstyle_agrees_with_a_loop(kind: Kind, detach: bool) -> None:
+    found = errors(PermutedStyle(p=1, detach_statistics=detach), partial(permuted_style, detach=detach), kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+def test_the_loop_of_permutedstyle_tells_its_options_apart() -> None:
+    other = {"order": PermutedStyle(p=1)(TWO_D.code(), generator=seeded()).params["order"].roll(1)}
+    assert errors(PermutedStyle(p=1), lambda *args: permuted_style(*args[:2], other), TWO_D).values > 0.1
+    assert errors(PermutedStyle(p=1), partial(permuted_style, detach=True), TWO_D).gradients > 0.01
+
+
+def test_permutedstyle_is_mixstyle_with_nothing_of_one_s_own() -> None:
+    code = TWO_D.code()
+    change = PermutedStyle(p=1)(code, generator=seeded())
+    mixed = MixStyle().transform(code, own=torch.zeros(4), **change.params)
+    torch.testing.assert_close(change.apply(code), mixed, rtol=1e-12, atol=1e-12)
+
+
+def test_permutedstyle_s_gradients_reach_sample_and_partner_and_nobody_else() -> None:
+    code = TWO_D.code().requires_grad_()
+    change = PermutedStyle(p=1)(code, generator=seeded())
+    change.params["order"] = torch.tensor([1, 2, 3, 0])
+    (gradient,) = torch.autograd.grad(change.apply(code)[0].square().sum(), code)
+    assert gradient.flatten(1).any(1).tolist() == [True, True, False, False]
+
+
+def test_permutedstyle_acts_in_one_batch_of_a_hundred() -> None:
+    code, generator = torch.randn(2, 1, 2, generator=seeded()), seeded()
+    acted = sum(not PermutedStyle()(code, generator=generator).is_identity for _ in range(4000))
+    assert abs(acted - 40) < 4 * math.sqrt(40 * 0.99)
+
+
+# TriD -------------------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("quantiles", [None, (0.1, 0.9)])
+def test_trid_agrees_with_a_loop(kind: Kind, quantiles: tuple[float, float] | None) -> None:
+    found = errors(TriD(p=1, quantiles=quantiles), tri_d, kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+def test_the_loop_of_trid_tells_its_options_apart() -> None:
+    params = TriD(p=1)(TWO_D.code(), generator=seeded()).params
+    for name in params:
+        other = params | {name: params[name].roll(1)}
+        assert errors(TriD(p=1), lambda *args, other=other: tri_d(*args[:2], other), TWO_D).values > 0.01
+    assert errors(TriD(p=1), partial(tri_d, detach=False), TWO_D).gradients > 0.01
+
+
+def test_trid_s_channels_means_and_deviations_are_sampled_one_by_one() -> None:
+    params = TriD(p=1)(torch.zeros(40, 50, 2), generator=seeded()).params
+    assert params["chosen"].shape == (40, 50)
+    assert abs(float(params["chosen"].double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(2000)
+    for axis in (0, 1):  # neither a sample nor a channel is chosen as a whole: were it, this would be 0.25
+        assert float(params["chosen"].double().mean(axis).var()) < 0.02
+    for name in ("mean", "deviation"):
+        assert stats.kstest(params[name].flatten().numpy(), "uniform").pvalue > 0.01
+
+
+def test_trid_s_coin_is_the_paper_s() -> None:
+    """A coin whose chance is sampled for each entry from Beta(α, α) is a fair one, whatever α is."""
+    chance = log_odds_of_beta(0.1, 0.1, (20000,), seeded(1)).sigmoid()
+    heads = torch.bernoulli(chance, generator=seeded())
+    assert abs(float(heads.mean()) - 0.5) < 4 * 0.5 / math.sqrt(20000)
+
+
+def test_trid_s_fraction_is_sampled_for_each_sample() -> None:
+    chosen = TriD(p=1, fraction=(0.2, 0.6))(torch.zeros(300, 400, 2), generator=seeded()).params["chosen"]
+    fractions = chosen.double().mean(1)
+    assert 0.1 < float(fractions.min()) < 0.25
+    assert 0.55 < float(fractions.max()) < 0.7
+
+
+def test_trid_s_new_styles_are_within_the_quantiles_of_each_channel() -> None:
+    code = TWO_D.code() * 100
+    low, high = 0.25, 1.0
+    params = TriD(p=1, quantiles=(low, high))(code, generator=seeded()).params
+    for c in range(6):
+        for name, own in (("mean", code[:, c].flatten(1).mean(1)), ("deviation", code[:, c].flatten(1).std(1))):
+            ends = own.quantile(low), own.quantile(high)
+            assert (
+                (params[name][:, c] >= 0.999 * ends[0] - 1e-3) & (params[name][:, c] <= 1.001 * ends[1] + 1e-3)
+            ).all()
+    assert not ((params["mean"] >= 0) & (params["mean"] <= 1)).all()
+
+
+def test_trid_of_one_sample_needs_others_for_quantiles_only() -> None:
+    code = torch.randn(1, 6, 4, 4, generator=seeded())
+    assert not torch.equal(TriD(p=1)(code, generator=seeded()).apply(code), code)
+    with pytest.warns(UserWarning, match="TriD combines the samples of a batch"):
+        assert TriD(p=1, quantiles=(0, 1))(code, generator=seeded()).apply(code) is code
+
+
+def test_trid_of_the_paper_leaves_batch_mates_out_and_other_channels_bit_by_bit() -> None:
+    code = TWO_D.code(dtype=torch.float32)
+    change = TriD(p=1)(code, generator=seeded())
+    others = code.clone()
+    others[1:] = 9
+    assert torch.equal(change.apply(others)[0], change.apply(code)[0])
+    assert torch.equal(change.apply(code)[~change.params["chosen"]], code[~change.params["chosen"]])
+
+
+@pytest.mark.parametrize("cls", [PermutedStyle, TriD])
+@pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 4, 4)])
+def test_constant_codes_stay_finite(cls: type[PermutedStyle] | type[TriD], shape: tuple[int, ...]) -> None:
+    code = torch.full(shape, 5.0, requires_grad=True)
+    changed = cls(p=1)(code, generator=seeded()).apply(code)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), code)
+    assert changed.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_trid_s_options_out_of_range_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"quantiles must be a pair \(low, high\), or None; got 0\.5"):
+        TriD(quantiles=0.5)
+    with pytest.raises(ValueError, match=r"quantiles must be in \[0, 1\]; got 5"):
+        TriD(quantiles=(5, 95))
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]; got -1"):
+        TriD(fraction=-1)
