@@ -24,7 +24,7 @@ from importlib import metadata
 
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.augment.drop import DropBlock
+from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
 from latentaug.augment.image import GIN
 from latentaug.augment.masks import (
     LatentMask,
@@ -34,9 +34,11 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
     top_mask,
 )
-from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.mix import ManifoldMixup, MoEx
+from latentaug.augment.noise import AdditiveNoise, MultiplicativeNoise
 from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
 from latentaug.augment.style_exchange import CrossNorm, EFDMix
+from latentaug.augment.targeted_drop import RSC, TargetDrop
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -69,9 +71,12 @@ __all__ = [
     "DSU",
     "FTN",
     "GIN",
+    "RSC",
     "TOKENS",
+    "AdditiveNoise",
     "Callback",
     "Change",
+    "ChannelDropout",
     "CodeDecoupler",
     "Codes",
     "Compose",
@@ -80,6 +85,7 @@ __all__ = [
     "CooperativeOutput",
     "CooperativeTrainer",
     "CrossNorm",
+    "Cutout",
     "Description",
     "DropBlock",
     "EFDMix",
@@ -93,6 +99,8 @@ __all__ = [
     "ManifoldMixup",
     "Masker",
     "MixStyle",
+    "MoEx",
+    "MultiplicativeNoise",
     "OneOf",
     "PerStep",
     "PermutedStyle",
@@ -102,6 +110,7 @@ __all__ = [
     "ReconstructionHead",
     "SaliencyCalculator",
     "ShapePrior",
+    "TargetDrop",
     "TargetedChannelMask",
     "TargetedSpatialMask",
     "TriD",

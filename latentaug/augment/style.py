@@ -215,7 +215,7 @@ class TriD(LatentTransform):
     """Give random channels of each sample a style that is nobody's: a mean and a deviation sampled uniformly.
 
     About half of the channels of a sample become n·σ' + μ', for the normalised code n = (f - μ) / σ; the others stay as
-    they are. No gradient passes through μ and σ. The paper samples the chance of a channel from a beta distribution with
+    they are. No gradient passes through μ and σ. The paper samples the chance of a channel from a beta distribution of
     equal parameters, once for each channel of each sample; whatever these parameters are, that is a chance of 0.5.
 
     The paper samples both from U(0, 1), which suits codes of that order only, such as those after a ReLU and a
@@ -241,7 +241,7 @@ class TriD(LatentTransform):
         TypeError: `quantiles` is no pair.
 
     References:
-        Chen et al., MICCAI 2023, arXiv:2307.05901.
+        Chen et al., MICCAI 2023, arXiv:2305.19949.
 
     Example:
         >>> code = torch.rand(4, 8, 6, 6)
