@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
-from latentaug.augment.masks import RandomChannelMask
+from latentaug.augment.masks import RandomChannelMask, TargetedChannelMask, TargetedSpatialMask
 from latentaug.augment.targeted_drop import RSC, TargetDrop
 from tests.support.codes import Kind, code_of, samples_of, seeded
 from tests.support.oracles.compare import Oracle, saliency_of
@@ -165,9 +165,26 @@ def target_drop(
     return times(code, kind, torch.stack(factors))
 
 
+def targeted_mask(code: Tensor, kind: Kind, params: dict[str, Any]) -> Tensor:
+    """Chen et al.: what is above the value at rank k is annealed; of what axis, the shape of the factor says."""
+    channel, saliency = params["factor"].shape[1] > 1, samples_of(saliency_of(kind), kind.layout)
+    size, generator = tuple(saliency[0][0].shape), seeded()
+    n = 6 if channel else math.prod(size)
+    k = int(n * 0.5 * torch.rand((), generator=generator))
+    annealing = 0.5 * torch.rand(4, n, generator=generator)
+    factor = torch.ones(4, n)
+    for i, gradients in enumerate(saliency):
+        scores = [one.mean() for one in (gradients if channel else torch.stack(gradients).flatten(1).T)]
+        for place in highest(scores, (k + 0.5) / n):
+            factor[i, place] = annealing[i, place]
+    return times(code, kind, factor.view(4, 6, *[1] * len(size)) if channel else factor.view(4, 1, *size))
+
+
 ORACLES = {
     DropBlock: Oracle(DropBlock, drop_block),
     RandomChannelMask: Oracle(RandomChannelMask, channel_dropout),
+    TargetedChannelMask: Oracle(TargetedChannelMask, targeted_mask),
+    TargetedSpatialMask: Oracle(TargetedSpatialMask, targeted_mask),
     ChannelDropout: Oracle(ChannelDropout, channel_dropout),
     Cutout: Oracle(Cutout, cutout),
     RSC: Oracle(RSC, rsc),
