@@ -26,7 +26,7 @@ from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
 from latentaug.augment.ascent import ascend
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.augment.drop import DropBlock
+from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
 from latentaug.augment.image import GIN
 from latentaug.augment.masks import (
     LatentMask,
@@ -36,9 +36,12 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
     top_mask,
 )
-from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.mix import ManifoldMixup, MoEx
+from latentaug.augment.noise import AdditiveNoise, MultiplicativeNoise
 from latentaug.augment.schedule import Schedule
-from latentaug.augment.style import MixStyle
+from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
+from latentaug.augment.style_exchange import CrossNorm, EFDMix
+from latentaug.augment.targeted_drop import RSC, TargetDrop
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -69,14 +72,18 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed
 __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
+    "DSU",
     "FGSM",
     "FTN",
     "GIN",
+    "RSC",
     "TOKENS",
     "VAT",
+    "AdditiveNoise",
     "AdvStyle",
     "Callback",
     "Change",
+    "ChannelDropout",
     "CodeDecoupler",
     "Codes",
     "Compose",
@@ -84,8 +91,11 @@ __all__ = [
     "CooperativeModel",
     "CooperativeOutput",
     "CooperativeTrainer",
+    "CrossNorm",
+    "Cutout",
     "Description",
     "DropBlock",
+    "EFDMix",
     "Explanation",
     "HardExamples",
     "LatentMask",
@@ -97,8 +107,11 @@ __all__ = [
     "Masker",
     "MaxStyle",
     "MixStyle",
+    "MoEx",
+    "MultiplicativeNoise",
     "OneOf",
     "PerStep",
+    "PermutedStyle",
     "Ramp",
     "RandomApply",
     "RandomChannelMask",
@@ -106,8 +119,10 @@ __all__ = [
     "SaliencyCalculator",
     "Schedule",
     "ShapePrior",
+    "TargetDrop",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "TriD",
     "ascend",
     "augmented",
     "cooperative_backward",

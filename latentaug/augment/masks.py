@@ -132,6 +132,19 @@ class Masker(LatentTransform):
         ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
         return self.changed(code, layout, {"factor": ones}, None)
 
+    def _warn_if_uninformative(self, score: Tensor) -> None:
+        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
+        # the mask itself is right everywhere, by tensor operations in `top_mask`.
+        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
+            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
+            "the loss. Said once per masker.",
+            stacklevel=2,
+        )
+
 
 class RandomChannelMask(Masker):
     """Drop random channels of a latent code.
@@ -200,30 +213,10 @@ class _TargetedMask(Masker):
 
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Score the saliency and draw the factor, 1 wide along the averaged axes."""
-        gradient = saliency()
-        # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
-        precise = torch.promote_types(gradient.dtype, torch.float32)
-        if self.score == "magnitude":
-            gradient = gradient.abs()
-        elif self.score == "harm":
-            gradient = -gradient.to(precise) * code.detach()
         axes = tuple(range(code.ndim)[self.averaged_axes])
-        score = gradient.mean(axes, keepdim=True, dtype=precise)
+        score = averaged(scored(saliency(), code, self.score), axes)
         self._warn_if_uninformative(score.flatten(1))
         return top_mask(score.flatten(1), self.percentile, self.annealing, generator=generator).view(score.shape)
-
-    def _warn_if_uninformative(self, score: Tensor) -> None:
-        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
-        # the mask itself is right everywhere, by tensor operations in `top_mask`.
-        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
-            return
-        self._has_warned = True
-        warnings.warn(
-            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
-            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
-            "the loss. Said once per masker.",
-            stacklevel=2,
-        )
 
 
 class TargetedChannelMask(_TargetedMask):
@@ -343,12 +336,29 @@ def top_mask(
         raise TypeError(f"top_mask needs a floating-point `score`; got {score.dtype}. Pass score.float().")
     score = score.masked_fill(~is_informative(score), -math.inf)
     ranked = F.pad(score.sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
-    threshold = ranked.index_select(1, _rank(score.shape[1], percentile, score.device, generator))
+    threshold = ranked.index_select(1, rank_at(score.shape[1], percentile, score.device, generator))
     damped = draw(as_range("annealing", annealing), score.shape, score.device, generator)
     return torch.where(score > threshold, damped, 1.0)
 
 
-def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
+def scored(saliency: Tensor, code: Tensor, score: Score) -> Tensor:
+    """Return what each entry of a code counts for: its saliency, the magnitude of that, or the harm of damping it."""
+    if score == "magnitude":
+        return saliency.abs()
+    if score == "harm":
+        return -saliency.to(torch.promote_types(saliency.dtype, torch.float32)) * code.detach()
+    return saliency
+
+
+def averaged(score: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return means over some axes, which stay, 1 wide.
+
+    In float32, as a mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
+    """
+    return score.mean(axes, keepdim=True, dtype=torch.promote_types(score.dtype, torch.float32))
+
+
+def rank_at(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
     if not isinstance(percentile, Tensor):
         percentile = value_of(as_range("percentile", percentile))
