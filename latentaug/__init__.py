@@ -36,7 +36,8 @@ from latentaug.augment.masks import (
     top_mask,
 )
 from latentaug.augment.mix import ManifoldMixup
-from latentaug.augment.style import MixStyle
+from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
+from latentaug.augment.style_exchange import CrossNorm, EFDMix
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -66,6 +67,7 @@ except metadata.PackageNotFoundError:  # a checkout that was never installed
 __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
+    "DSU",
     "FTN",
     "GIN",
     "IPA",
@@ -79,8 +81,10 @@ __all__ = [
     "CooperativeModel",
     "CooperativeOutput",
     "CooperativeTrainer",
+    "CrossNorm",
     "Description",
     "DropBlock",
+    "EFDMix",
     "Explanation",
     "HardExamples",
     "LatentMask",
@@ -93,6 +97,7 @@ __all__ = [
     "MixStyle",
     "OneOf",
     "PerStep",
+    "PermutedStyle",
     "Ramp",
     "RandConv",
     "RandomApply",
@@ -103,6 +108,7 @@ __all__ = [
     "StrongIntensity",
     "TargetedChannelMask",
     "TargetedSpatialMask",
+    "TriD",
     "augmented",
     "cooperative_backward",
     "describe",

@@ -1,68 +1,42 @@
-"""MixStyle against a loop over samples and channels."""
+"""Transforms of style against loops over samples and channels."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from scipy import stats
 
-from latentaug.augment.style import MixStyle
-from tests.support.codes import KINDS, Kind, code_of, samples_of, seeded
+from latentaug.augment.ranges import log_odds_of_beta
+from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
+from tests.support.codes import KINDS, Kind, samples_of, seeded
+from tests.support.oracles import errors
+from tests.support.oracles.style import dsu, mix_style, permuted_style, tri_d
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-EPS = 1e-6
-
-
-def mixed_by_loop(code: Tensor, kind: Kind, order: list[int], own: list[float], detach: bool) -> Tensor:
-    """The paper's formula, one sample and one channel at a time, with the unbiased variance of the authors' code."""
-
-    def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-        n = values.numel()
-        mean = values.sum() / n
-        deviation = ((values - mean).square().sum() / max(n - 1, 1) + EPS).sqrt()
-        return (mean.detach(), deviation.detach()) if detach else (mean, deviation)
-
-    samples = samples_of(code, kind.layout)
-    changed = []
-    for i, channels in enumerate(samples):
-        changed.append([])
-        for values, others in zip(channels, samples[order[i]], strict=True):
-            (mean, deviation), (mean2, deviation2) = moments(values), moments(others)
-            new_deviation = own[i] * deviation + (1 - own[i]) * deviation2
-            new_mean = own[i] * mean + (1 - own[i]) * mean2
-            changed[-1].append((values - mean) / deviation * new_deviation + new_mean)
-    return code_of(changed, code, kind.layout)
+TWO_D = KINDS["2-D"]
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("partner", ["random", "crossdomain"])
-def test_agrees_with_a_loop_in_values_and_gradients(kind: Kind, partner: str, detach: bool) -> None:
-    code = kind.code().requires_grad_()
-    transform = MixStyle(p=1, partner=partner, detach_statistics=detach, eps=EPS)
-    change = transform(code, layout=kind.layout, generator=seeded())
-    order, own = change.params["order"].tolist(), change.params["own"].double().tolist()
-    changed, expected = change.apply(code), mixed_by_loop(code, kind, order, own, detach)
-    torch.testing.assert_close(changed, expected, rtol=1e-12, atol=1e-12)
-    weight = kind.code(seed=1)
-    gradient, wanted = (torch.autograd.grad((one * weight).sum(), code)[0] for one in (changed, expected))
-    torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-10)
+def test_mixstyle_agrees_with_a_loop(kind: Kind, partner: str, detach: bool) -> None:
+    transform = MixStyle(p=1, partner=partner, detach_statistics=detach)
+    found = errors(transform, partial(mix_style, detach=detach), kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
 
 
-def test_the_loop_tells_its_options_apart() -> None:
-    kind = KINDS["2-D"]
-    code = kind.code().requires_grad_()
-    order, own, weight = [1, 2, 3, 0], [0.2, 0.4, 0.6, 0.8], kind.code(seed=1)
-    first = mixed_by_loop(code, kind, order, own, True)
-    assert not torch.allclose(first, mixed_by_loop(code, kind, [1, 0, 3, 2], own, True))
-    assert not torch.allclose(first, mixed_by_loop(code, kind, order, own[::-1], True))
-    gradients = [
-        torch.autograd.grad((mixed_by_loop(code, kind, order, own, detach) * weight).sum(), code)[0]
-        for detach in (True, False)
-    ]
-    assert not torch.allclose(*gradients)
+def test_the_loop_of_mixstyle_tells_its_options_apart() -> None:
+    params = MixStyle(p=1)(TWO_D.code(), generator=seeded()).params
+    swapped = {"order": params["order"].roll(1)}, {"own": params["own"].roll(1)}
+    for other in swapped:
+        assert (
+            errors(MixStyle(p=1), lambda *args, other=other: mix_style(*args[:2], params | other), TWO_D).values > 0.1
+        )
+    assert errors(MixStyle(p=1), partial(mix_style, detach=False), TWO_D).gradients > 0.01
 
 
 @EVERY_KIND
@@ -136,3 +110,195 @@ def test_options_out_of_range_are_refused() -> None:
         MixStyle(eps=0)
     with pytest.raises(ValueError, match=r"^p must be in \[0, 1\]; got 2\. Did you mean 0\.02\?"):
         MixStyle(p=2)
+
+
+# DSU --------------------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("detach", [True, False])
+def test_dsu_agrees_with_a_loop(kind: Kind, detach: bool) -> None:
+    found = errors(DSU(p=1, detach_statistics=detach), partial(dsu, detach=detach), kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+def test_the_loop_of_dsu_tells_its_options_apart() -> None:
+    params = DSU(p=1)(TWO_D.code(), generator=seeded()).params
+    for name in params:
+        other = params | {name: params[name].roll(1)}
+        assert errors(DSU(p=1), lambda *args, other=other: dsu(*args[:2], other), TWO_D).values > 0.1
+    assert errors(DSU(p=1), partial(dsu, detach=True), TWO_D).gradients > 0.01
+
+
+def test_dsu_moves_each_channel_by_a_number_of_its_own() -> None:
+    params = DSU(p=1)(torch.zeros(40, 50, 2), generator=seeded()).params
+    assert sorted(params) == ["of_deviations", "of_means"]
+    for sampled in params.values():
+        assert sampled.shape == (40, 50)
+        assert stats.kstest(sampled.flatten().numpy(), "norm").pvalue > 0.01
+    assert abs(float(torch.corrcoef(torch.stack([one.flatten() for one in params.values()]))[0, 1])) < 4 / 2000**0.5
+
+
+def test_dsu_s_new_means_vary_as_the_batch_s_do() -> None:
+    """By the unbiased deviation: of two samples it is 1.41 times the biased one."""
+    code = torch.tensor([0.0, 2.0]).view(2, 1, 1) + torch.tensor([-1.0, 1.0]).view(1, 1, 2)
+    moved = torch.stack([DSU(p=1)(code, generator=seeded(seed)).apply(code).mean(2) for seed in range(2000)])
+    off = moved.flatten(1) - torch.tensor([0.0, 2.0])
+    assert stats.kstest(off[:, 0].numpy(), stats.norm(0, 2**0.5).cdf).pvalue > 0.01
+    assert stats.kstest(off[:, 0].numpy(), stats.norm(0, 1).cdf).pvalue < 0.01
+
+
+def test_dsu_may_invert_the_contrast() -> None:
+    code = TWO_D.code()
+    change = DSU(p=1)(code, generator=seeded())
+    change.params["of_deviations"] = torch.full((4, 6), -100.0)
+    changed = change.apply(code)
+    for values, given in zip(changed.flatten(0, 1), code.flatten(0, 1), strict=True):
+        assert torch.equal(values.flatten().argsort(), given.flatten().argsort(descending=True))
+
+
+def test_dsu_leaves_a_batch_of_one_alone() -> None:
+    code = torch.randn(1, 3, 4, 4, generator=seeded())
+    with pytest.warns(UserWarning, match="DSU combines the samples of a batch"):
+        assert DSU(p=1)(code, generator=seeded()).apply(code) is code
+    params = {name: torch.ones(1, 3) for name in ("of_means", "of_deviations")}
+    torch.testing.assert_close(DSU().transform(code, **params), code, rtol=0, atol=0.01)  # by eps, and no NaN
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 4, 4)])
+def test_dsu_of_equal_samples_is_finite(shape: tuple[int, ...]) -> None:
+    code = torch.ones(shape, requires_grad=True)
+    changed = DSU(p=1)(code, generator=seeded()).apply(code)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), code)
+    assert changed.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+# PermutedStyle ----------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("detach", [True, False])
+def test_permutedstyle_agrees_with_a_loop(kind: Kind, detach: bool) -> None:
+    found = errors(PermutedStyle(p=1, detach_statistics=detach), partial(permuted_style, detach=detach), kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+def test_the_loop_of_permutedstyle_tells_its_options_apart() -> None:
+    other = {"order": PermutedStyle(p=1)(TWO_D.code(), generator=seeded()).params["order"].roll(1)}
+    assert errors(PermutedStyle(p=1), lambda *args: permuted_style(*args[:2], other), TWO_D).values > 0.1
+    assert errors(PermutedStyle(p=1), partial(permuted_style, detach=True), TWO_D).gradients > 0.01
+
+
+def test_permutedstyle_is_mixstyle_with_nothing_of_one_s_own() -> None:
+    code = TWO_D.code()
+    change = PermutedStyle(p=1)(code, generator=seeded())
+    mixed = MixStyle().transform(code, own=torch.zeros(4), **change.params)
+    torch.testing.assert_close(change.apply(code), mixed, rtol=1e-12, atol=1e-12)
+
+
+def test_permutedstyle_s_gradients_reach_sample_and_partner_and_nobody_else() -> None:
+    code = TWO_D.code().requires_grad_()
+    change = PermutedStyle(p=1)(code, generator=seeded())
+    change.params["order"] = torch.tensor([1, 2, 3, 0])
+    (gradient,) = torch.autograd.grad(change.apply(code)[0].square().sum(), code)
+    assert gradient.flatten(1).any(1).tolist() == [True, True, False, False]
+
+
+def test_permutedstyle_acts_in_one_batch_of_a_hundred() -> None:
+    code, generator = torch.randn(2, 1, 2, generator=seeded()), seeded()
+    acted = sum(not PermutedStyle()(code, generator=generator).is_identity for _ in range(4000))
+    assert abs(acted - 40) < 4 * math.sqrt(40 * 0.99)
+
+
+# TriD -------------------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("quantiles", [None, (0.1, 0.9)])
+def test_trid_agrees_with_a_loop(kind: Kind, quantiles: tuple[float, float] | None) -> None:
+    found = errors(TriD(p=1, quantiles=quantiles), tri_d, kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+def test_the_loop_of_trid_tells_its_options_apart() -> None:
+    params = TriD(p=1)(TWO_D.code(), generator=seeded()).params
+    for name in params:
+        other = params | {name: params[name].roll(1)}
+        assert errors(TriD(p=1), lambda *args, other=other: tri_d(*args[:2], other), TWO_D).values > 0.01
+    assert errors(TriD(p=1), partial(tri_d, detach=False), TWO_D).gradients > 0.01
+
+
+def test_trid_s_channels_means_and_deviations_are_sampled_one_by_one() -> None:
+    params = TriD(p=1)(torch.zeros(40, 50, 2), generator=seeded()).params
+    assert params["chosen"].shape == (40, 50)
+    assert abs(float(params["chosen"].double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(2000)
+    for axis in (0, 1):  # neither a sample nor a channel is chosen as a whole: were it, this would be 0.25
+        assert float(params["chosen"].double().mean(axis).var()) < 0.02
+    for name in ("mean", "deviation"):
+        assert stats.kstest(params[name].flatten().numpy(), "uniform").pvalue > 0.01
+
+
+def test_trid_s_coin_is_the_paper_s() -> None:
+    """A coin whose chance is sampled for each entry from Beta(α, α) is a fair one, whatever α is."""
+    chance = log_odds_of_beta(0.1, 0.1, (20000,), seeded(1)).sigmoid()
+    heads = torch.bernoulli(chance, generator=seeded())
+    assert abs(float(heads.mean()) - 0.5) < 4 * 0.5 / math.sqrt(20000)
+
+
+def test_trid_s_fraction_is_sampled_for_each_sample() -> None:
+    chosen = TriD(p=1, fraction=(0.2, 0.6))(torch.zeros(300, 400, 2), generator=seeded()).params["chosen"]
+    fractions = chosen.double().mean(1)
+    assert 0.1 < float(fractions.min()) < 0.25
+    assert 0.55 < float(fractions.max()) < 0.7
+
+
+def test_trid_s_new_styles_are_within_the_quantiles_of_each_channel() -> None:
+    code = TWO_D.code() * 100
+    low, high = 0.25, 1.0
+    params = TriD(p=1, quantiles=(low, high))(code, generator=seeded()).params
+    for c in range(6):
+        for name, own in (("mean", code[:, c].flatten(1).mean(1)), ("deviation", code[:, c].flatten(1).std(1))):
+            ends = own.quantile(low), own.quantile(high)
+            assert (
+                (params[name][:, c] >= 0.999 * ends[0] - 1e-3) & (params[name][:, c] <= 1.001 * ends[1] + 1e-3)
+            ).all()
+    assert not ((params["mean"] >= 0) & (params["mean"] <= 1)).all()
+
+
+def test_trid_of_one_sample_needs_others_for_quantiles_only() -> None:
+    code = torch.randn(1, 6, 4, 4, generator=seeded())
+    assert not torch.equal(TriD(p=1)(code, generator=seeded()).apply(code), code)
+    with pytest.warns(UserWarning, match="TriD combines the samples of a batch"):
+        assert TriD(p=1, quantiles=(0, 1))(code, generator=seeded()).apply(code) is code
+
+
+def test_trid_of_the_paper_leaves_batch_mates_out_and_other_channels_bit_by_bit() -> None:
+    code = TWO_D.code(dtype=torch.float32)
+    change = TriD(p=1)(code, generator=seeded())
+    others = code.clone()
+    others[1:] = 9
+    assert torch.equal(change.apply(others)[0], change.apply(code)[0])
+    assert torch.equal(change.apply(code)[~change.params["chosen"]], code[~change.params["chosen"]])
+
+
+@pytest.mark.parametrize("cls", [PermutedStyle, TriD])
+@pytest.mark.parametrize("shape", [(3, 2, 1), (3, 2, 4, 4)])
+def test_constant_codes_stay_finite(cls: type[PermutedStyle] | type[TriD], shape: tuple[int, ...]) -> None:
+    code = torch.full(shape, 5.0, requires_grad=True)
+    changed = cls(p=1)(code, generator=seeded()).apply(code)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), code)
+    assert changed.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_trid_s_options_out_of_range_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"quantiles must be a pair \(low, high\), or None; got 0\.5"):
+        TriD(quantiles=0.5)
+    with pytest.raises(ValueError, match=r"quantiles must be in \[0, 1\]; got 5"):
+        TriD(quantiles=(5, 95))
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]; got -1"):
+        TriD(fraction=-1)
