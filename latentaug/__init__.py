@@ -5,8 +5,8 @@ The rooms show the method, and imports run one way through them:
 - `tracing`: see a forward pass of any model, and leave no trace.
 - `discovery`: find the code. `find_bottleneck`, `find_codes`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
-- `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`, `GIN`;
-  `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
+- `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`; for
+  images `RandConv`, `GIN`, `IPA` and `StrongIntensity`; `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
 - `nets`: the paper's networks. `FTN`, `ReconstructionHead`, `ShapePrior`, `CodeDecoupler`.
 - `cooperative`: the method of Chen et al., MICCAI 2021. `CooperativeModel`, `cooperative_backward`, `HardExamples`.
 - `training`: a loop, for who wants one. `CooperativeTrainer`, callbacks, `tune_allocator`.
@@ -27,7 +27,8 @@ from latentaug.augment.ascent import ascend
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
-from latentaug.augment.image import GIN
+from latentaug.augment.image import GIN, IPA, RandConv
+from latentaug.augment.intensity import StrongIntensity
 from latentaug.augment.masks import (
     LatentMask,
     Masker,
@@ -76,6 +77,7 @@ __all__ = [
     "FGSM",
     "FTN",
     "GIN",
+    "IPA",
     "RSC",
     "TOKENS",
     "VAT",
@@ -113,12 +115,14 @@ __all__ = [
     "PerStep",
     "PermutedStyle",
     "Ramp",
+    "RandConv",
     "RandomApply",
     "RandomChannelMask",
     "ReconstructionHead",
     "SaliencyCalculator",
     "Schedule",
     "ShapePrior",
+    "StrongIntensity",
     "TargetDrop",
     "TargetedChannelMask",
     "TargetedSpatialMask",

@@ -17,6 +17,74 @@ from latentaug.augment.style import at_least_float32
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+class RandConv(LatentTransform):
+    """Change texture and contrast, but no shape, by a random convolution of each sample.
+
+    What the convolution makes of an image is mixed with the image, and the mixture is brought to the image's own mean
+    and deviation: without that, training diverges on images that are scaled to a mean of 0. No tap is needed: call
+    `augment` on images.
+
+    Args:
+        kernel_sizes: Sizes that each sample's kernel is sampled from, all equally likely. Default 1, 3, 5 or 7, as in
+            the paper. A small kernel takes as long as the widest.
+        strength: Fraction of the filtered image in the mixture, in [0, 1]; a pair is sampled from uniformly. Default
+            (0, 1), as in the paper.
+        p: Chance that it acts, in [0, 1]. Default 1.
+        per_sample: Whether that is sampled for each sample. Default True.
+
+    Shape:
+        images: [B, C, *S] of one to three spatial axes.   output: the same.
+
+    Samples:
+        For each sample whether to act, the size of its kernel, the kernel's entries, of a variance of one over their
+        number for each output, and the mixture; all from `generator`, on its device.
+
+    Raises:
+        ValueError: An argument is out of range, or images have more than three spatial axes.
+
+    References:
+        Xu et al., ICLR 2021, arXiv:2007.13003 (with mixing; images of the paper keep no mean and deviation).
+
+    Example:
+        >>> images = torch.rand(2, 1, 32, 32)
+        >>> changed = RandConv().augment(images, generator=torch.Generator().manual_seed(0))
+        >>> changed.shape, torch.allclose(changed.flatten(1).std(dim=1), images.flatten(1).std(dim=1))
+        (torch.Size([2, 1, 32, 32]), True)
+    """
+
+    def __init__(
+        self,
+        kernel_sizes: Sequence[int] = (1, 3, 5, 7),
+        strength: Range = (0.0, 1.0),
+        *,
+        p: Range = 1.0,
+        per_sample: bool = True,
+    ) -> None:
+        super().__init__(p=p, per_sample=per_sample)
+        self.kernel_sizes = _odd_sizes(kernel_sizes)
+        self.strength = as_range("strength", strength)
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample kernels [B, C, C, *kernel], as wide as the widest and zero outside of a sample's own, and mixtures."""
+        batch, channels, *axes = check_axes(self, code).shape
+        widest, ones = max(self.kernel_sizes), [1] * len(axes)
+        sizes = torch.tensor(self.kernel_sizes).to(code.device, non_blocking=True)
+        size = sizes[(context.rand(batch) * len(sizes)).long()].view(-1, 1, 1, *ones)
+        away = (torch.arange(widest, device=code.device) - widest // 2).abs()
+        weights = (
+            context.randn(batch, channels, channels, *[widest] * len(axes)) / (channels * size ** len(axes)).sqrt()
+        )
+        for axis in range(len(axes)):
+            weights = weights * (away.view([widest if a == axis else 1 for a in range(len(axes))]) <= size // 2)
+        return {"weights": weights, "strength": context.uniform(self.strength, batch)}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Filter each image by its own kernel, mix, and restore its mean and deviation."""
+        images = at_least_float32(code)
+        changed = mixed(images, convolved(images, params["weights"].to(images.dtype)), params["strength"])
+        return with_moments_of(images, changed)
+
+
 class GIN(LatentTransform):
     """Change intensity and texture, but no shape, by a small network of random weights for each sample.
 
@@ -62,21 +130,14 @@ class GIN(LatentTransform):
         per_sample: bool = True,
     ) -> None:
         super().__init__(p=p, per_sample=per_sample)
-        for name, number in (("layers", layers), ("channels", channels)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more; got {number!r}.")
-        self.kernel_sizes = tuple(kernel_sizes)
-        if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise ValueError(f"kernel_sizes must be odd numbers, such as (1, 3); got {kernel_sizes!r}.")
-        self.layers = layers
-        self.channels = channels
+        self.kernel_sizes = _odd_sizes(kernel_sizes)
+        self.layers = _counted("layers", layers)
+        self.channels = _counted("channels", channels)
         self.strength = as_range("strength", strength)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample weights [B, out, in, *kernel] and shifts [B, out] of each convolution, and the mixture."""
-        batch, image_channels, *size = code.shape
-        if len(size) not in _CONV:
-            raise ValueError(f"GIN needs images of one to three spatial axes; got shape {tuple(code.shape)}.")
+        batch, image_channels, *size = check_axes(self, code).shape
         widths = [image_channels, *[self.channels] * (self.layers - 1), image_channels]
         weights, shifts = [], []
         for before, after in itertools.pairwise(widths):
@@ -93,13 +154,76 @@ class GIN(LatentTransform):
             filtered = convolved(filtered, weight.to(images.dtype), shift.to(images.dtype))
             if layer < last:
                 filtered = F.leaky_relu(filtered)
-        strength = params["strength"].to(images.dtype).view(-1, *[1] * (code.ndim - 1))
-        mixed = strength * filtered + (1 - strength) * images
-        smallest = torch.finfo(images.dtype)
-        changed: Tensor = mixed * (
-            _norm(images) / (_norm(mixed) + smallest.tiny).clamp_min(smallest.eps * _norm(images))
+        return with_norm_of(images, mixed(images, filtered, params["strength"]))
+
+
+class IPA(GIN):
+    """Blend two changes by `GIN` of one image, by a smooth random field: regions change each in their own way.
+
+    The field is a B-spline through random control points, scaled to 0..1 (interventional pseudo-correlation
+    augmentation: what is bright in one region says nothing about another). The paper also asks two such images for the
+    same prediction; that is a matter of the loss. No tap is needed: call `augment` on images.
+
+    Args:
+        layers, channels, kernel_sizes, strength: Of both networks, as for `GIN`.
+        intervals: Intervals between the field's control points along each axis. Default 8, as in the paper.
+        p: Chance that it acts, in [0, 1]. Default 1, as in the paper.
+        per_sample: Whether that is sampled for each sample. Default True.
+
+    Shape:
+        images: [B, C, *S] of one to three spatial axes.   output: the same.
+
+    Samples:
+        What `GIN` samples, twice, and for each sample the field's control points, normal; from `generator`, on its
+        device.
+
+    Raises:
+        ValueError: An argument is out of range, or images have more than three spatial axes.
+
+    References:
+        Ouyang et al., IEEE TMI 2023, arXiv:2111.12525.
+
+    Example:
+        >>> images = torch.rand(2, 1, 32, 32)
+        >>> change = IPA()(images, generator=torch.Generator().manual_seed(0))
+        >>> change.apply(images).shape, change.params["points"].shape
+        (torch.Size([2, 1, 32, 32]), torch.Size([2, 1, 10, 10]))
+    """
+
+    def __init__(
+        self,
+        layers: int = 4,
+        channels: int = 2,
+        kernel_sizes: Sequence[int] = (1, 3),
+        strength: Range = (0.0, 1.0),
+        *,
+        intervals: int = 8,
+        p: Range = 1.0,
+        per_sample: bool = True,
+    ) -> None:
+        super().__init__(layers, channels, kernel_sizes, strength, p=p, per_sample=per_sample)
+        self.intervals = _counted("intervals", intervals)
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        """Sample two networks and the field's control points [B, 1, *points]."""
+        first, second = super().make_params(code, context), super().make_params(code, context)
+        points = context.randn(len(code), 1, *[self.intervals + 2] * (code.ndim - 2))
+        return {"first": first, "second": second, "points": points}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        """Change each image in two ways, and blend them."""
+        first, second = super().transform(code, **params["first"]), super().transform(code, **params["second"])
+        field = smooth_field(params["points"].to(first.dtype), code.shape[2:])
+        return field * first + (1 - field) * second
+
+
+def check_axes(transform: LatentTransform, images: Tensor) -> Tensor:
+    """Return images of one to three spatial axes; refuse others by the transform's name."""
+    if images.ndim - 2 not in _CONV:
+        raise ValueError(
+            f"{type(transform).__name__} needs images of one to three spatial axes; got shape {tuple(images.shape)}."
         )
-        return changed
+    return images
 
 
 def convolved(images: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -116,6 +240,63 @@ def convolved(images: Tensor, weight: Tensor, shift: Tensor | None = None) -> Te
     return result.view(batch, after, *images.shape[2:])
 
 
-def _norm(images: Tensor) -> Tensor:
-    norm: Tensor = images.flatten(1).norm(dim=1)
-    return norm.view(-1, *[1] * (images.ndim - 1))
+def mixed(images: Tensor, changed: Tensor, strength: Tensor) -> Tensor:
+    """Mix images with what became of them, of which `strength` [B] is the fraction."""
+    strength = strength.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
+    mixture: Tensor = strength * changed + (1 - strength) * images
+    return mixture
+
+
+def with_norm_of(images: Tensor, changed: Tensor, start: int = 1) -> Tensor:
+    """Scale what became of images to the norm that they had over the axes from `start` on.
+
+    What has become zero stays zero, and what was zero becomes zero; both have finite gradients.
+    """
+    own, smallest = norm_over(images, start), torch.finfo(images.dtype)
+    return changed * (own / (norm_over(changed, start) + smallest.tiny).clamp_min(smallest.eps * own))
+
+
+def with_moments_of(images: Tensor, changed: Tensor, start: int = 1) -> Tensor:
+    """Bring what became of images to the mean and deviation that they had over the axes from `start` on."""
+    axes = tuple(range(start, images.ndim))
+    mean, centred = images.mean(axes, keepdim=True), changed - changed.mean(axes, keepdim=True)
+    return with_norm_of(images - mean, centred, start) + mean
+
+
+def norm_over(images: Tensor, start: int) -> Tensor:
+    """Return the norm over the axes from `start` on, each of them 1 wide; its gradient at 0 is 0."""
+    norm: Tensor = images.flatten(start).norm(dim=start)
+    return norm.view(*images.shape[:start], *[1] * (images.ndim - start))
+
+
+def smooth_field(points: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the quadratic B-spline of control points, scaled to 0..1 for each sample.
+
+    The outermost points lie half an interval outside, so that n points make n - 2 intervals.
+
+    Shape:
+        points: [B, 1, *points].   size: *S.   output: [B, 1, *S].
+    """
+    field = points
+    for axis, length in enumerate(size, start=2):
+        n = field.shape[axis]
+        control = torch.arange(n, device=points.device, dtype=points.dtype)
+        where = 0.5 + (n - 2) * (torch.arange(length, device=points.device, dtype=points.dtype) + 0.5) / length
+        away = (where[:, None] - control).abs()
+        basis = torch.where(away < 0.5, 0.75 - away**2, (1.5 - away).clamp_min(0) ** 2 / 2)
+        field = (field.movedim(axis, -1) @ basis.T).movedim(-1, axis)
+    axes = tuple(range(1, points.ndim))
+    low, high = field.amin(axes, keepdim=True), field.amax(axes, keepdim=True)
+    return (field - low) / (high - low).clamp_min(torch.finfo(points.dtype).tiny)
+
+
+def _odd_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    if not (kept := tuple(sizes)) or any(size < 1 or size % 2 == 0 for size in kept):
+        raise ValueError(f"kernel_sizes must be odd numbers, such as (1, 3); got {sizes!r}.")
+    return kept
+
+
+def _counted(name: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more; got {number!r}.")
+    return number

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply
 from latentaug.augment.drop import DropBlock
-from latentaug.augment.image import GIN
+from latentaug.augment.image import GIN, IPA, RandConv
+from latentaug.augment.intensity import StrongIntensity
 from latentaug.augment.mix import ManifoldMixup
 from latentaug.augment.style import MixStyle
 from tests.support.codes import KINDS, Kind, seeded
@@ -27,6 +28,9 @@ TRANSFORMS: dict[str, LatentTransform] = {
     "DropBlock": DropBlock((0.1, 0.4), 3, shared=False),
     "ManifoldMixup": ManifoldMixup(),
     "GIN": GIN(p=0.7),
+    "RandConv": RandConv(),
+    "IPA": IPA(),
+    "StrongIntensity": StrongIntensity(noise=0.5, blur=1, contrast=1, gamma=0.5),
     "Compose": Compose([MixStyle(p=1), DropBlock(0.2, 3), GIN()]),
     "OneOf": OneOf([MixStyle(p=1), DropBlock(0.2, 3), ManifoldMixup()]),
     "RandomApply": RandomApply(GIN(), p=0.7),
@@ -300,7 +304,9 @@ def test_a_batch_of_one_stays_and_each_instance_says_so_once(kind: type[LatentTr
             assert transform(code).apply(code) is code
 
 
-@pytest.mark.parametrize("transform", [DropBlock(0.3, 3), GIN(), Times()], ids=repr)
+@pytest.mark.parametrize(
+    "transform", [DropBlock(0.3, 3), GIN(), RandConv(), IPA(), StrongIntensity(gamma=1), Times()], ids=repr
+)
 def test_a_batch_of_one_is_changed_where_no_partner_is_needed(transform: LatentTransform) -> None:
     code = torch.rand(1, 2, 8, generator=seeded())
     assert not torch.equal(transform(code, generator=seeded(1)).apply(code), code)

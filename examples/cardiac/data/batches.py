@@ -30,6 +30,7 @@ class TrainingBatches:
         length: Batches of an epoch.
         seed: Decides the order of slices and their augmentation.
         epoch: Called to ask which epoch is due, counted from 0.
+        augment: Changes the images of a batch further, all of them alike; None doesn't.
         device: Where batches are made.
 
     Shape:
@@ -48,13 +49,14 @@ class TrainingBatches:
         length: int,
         seed: int,
         epoch: Callable[[], int],
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if batch_size % 2 or batch_size < 2:
             raise ValueError(f"`batch_size` must be even, since half of it is augmented; got {batch_size}.")
         self.images, self.labels = _labelled_slices(frames, device)
         self.side, self.half, self.length = side, batch_size // 2, length
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.augment = seed, epoch, augment
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -71,7 +73,8 @@ class TrainingBatches:
         chosen = torch.tensor([self._slice(place) for place in range(first, first + self.half)])
         slices = chosen.to(self.images.device, non_blocking=True)
         generator = torch.Generator().manual_seed(_mix(self.seed, number, 1))
-        return training_batch(self.images[slices], self.labels[slices], self.side, generator=generator)
+        images, labels = training_batch(self.images[slices], self.labels[slices], self.side, generator=generator)
+        return (images if self.augment is None else self.augment(images, generator)), labels
 
     def _slice(self, place: int) -> int:
         turn, index = divmod(place, len(self.images))

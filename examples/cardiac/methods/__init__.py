@@ -4,20 +4,22 @@ from collections.abc import Mapping, Sequence
 
 from cardiac.methods.ablations import ABLATIONS
 from cardiac.methods.compared import COMPARED
+from cardiac.methods.latent import LATENT
 from cardiac.methods.method import Method
 
 __all__ = ["GROUPS", "METHODS", "Method", "chosen"]
 
-METHODS: Mapping[str, Method] = {**COMPARED, **ABLATIONS}
+METHODS: Mapping[str, Method] = {**COMPARED, **ABLATIONS, **LATENT}
 """All methods by their names, in the order of the table."""
 
 _NAMES = (*METHODS,)
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "main": (*COMPARED,),
     "table2": _NAMES[_NAMES.index("cooperative") : _NAMES.index("separate") + 1],
-    "all": _NAMES,
+    "latent": (*LATENT,),
+    "all": (*COMPARED, *ABLATIONS),
 }
-"""Several methods by one name."""
+"""Several methods by one name; `all` are those that train any network."""
 
 
 def chosen(names: Sequence[str]) -> list[str]:

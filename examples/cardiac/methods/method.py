@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from latentaug import CooperativeModel, CooperativeOutput, standard_backward
+from cardiac.data.readers import DataError
+from latentaug import CooperativeModel, CooperativeOutput, LatentTransform, augmented, standard_backward
 
 Step: TypeAlias = Callable[..., CooperativeOutput]
 """Fills the gradients from a batch, as `cooperative_backward` does."""
@@ -26,6 +28,7 @@ class Method:
         step: Fills the gradients from a batch.
         options: Arguments of `CooperativeModel` that are not its defaults.
         transform: Changes the images of a batch before the step.
+        latent: Transforms of codes, by the names of the network's layers that return the changed codes in the step.
         ramp: Fraction of the training over which the weights of the losses on hard examples rise from 0.
         reconstructs: Whether the image decoder is trained, without which there are no hard images.
         refines: Whether the shape prior is trained.
@@ -37,6 +40,7 @@ class Method:
     step: Step = standard_backward
     options: Mapping[str, Any] = field(default_factory=dict)
     transform: Transform | None = None
+    latent: Mapping[str, LatentTransform] = field(default_factory=dict)
     ramp: float = 0.0
     reconstructs: bool = True
     refines: bool = True
@@ -54,7 +58,29 @@ class Method:
         """Fill the gradients from a batch, as `cooperative_backward` does."""
         if self.transform is not None:
             images = self.transform(images, generator or torch.default_generator)
-        return self.step(model, images, labels, scaler=scaler, generator=generator)
+        with self._changed_codes(model, generator):
+            return self.step(model, images, labels, scaler=scaler, generator=generator)
+
+    def see_that_it_fits(self, name: str, model: CooperativeModel) -> None:
+        """Refuse a network without the layers whose codes are changed.
+
+        Raises:
+            DataError: there is no such layer.
+        """
+        try:
+            self._changed_codes(model, None)
+        except ValueError:
+            network, layers = type(model.model).__name__, ", ".join(self.latent)
+            raise DataError(
+                f"--methods {name} changes codes of {layers}, which {network} lacks. Leave it out, or pass --model "
+                "smp:Unet:resnet18, or another with a ResNet encoder."
+            ) from None
+
+    def _changed_codes(self, model: nn.Module, generator: torch.Generator | None) -> AbstractContextManager[object]:
+        if not self.latent:
+            return nullcontext()
+        assert isinstance(model, CooperativeModel)
+        return augmented(model.model, dict(self.latent.items()), generator=generator)
 
     @property
     def untrained(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
+from cardiac.methods.augmentations import NONE
 from cardiac.report.comparison import REFERENCES, compare, comparison_grid, reference_of
 from cardiac.report.conclusion import notes_on
 from cardiac.report.gains import gains_figure
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def together(runs: Sequence[Path]) -> list[Score]:
-    """Read the scores of all runs.
+    """Read the scores of all runs, methods called by their augmentation too.
 
     Raises:
         DataError: a file cannot be read, or two runs have the same method and draw.
@@ -77,6 +78,7 @@ def together(runs: Sequence[Path]) -> list[Score]:
             some = read_scores(run)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
+        some = [score._replace(method=score.method + augmentation_of(run)) for score in some]
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
             if (method, draw) in there:
                 raise DataError(
@@ -85,6 +87,13 @@ def together(runs: Sequence[Path]) -> list[Score]:
             there[method, draw] = run
         scores += some
     return scores
+
+
+def augmentation_of(run: Path) -> str:
+    """Return what a run's methods are called by beside their names: its `--augment`, if it had one."""
+    file = run / "configuration.json"
+    augment = read_json(file).get("augment", NONE) if file.exists() else NONE
+    return "" if augment == NONE else f" + {augment}"
 
 
 def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference: str) -> None:

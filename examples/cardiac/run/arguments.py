@@ -15,6 +15,7 @@ from cardiac.data.corruptions import PARAMETERS
 from cardiac.data.phantom import cached_phantom
 from cardiac.data.readers import DataError
 from cardiac.methods import GROUPS, METHODS, chosen
+from cardiac.methods.augmentations import NONE
 from cardiac.methods.network import PAPERS, Network
 from cardiac.run.configuration import read_arguments
 from cardiac.run.presets import PRESETS, Preset
@@ -169,7 +170,8 @@ def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace, preset: Preset, network: Network, sources: Sources) -> dict[str, Any]:
     """Return all that the numbers depend on; the number of draws is left out, as more of them can follow."""
-    settings = {name: value for name, value in asdict(preset).items() if name != "draws"}
+    left_out = {"draws"} if preset.augment != NONE else {"draws", "augment"}  # as before there was a choice
+    settings = {name: value for name, value in asdict(preset).items() if name not in left_out}
     folders = {"ACDC": sources.acdc, "M&Ms": sources.mnms, **sources.external}
     data = {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     if options.acdc is None:

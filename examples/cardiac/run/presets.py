@@ -10,6 +10,7 @@ import torch
 from cardiac.data.corruptions import SPACINGS
 from cardiac.data.readers import DataError
 from cardiac.data.split import DRAWS, SETTINGS
+from cardiac.methods.augmentations import AUGMENTATIONS, NONE
 from latentaug import is_native
 
 SCHEDULES = ("constant", "cosine")
@@ -42,6 +43,7 @@ class Preset:
     warm_up: int | None = _option(None, "iterations over which the learning rate rises to its value at first")
     weights: str = _option("best", "which are tested: those that validate 'best', or the 'last' of the training")
     precision: str = _option("float32", "'float32', or 'bfloat16' where that is faster")
+    augment: str = _option(NONE, f"further augmentation of images, of every method: {', '.join(AUGMENTATIONS)}")
     patients: int = _option(10, "patients to train on: 10, or 70 for the large-data setting")
     draws: int = _option(3, "how many of the three training draws to run")
     corruption_draws: int = _option(3, "repetitions of every corruption of every test volume")
@@ -63,6 +65,8 @@ class Preset:
             wanted["weights"] = f"one of {WEIGHTS}"
         if self.precision not in PRECISIONS:
             wanted["precision"] = f"one of {PRECISIONS}"
+        if self.augment not in AUGMENTATIONS:
+            wanted["augment"] = f"one of {(*AUGMENTATIONS,)}"
         if self.draws > len(DRAWS):
             wanted["draws"] = f"at most {len(DRAWS)}"
         if self.corruption_spacing not in SPACINGS:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cardiac.data.batches import Timed, TrainingBatches, iterations_per_pass, validation_batches
 from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
+from cardiac.methods.augmentations import AUGMENTATIONS
 from cardiac.methods.network import Network
 from cardiac.run.callbacks import SaveOften
 from cardiac.run.environment import environment
@@ -52,6 +53,7 @@ def train_and_test(
             length=max(1, min(per_pass, iterations // ROUNDS)),
             seed=seed,
             epoch=lambda: trainer.epoch,
+            augment=AUGMENTATIONS[preset.augment],
             device=device,
         )
     )
