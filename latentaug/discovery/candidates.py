@@ -172,8 +172,10 @@ def seen_again(model: nn.Module, look: Look) -> Seen | None:
 
 
 # Listing ----------------------------------------------------------------------------------------------------------
-def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool) -> list[Candidate]:
-    """List the tensors that a tap could take, on a grid that is coarser than the input's and follows its size."""
+def candidates(
+    model: nn.Module, look: Look, again: Seen | None, *, guess: bool, coarser: bool = True
+) -> list[Candidate]:
+    """List the tensors that a tap could take, on a grid that follows the input's size, and is coarser unless told."""
     latest = {call.name: call for call in look.trace.walk()}  # a tap takes a module's last call
     readings = _seen(look.inputs, look.trace, look.image).readings(guess=guess)
     others = again.readings(guess=guess) if again else {}
@@ -189,7 +191,7 @@ def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool)
             key = (call.key, path)
             shape, other = tuple(tensor.shape), again.returned.get(key) if again else None
             fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
-            if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
+            if not fits or math.prod(fits[0][1]) < 1 + coarser or not look.ways.over(node):
                 continue
             layout, stride = fits[0]
             sites = 1 / math.prod(stride)
