@@ -3,7 +3,7 @@
 The rooms show the method, and imports run one way through them:
 
 - `tracing`: see a forward pass of any model, and leave no trace.
-- `discovery`: find the code. `find_bottleneck`, `find_codes`.
+- `discovery`: find the code. `find_bottleneck`, `find_codes`, `suggest_layers`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
 - `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`, `GIN`;
   `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
@@ -43,6 +43,7 @@ from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import Codes, find_codes
+from latentaug.discovery.suggest import Suggestion, suggest_layers
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
@@ -97,6 +98,7 @@ __all__ = [
     "ReconstructionHead",
     "SaliencyCalculator",
     "ShapePrior",
+    "Suggestion",
     "TargetedChannelMask",
     "TargetedSpatialMask",
     "augmented",
@@ -110,6 +112,7 @@ __all__ = [
     "reconstruction_loss",
     "segmentation_loss",
     "standard_backward",
+    "suggest_layers",
     "top_mask",
     "tune_allocator",
 ]

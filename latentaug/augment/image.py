@@ -51,6 +51,8 @@ class GIN(LatentTransform):
         (torch.Size([2, 1, 32, 32]), True)
     """
 
+    place = "image"
+
     def __init__(
         self,
         layers: int = 4,

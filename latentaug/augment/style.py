@@ -53,6 +53,7 @@ class MixStyle(LatentTransform):
     """
 
     needs_partner = True
+    place = "early"
 
     def __init__(
         self,

@@ -214,7 +214,7 @@ def _by_preference(model: nn.Module, level: list[Candidate], look: Look) -> list
     return sorted(
         group,
         key=lambda c: (
-            not _is_followed(c, weighted, look.ways) or look.ways.shuffles(c.node),
+            not is_followed(c, weighted, look.ways) or look.ways.shuffles(c.node),
             c.call in off_road,
             _is_decoder(c),
             -c.channels / (2 if c.pooled else 1),
@@ -224,7 +224,7 @@ def _by_preference(model: nn.Module, level: list[Candidate], look: Look) -> list
     )
 
 
-def _is_followed(candidate: Candidate, weighted: list[Call], ways: Ways) -> bool:
+def is_followed(candidate: Candidate, weighted: list[Call], ways: Ways) -> bool:
     """Tell whether weights act on what comes of the code."""
     following = ways.after(candidate.node)
     return any(

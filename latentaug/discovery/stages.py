@@ -8,8 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from latentaug.discovery.bottleneck import chosen
-from latentaug.discovery.candidates import Candidate, Look, Seen, candidates, has_weights, is_within, results_of
+from latentaug.discovery.bottleneck import chosen, is_followed
+from latentaug.discovery.candidates import (
+    Candidate,
+    Look,
+    Seen,
+    candidates,
+    finest_input,
+    has_weights,
+    is_within,
+    results_of,
+)
 from latentaug.discovery.graph_paths import Ways
 from latentaug.tracing.record import Call
 
@@ -49,13 +58,16 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
     found = candidates(model, look, again, guess=again is not None, coarser=False) or candidates(
         model, look, again, guess=True, coarser=False
     )
+    found = [c for c in found if c.sites >= bottleneck.sites]  # of what seems coarser, the layout was misread
     encoder = _Road(look, found, look.ways, bottleneck.node)
-    stages = encoder.stages(encoder.modules())
+    stages = encoder.stages(encoder.modules(), split=True)
     stem = stages[0] if encoder.begins_with_a_stem(stages) else None
     stages = stages[stem is not None :]
-    by_depth = sum(stage.learned for stage in stages) < 2
+    by_depth = len(stages) < 2
     if by_depth:
         parts = [c for c in encoder.modules(whole=False) if c.learned]
+        if parts and finest_input(parts[0].call, look.image) < 1:  # what comes before are several streams
+            parts = []
         ends = dict.fromkeys(-(-len(parts) * n // _PARTS) - 1 for n in range(1, _PARTS + 1))
         stages = [parts[end] for end in ends if end >= 0] or stages
     return Stages(bottleneck, stem, stages or [bottleneck], _decoder(model, look, found, bottleneck), by_depth)
@@ -65,20 +77,23 @@ def _decoder(model: nn.Module, look: Look, found: Sequence[Candidate], bottlenec
     """List the ends of the decoder's stages."""
     after = look.ways.after(bottleneck.node)
     results = [tensor for tensor in results_of(look.trace.output, look.logits) if tensor.grad_fn in after]
-    if not results:
-        return []
-    finest = max(results, key=lambda tensor: (tensor.ndim, tensor.shape[2:].numel()))
-    ways = Ways([finest.grad_fn], [bottleneck.node])
-    road = _Road(look, found, ways, finest.grad_fn, alone=True)
+    results.sort(key=lambda tensor: (tensor.ndim, tensor.shape[2:].numel()), reverse=True)
     weighted = [call for call in look.trace.walk() if has_weights(model.get_submodule(call.name))]
+    decoders = (_decoder_of(result.grad_fn, look, found, bottleneck, weighted) for result in results)
+    return next(filter(None, decoders), [])
 
-    def is_followed(candidate: Candidate) -> bool:
-        following = ways.after(candidate.node)
-        return any(
-            call.start > candidate.call.finish and any(node in following for node in call.nodes) for call in weighted
-        )
 
-    followed = {c.node for c in road.found if c.node is not bottleneck.node and is_followed(c)}
+def _decoder_of(
+    end: Any, look: Look, found: Sequence[Candidate], bottleneck: Candidate, weighted: Sequence[Call]
+) -> list[Candidate]:
+    """List the ends of the stages that lead to one result."""
+    ways = Ways([end], [bottleneck.node])
+    road = _Road(look, found, ways, end, alone=True)
+    followed = {
+        c.node
+        for c in road.found
+        if c.node is not bottleneck.node and c.node is not end and is_followed(c, weighted, ways)
+    }
     # Where the head is all that there is of a decoder, it is looked into.
     modules = [c for c in road.modules() if c.node in followed] or road.modules(only=followed)
     return road.stages(modules)
@@ -104,7 +119,11 @@ class _Road:
         self._calls: dict[str, list[Call]] = {}
         for call in look.trace.walk():
             self._calls.setdefault(call.name, []).append(call)
-        self._named = [c for c in self.found if self._reaches_what_follows(c) and self._is_one(c, alone)]
+        self._made: dict[Any, int] = {}  # when the first call that returns it did so
+        for candidate in self.found:
+            made = self._made.setdefault(candidate.node, candidate.call.finish)
+            self._made[candidate.node] = min(made, candidate.call.finish)
+        self._named = [c for c in self.found if self._reaches_all_that_follows(c) and self._is_one(c, alone)]
 
     def modules(self, *, whole: bool = True, only: Collection[Any] | None = None) -> list[Candidate]:
         """Choose the outermost modules of the road that hold one step of it each; of some nodes only, if told.
@@ -120,27 +139,39 @@ class _Road:
         calls = {c.call for c in outermost}
         return [c for c in outermost if not any(c.call is not call and is_within(c.call, call) for call in calls)]
 
-    def stages(self, modules: Sequence[Candidate]) -> list[Candidate]:
-        """Return the last module of each stage: a grid, or on one grid where channels grow by half at least."""
+    def stages(self, modules: Sequence[Candidate], *, split: bool = False) -> list[Candidate]:
+        """Return the last module of each stage: of a grid, or if told of the coarsest before channels grow by half."""
+        coarsest = min((c.sites for c in modules), default=0.0)
         groups: list[list[Candidate]] = []
         for module in modules:
             before = groups[-1] if groups else []
             widths = [c.channels for c in before if c.learned]
-            grown = bool(widths) and module.learned and module.channels >= _WIDER * widths[0]
+            splits = split and module.learned and module.sites == coarsest
+            grown = splits and bool(widths) and module.channels >= _WIDER * widths[0]
             if not before or module.sites != before[-1].sites or grown:
                 groups.append([])
             groups[-1].append(module)
-        return [
-            group[-1] for group in groups if any(c.learned for c in group) or any(c.node is self._end for c in group)
-        ]
+        return [self._end_of(group) for group in groups if any(c.learned for c in group)]
+
+    def _end_of(self, group: Sequence[Candidate]) -> Candidate:
+        """Return the last module of a stage that nothing which the stage computes before it is read past."""
+        for place in range(len(group) - 1, 0, -1):
+            if group[place].node is self._end:
+                return group[place]
+            past = self._look.ways.leading_past({group[place].node})
+            if not any(c.node in past for c in group[:place]):
+                return group[place]
+        return group[0]
 
     def begins_with_a_stem(self, stages: Sequence[Candidate]) -> bool:
         """Tell whether the first stage has no shortcuts, and the second has, as the stages of residual networks do."""
         return len(stages) > 2 and self._ways.arriving(stages[0].node) == 1 < self._ways.arriving(stages[1].node)
 
-    def _reaches_what_follows(self, candidate: Candidate) -> bool:
-        """Tell whether nothing that follows on the road was computed before the call returned."""
+    def _reaches_all_that_follows(self, candidate: Candidate) -> bool:
+        """Tell whether the call makes what it returns, and returns before anything that follows is computed."""
         here = self._place[candidate.node]
+        if candidate.call.start > self._made[candidate.node]:
+            return False
         inside = (node for call in candidate.call.walk() for node in call.nodes)
         return all(self._place.get(node, -1) <= here for node in inside)
 
@@ -157,8 +188,9 @@ class _Road:
 
     def _is_entered(self, candidate: Candidate) -> bool:
         """Tell whether a call holds more than a step to another grid, or something finer that is read elsewhere too."""
-        inside = [c for c in self.found if is_within(c.call, candidate.call)]
-        before = [c for c in self.found if c.call.finish < candidate.call.start]
+        call = candidate.call
+        inside = [c for c in self.found if is_within(c.call, call) and self._made[c.node] > call.start]
+        before = [c for c in self.found if c.call.finish < call.start]
         entering = before[-1].sites if before else 1.0
         if len({c.sites for c in inside} - {entering}) > 1:
             return True

@@ -129,7 +129,7 @@ def _deep(stages: Stages) -> Suggestion:
 
 
 def _late_decoder(stages: Stages) -> Suggestion:
-    last = stages.decoder[-2:]
+    last = [c for c in stages.decoder[-2:] if c.sites > stages.bottleneck.sites] or stages.decoder[-1:]
     return _told(last, f"the last of the decoder's {len(stages.decoder)} stages before the logits, of strides {{}}")
 
 
