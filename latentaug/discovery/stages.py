@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from latentaug.discovery.candidates import (
     finest_input,
     has_weights,
     is_within,
+    read_past,
     results_of,
 )
 from latentaug.discovery.graph_paths import Ways
 from latentaug.tracing.record import Call
+from latentaug.tracing.tree import storage_of
 
 _WIDER = 1.5
 """By how much channels grow where a stage begins without a coarser grid, as in encoders that dilate."""
@@ -59,6 +62,9 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
         model, look, again, guess=True, coarser=False
     )
     found = [c for c in found if c.sites >= bottleneck.sites]  # of what seems coarser, the layout was misread
+    doubtful = {c.call.name for c in found if c.call.impure and storage_of(c.tensor) in c.call.inputs}
+    ignored = read_past(model, look, doubtful)
+    found = [c for c in found if c.call.name not in ignored]
     encoder = _Road(look, found, look.ways, bottleneck.node)
     stages = encoder.stages(encoder.modules(), split=True)
     stem = stages[0] if encoder.begins_with_a_stem(stages) else None
@@ -70,7 +76,12 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
             parts = []
         ends = dict.fromkeys(-(-len(parts) * n // _PARTS) - 1 for n in range(1, _PARTS + 1))
         stages = [parts[end] for end in ends if end >= 0] or stages
-    return Stages(bottleneck, stem, stages or [bottleneck], _decoder(model, look, found, bottleneck), by_depth)
+    if not stages or _level(stages[-1]) < _level(bottleneck):
+        if len(stages) < 2 or not bottleneck.pooled:
+            stages.append(bottleneck)
+    elif stages[-1].stride != bottleneck.stride:  # the layout of one was misread
+        stages[-1] = bottleneck
+    return Stages(bottleneck, stem, stages, _decoder(model, look, found, bottleneck), by_depth)
 
 
 def _decoder(model: nn.Module, look: Look, found: Sequence[Candidate], bottleneck: Candidate) -> list[Candidate]:
@@ -84,7 +95,7 @@ def _decoder(model: nn.Module, look: Look, found: Sequence[Candidate], bottlenec
 
 
 def _decoder_of(
-    end: Any, look: Look, found: Sequence[Candidate], bottleneck: Candidate, weighted: Sequence[Call]
+    end: Any, look: Look, found: Sequence[Candidate], bottleneck: Candidate, weighted: list[Call]
 ) -> list[Candidate]:
     """List the ends of the stages that lead to one result."""
     ways = Ways([end], [bottleneck.node])
@@ -141,27 +152,27 @@ class _Road:
 
     def stages(self, modules: Sequence[Candidate], *, split: bool = False) -> list[Candidate]:
         """Return the last module of each stage: of a grid, or if told of the coarsest before channels grow by half."""
-        coarsest = min((c.sites for c in modules), default=0.0)
+        coarsest = max(map(_level, modules), default=0)
         groups: list[list[Candidate]] = []
         for module in modules:
             before = groups[-1] if groups else []
             widths = [c.channels for c in before if c.learned]
-            splits = split and module.learned and module.sites == coarsest
+            splits = split and module.learned and _level(module) == coarsest
             grown = splits and bool(widths) and module.channels >= _WIDER * widths[0]
-            if not before or module.sites != before[-1].sites or grown:
+            if not before or _level(module) != _level(before[-1]) or grown:
                 groups.append([])
             groups[-1].append(module)
-        return [self._end_of(group) for group in groups if any(c.learned for c in group)]
+        groups = [group for group in groups if any(c.learned for c in group)]
+        return [self._end_of(group, last=group is groups[-1]) for group in groups]
 
-    def _end_of(self, group: Sequence[Candidate]) -> Candidate:
-        """Return the last module of a stage that nothing which the stage computes before it is read past."""
-        for place in range(len(group) - 1, 0, -1):
-            if group[place].node is self._end:
-                return group[place]
-            past = self._look.ways.leading_past({group[place].node})
+    def _end_of(self, group: Sequence[Candidate], *, last: bool) -> Candidate:
+        """Return the last module of a stage such that what the stage computes before it is read by nothing else."""
+        first = next(place for place, c in enumerate(group) if c.learned)
+        for place in range(len(group) - 1, first - 1, -1):
+            past = set() if last else self._look.ways.leading_past({group[place].node})
             if not any(c.node in past for c in group[:place]):
                 return group[place]
-        return group[0]
+        return group[-1]
 
     def begins_with_a_stem(self, stages: Sequence[Candidate]) -> bool:
         """Tell whether the first stage has no shortcuts, and the second has, as the stages of residual networks do."""
@@ -191,15 +202,20 @@ class _Road:
         call = candidate.call
         inside = [c for c in self.found if is_within(c.call, call) and self._made[c.node] > call.start]
         before = [c for c in self.found if c.call.finish < call.start]
-        entering = before[-1].sites if before else 1.0
-        if len({c.sites for c in inside} - {entering}) > 1:
+        entering = _level(before[-1]) if before else 0
+        if len({_level(c) for c in inside} - {entering}) > 1:
             return True
-        finer = {c.node for c in inside if c.sites > candidate.sites}
+        finer = {c.node for c in inside if _level(c) < _level(candidate)}
         return bool(finer) and not finer.isdisjoint(self._look.ways.leading_past({candidate.node}))
 
     def _is_most(self, call: Call) -> bool:
         nodes = {c.node for c in self.found if c.learned}
         return 2 * len({c.node for c in self.found if c.learned and is_within(c.call, call)}) > len(nodes)
+
+
+def _level(candidate: Candidate) -> int:
+    """Count how often the input's grid was halved along an axis; padding makes no difference."""
+    return round(-math.log2(candidate.sites))
 
 
 def _depth(call: Call) -> int:

@@ -106,7 +106,7 @@ def _encoder(stages: Stages) -> Suggestion:
 
 def _early(stages: Stages) -> Suggestion:
     count = len(stages.encoder)
-    before = [c for c in stages.encoder if c.node is not stages.bottleneck.node][:2]
+    before = stages.encoder[:-1][:2]  # the last is the bottleneck's
     which = "the first two" if len(before) > 1 else "the first"
     return _told(before, f"{which} of the encoder's {count} stages{_cut(stages)}, of strides {{}}, {_SEEN}")
 
