@@ -3,7 +3,7 @@
 The rooms show the method, and imports run one way through them:
 
 - `tracing`: see a forward pass of any model, and leave no trace.
-- `discovery`: find the code. `find_bottleneck`, `find_codes`.
+- `discovery`: find the code. `find_bottleneck`, `find_codes`, `suggest_layers`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
 - `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`; for
   images `RandConv`, `GIN`, `IPA` and `StrongIntensity`; `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
@@ -50,6 +50,7 @@ from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import Codes, find_codes
+from latentaug.discovery.suggest import Suggestion, suggest_layers
 from latentaug.divergence import kl_divergence
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
@@ -123,6 +124,7 @@ __all__ = [
     "Schedule",
     "ShapePrior",
     "StrongIntensity",
+    "Suggestion",
     "TargetDrop",
     "TargetedChannelMask",
     "TargetedSpatialMask",
@@ -140,6 +142,7 @@ __all__ = [
     "reconstruction_loss",
     "segmentation_loss",
     "standard_backward",
+    "suggest_layers",
     "top_mask",
     "tune_allocator",
 ]

@@ -58,6 +58,7 @@ class MaxStyle(Adversarial):
 
     needs_partner = True
     learned: tuple[str, ...] = ("own", "scale_noise", "shift_noise")
+    place = "late decoder"
 
     def __init__(
         self,
@@ -143,6 +144,7 @@ class AdvStyle(Adversarial):
     learned = ("scale", "shift")
     starts_at_identity = True
     rule: Rule = "sign"
+    place = "early"
 
     def __init__(self, strength: Range = 0.3, *, steps: int = 1, p: Range = 1.0, eps: float = 1e-6) -> None:
         super().__init__(steps, 1.0 / max(steps, 1), 1.0, p=p)

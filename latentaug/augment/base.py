@@ -65,6 +65,9 @@ class LatentTransform(nn.Module):
     """Whether `p` is the chance that it acts."""
     is_mask: bool = False
     """Whether its changes are masks, which multiply the code."""
+    place: str = "bottleneck"
+    """Where its paper puts it, as `suggest_layers` reads it: "image"; in the encoder "input or early" (one of them),
+    "first", "early" (two stages), "encoder" (all stages), "deep" (the last two), "bottleneck"; or "late decoder"."""
 
     def __init__(self, *, p: Range = 1.0, per_sample: bool = False) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ class _Composed(LatentTransform):
         self.needs = tuple(dict.fromkeys(need for child in children for need in child.needs))
         self.whole_pass = any(child.whole_pass for child in children)
         self.is_mask = all(child.is_mask for child in children)
+        self.place = " and ".join(dict.fromkeys(child.place for child in children))
 
     @property
     def any_layout(self) -> bool:

@@ -56,6 +56,7 @@ class DropBlock(Masker):
     """
 
     acts_in_eval = False
+    place = "deep"
 
     def __init__(self, p: Range = 0.1, block_size: int = 7, *, shared: bool = True, rescale: bool = True) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class ManifoldMixup(LatentTransform):
 
     needs_partner = True
     whole_pass = True
+    place = "input or early"
 
     def __init__(self, alpha: float = 2.0, *, p: Range = 1.0) -> None:
         super().__init__(p=p)
@@ -116,6 +117,7 @@ class MoEx(LatentTransform):
     """
 
     needs_partner = True
+    place = "first"
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class StyleMixer(LatentTransform):
     """Mix each sample's style with a partner's: what `MixStyle` and `EFDMix` sample, and check."""
 
     needs_partner = True
+    place = "early"
 
     def __init__(
         self, p: Range = 0.5, alpha: float = 0.1, *, partner: Partner = "random", per_sample: bool = False
@@ -133,6 +134,7 @@ class DSU(LatentTransform):
     """
 
     needs_partner = True
+    place = "encoder"
 
     def __init__(
         self, p: Range = 0.5, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
@@ -191,6 +193,7 @@ class PermutedStyle(LatentTransform):
     """
 
     needs_partner = True
+    place = "encoder"
 
     def __init__(
         self, p: Range = 0.01, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
@@ -249,6 +252,8 @@ class TriD(LatentTransform):
         >>> change.params["chosen"].shape, change.apply(code).shape
         (torch.Size([4, 8]), torch.Size([4, 8, 6, 6]))
     """
+
+    place = "early"
 
     def __init__(
         self,

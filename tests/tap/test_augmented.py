@@ -993,11 +993,11 @@ def test_what_one_pass_cannot_give_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("transforms", "error", "message"),
     [
-        ({}, ValueError, r"augmented needs `transforms`, a dict from layer to transform; got \{\}"),
+        ({}, ValueError, r"augmented needs `transforms`, a dict from layer to transform, or a transform; got \{\}"),
         (
             [MixStyle()],
             ValueError,
-            r"augmented needs `transforms`, a dict from layer to transform; got \[MixStyle\(\)\]",
+            r"augmented needs `transforms`, a dict from layer to transform, or a transform; got \[MixStyle\(\)\]",
         ),
         ({"enc1": torch.relu}, TypeError, r"augmented needs a transform for 'enc1'; got .*relu.*Pass an instance"),
         ({"enc1": MixStyle}, TypeError, r"augmented needs a transform for 'enc1'; got <class"),
