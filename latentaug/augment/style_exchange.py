@@ -55,7 +55,7 @@ class EFDMix(StyleMixer):
         ordered, places = flat.sort(dim=2, stable=True)
         matched = ordered[params["order"]].gather(2, places.argsort(2))
         changed: Tensor = flat + (1 - along(params["own"], flat)) * (matched - flat.detach())
-        return changed.view(code.shape)
+        return changed.reshape(code.shape)
 
 
 class CrossNorm(LatentTransform):
