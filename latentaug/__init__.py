@@ -5,8 +5,9 @@ The rooms show the method, and imports run one way through them:
 - `tracing`: see a forward pass of any model, and leave no trace.
 - `discovery`: find the code. `find_bottleneck`, `find_codes`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
-- `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`, `GIN`;
-  `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
+- `augment`: change a code. `LatentTransform` and `Change`; masks; style: `MixStyle`, `EFDMix`, `DSU`, `CrossNorm`,
+  `PermutedStyle`, `TriD`; mixing: `ManifoldMixup`, `MoEx`; dropping: `DropBlock`, `ChannelDropout`, `Cutout`, `RSC`,
+  `TargetDrop`; `AdditiveNoise`, `MultiplicativeNoise`; `GIN`; `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
 - `nets`: the paper's networks. `FTN`, `ReconstructionHead`, `ShapePrior`, `CodeDecoupler`.
 - `cooperative`: the method of Chen et al., MICCAI 2021. `CooperativeModel`, `cooperative_backward`, `HardExamples`.
 - `training`: a loop, for who wants one. `CooperativeTrainer`, callbacks, `tune_allocator`.
