@@ -3,7 +3,7 @@
 The rooms show the method, and imports run one way through them:
 
 - `tracing`: see a forward pass of any model, and leave no trace.
-- `discovery`: find the code. `find_bottleneck`, `find_codes`.
+- `discovery`: find the code. `find_bottleneck`, `find_codes`, `suggest_layers`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
 - `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`; for
   images `RandConv`, `GIN`, `IPA` and `StrongIntensity`; `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
@@ -22,9 +22,11 @@ Tap a model at a latent code, change the code, replay the rest, and train on wha
 
 from importlib import metadata
 
+from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
+from latentaug.augment.ascent import ascend
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
-from latentaug.augment.drop import DropBlock
+from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
 from latentaug.augment.image import GIN, IPA, RandConv
 from latentaug.augment.intensity import StrongIntensity
 from latentaug.augment.masks import (
@@ -35,9 +37,12 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
     top_mask,
 )
-from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.mix import ManifoldMixup, MoEx
+from latentaug.augment.noise import AdditiveNoise, MultiplicativeNoise
+from latentaug.augment.schedule import Schedule
 from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
 from latentaug.augment.style_exchange import CrossNorm, EFDMix
+from latentaug.augment.targeted_drop import RSC, TargetDrop
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -45,6 +50,8 @@ from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import Codes, find_codes
+from latentaug.discovery.suggest import Suggestion, suggest_layers
+from latentaug.divergence import kl_divergence
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, ShapePrior
@@ -68,12 +75,18 @@ __all__ = [
     "CHANNELS_FIRST",
     "CHANNELS_LAST",
     "DSU",
+    "FGSM",
     "FTN",
     "GIN",
     "IPA",
+    "RSC",
     "TOKENS",
+    "VAT",
+    "AdditiveNoise",
+    "AdvStyle",
     "Callback",
     "Change",
+    "ChannelDropout",
     "CodeDecoupler",
     "Codes",
     "Compose",
@@ -82,6 +95,7 @@ __all__ = [
     "CooperativeOutput",
     "CooperativeTrainer",
     "CrossNorm",
+    "Cutout",
     "Description",
     "DropBlock",
     "EFDMix",
@@ -94,7 +108,10 @@ __all__ = [
     "Location",
     "ManifoldMixup",
     "Masker",
+    "MaxStyle",
     "MixStyle",
+    "MoEx",
+    "MultiplicativeNoise",
     "OneOf",
     "PerStep",
     "PermutedStyle",
@@ -104,22 +121,28 @@ __all__ = [
     "RandomChannelMask",
     "ReconstructionHead",
     "SaliencyCalculator",
+    "Schedule",
     "ShapePrior",
     "StrongIntensity",
+    "Suggestion",
+    "TargetDrop",
     "TargetedChannelMask",
     "TargetedSpatialMask",
     "TriD",
+    "ascend",
     "augmented",
     "cooperative_backward",
     "describe",
     "find_bottleneck",
     "find_codes",
     "is_native",
+    "kl_divergence",
     "latent_saliency",
     "paper_masks",
     "reconstruction_loss",
     "segmentation_loss",
     "standard_backward",
+    "suggest_layers",
     "top_mask",
     "tune_allocator",
 ]

@@ -12,7 +12,7 @@ PACKAGE, TESTS = Path(latentaug.__file__).parent, Path(__file__).parent
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 MOVING: set[str] = set()  # rooms that are still being rebuilt
-EXCEPTIONS = {"tap/draw"}  # as "tap/plan": a module that has no tests at its place, or tests that have no module
+EXCEPTIONS: set[str] = set()  # as "tap/plan": a module that has no tests at its place, or tests that have no module
 
 
 def alone(room: str, package: Path = PACKAGE, tests: Path = TESTS) -> set[str]:

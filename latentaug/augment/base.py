@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from latentaug.augment.ranges import Range, as_range, draw, log_odds_of_beta, source_of
+from latentaug.augment.change import Change, unpacked
+from latentaug.augment.context import Context
+from latentaug.augment.ranges import Range, as_range, draw, source_of, value_of
+from latentaug.augment.schedule import advance
 from latentaug.layout import CHANNELS_FIRST, Layout
+
+__all__ = ["Change", "Context", "Criterion", "LatentTransform", "LossAt", "Saliency"]
 
 Saliency: TypeAlias = Tensor | Callable[[], Tensor]
 """The saliency itself, or what computes it for a transform that asks."""
@@ -60,6 +65,9 @@ class LatentTransform(nn.Module):
     """Whether `p` is the chance that it acts."""
     is_mask: bool = False
     """Whether its changes are masks, which multiply the code."""
+    place: str = "bottleneck"
+    """Where its paper puts it, as `suggest_layers` reads it: "image"; in the encoder "input or early" (one of them),
+    "first", "early" (two stages), "encoder" (all stages), "deep" (the last two), "bottleneck"; or "late decoder"."""
 
     def __init__(self, *, p: Range = 1.0, per_sample: bool = False) -> None:
         super().__init__()
@@ -174,7 +182,39 @@ class LatentTransform(nn.Module):
         """Show the arguments that differ from their defaults."""
         parameters = inspect.signature(type(self).__init__).parameters.values()
         options = [(p, getattr(self, p.name)) for p in parameters if p.default is not p.empty and hasattr(self, p.name)]
+        options = [(p, value) for p, value in options if not isinstance(value, nn.Module)]  # printed as a child
         return ", ".join(f"{p.name}={value!r}" for p, value in options if value != p.default)
+
+    def step(self) -> None:
+        """Advance every `Schedule` within by one iteration; for loops of your own."""
+        advance(self)
+
+    def change_from(self, state: Mapping[str, Any]) -> Change:
+        """Return the change whose `state_dict` this is, to make it again on another pass, or another day.
+
+        Args:
+            state: What `Change.state_dict` returned, of a change that was sampled by a transform like this one, or by
+                one that this one is made of.
+
+        Raises:
+            ValueError: It was sampled by another transform.
+
+        Example:
+            >>> from latentaug import MixStyle
+            >>> code = torch.randn(4, 8, 6, 6)
+            >>> change = MixStyle(p=1)(code)
+            >>> again = MixStyle(p=1).change_from(change.state_dict())
+            >>> torch.equal(again.apply(code), change.apply(code))
+            True
+        """
+        for one in self.modules():
+            if isinstance(one, LatentTransform) and repr(one) == state["transform"]:
+                return one.restored(state)
+        raise ValueError(f"change_from needs a change sampled by {self!r}; got one by {state['transform']}.")
+
+    def restored(self, state: Mapping[str, Any]) -> Change:
+        """Make a change of its own from a state."""
+        return Change(self, unpacked(state["params"], self), layout=Layout(*state["layout"]), gate=state["gate"])
 
     def _acts(self, code: Tensor, context: Context) -> bool:
         training = self.training if context.training is None else context.training
@@ -193,7 +233,7 @@ class LatentTransform(nn.Module):
 
     def _gate(self, batch: int, context: Context) -> Tensor | None:
         """Sample for whom the transform acts, on the generator's device; None for everybody."""
-        if not self.gated or self.p == 1:
+        if not self.gated or value_of(self.p) == 1:
             return None
         source = source_of(context.generator)
         p = draw(self.p, (), source, context.generator)
@@ -201,224 +241,3 @@ class LatentTransform(nn.Module):
         if gate.is_cpu and not self.per_sample:  # known to Python already: nothing is computed for nothing
             return None if gate.any() else gate
         return gate if gate.is_cpu and not gate.any() else gate.to(context.device, non_blocking=gate.is_cpu)
-
-
-class Change:
-    """One sampled instance of a transform: the same change, whatever code it is applied to.
-
-    Args:
-        transform: What it was sampled by.
-        params: What was sampled.
-        layout: Layout of the codes that it is applied to.
-        gate: For whom the transform acts, one for the batch or [B]; None for everybody.
-
-    Example:
-        >>> from latentaug import MixStyle
-        >>> code = torch.randn(4, 8, 6, 6)
-        >>> change = MixStyle(p=1)(code, generator=torch.Generator().manual_seed(0))
-        >>> torch.equal(change.apply(code), change(code)), sorted(change.params)
-        (True, ['order', 'own'])
-    """
-
-    def __init__(
-        self,
-        transform: LatentTransform,
-        params: Mapping[str, Any],
-        *,
-        layout: Layout = CHANNELS_FIRST,
-        gate: Tensor | None = None,
-    ) -> None:
-        self.transform = transform
-        self.params = dict(params)
-        self.layout = layout
-        self.gate = gate
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it is known, without asking a device, that nothing changes."""
-        return self.gate is not None and self.gate.ndim == 0 and self.gate.is_cpu and not self.gate
-
-    @property
-    def whole_pass(self) -> bool:
-        """Whether a replay changes all that was computed before the code and is read after it."""
-        return self.transform.whole_pass and not self.is_identity
-
-    def apply(self, code: Tensor) -> Tensor:
-        """Return the changed code, in the code's own layout, dtype and place."""
-        if self.is_identity:
-            return code
-        if self.transform.whole_pass:  # samples are combined, so that layouts and prefix tokens make no difference
-            return self._gated(code, self.transform.transform(code, **self.params))
-        shown = self.layout.to_channels_first(code)
-        changed = self._gated(shown, self.transform.transform(shown, **self.params))
-        return self.layout.put_back(changed, code)
-
-    __call__ = apply
-
-    def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of what a model makes of the changed code.
-
-        Args:
-            criterion: Callable (logits, labels) -> scalar.
-            logits: What the model returned.
-            labels: Labels of the samples as they were before the change.
-        """
-        if self.is_identity:
-            return criterion(logits, labels)
-        loss = self.transform.loss(criterion, logits, labels, **self.params)
-        if self.gate is None or self.gate.ndim or self.gate.is_cpu:
-            return loss
-        return torch.where(self.gate, loss, criterion(logits, labels))
-
-    def __repr__(self) -> str:
-        acts = ", leaves all as it is" if self.is_identity else ""
-        return f"{type(self).__name__}(by {type(self.transform).__name__}, params={sorted(self.params)}{acts})"
-
-    def _gated(self, code: Tensor, changed: Tensor) -> Tensor:
-        if changed.shape != code.shape:
-            raise ValueError(
-                f"{type(self.transform).__name__} needs to return a code shaped like the one it was given, "
-                f"{tuple(code.shape)}; its transform returned {tuple(changed.shape)}."
-            )
-        changed = changed.to(code.dtype)
-        if self.gate is None:
-            return changed
-        gate = self.gate.to(code.device)
-        return torch.where(gate.view(-1, *[1] * (code.ndim - 1)) if gate.ndim else gate, changed, code)
-
-
-class Context:
-    """What a transform may ask for while it samples: each computed at most once, and only if it is asked for.
-
-    Everything is as the transform sees the code, [B, C, *S], and on the code's device. Random numbers are float32
-    whatever the code's dtype.
-
-    Args:
-        asked_by: What errors call the transform that asks: the outermost, which the caller knows.
-        shown: The code as [B, C, *S].
-        code: The code as it was given.
-        layout: Its layout.
-        generator: Source of the random numbers.
-        given: What the caller gave, by the names of the methods.
-        training: Whether transforms act as in train mode; None lets each follow its own flag.
-    """
-
-    def __init__(
-        self,
-        asked_by: str,
-        shown: Tensor,
-        code: Tensor,
-        layout: Layout,
-        generator: torch.Generator | None,
-        given: Mapping[str, Any],
-        training: bool | None = None,
-    ) -> None:
-        self.generator = generator
-        self.device = shown.device
-        self.training = training
-        self.asked_by = asked_by
-        self._shape = code.shape
-        self._code = code
-        self._layout = layout
-        self._given = given
-        self._saliency: Tensor | None = None
-
-    # What the caller knows ----------------------------------------------------------------------------------------
-
-    def saliency(self) -> Tensor:
-        """Return the gradient of the task loss with respect to the code.
-
-        Raises:
-            ValueError: None was given, or it is not shaped like the code.
-        """
-        if self._saliency is None:
-            source = self._given.get("saliency")
-            given = source() if callable(source) else source
-            self._saliency = self._layout.to_channels_first(self._checked(given).detach())
-        return self._saliency
-
-    def loss_at(self, code: Tensor) -> Tensor:
-        """Return the task loss of what the model makes of another code; differentiable with respect to it.
-
-        Raises:
-            ValueError: It was not given.
-        """
-        return self._at("loss_at", "the loss for a code", code)
-
-    def divergence_at(self, code: Tensor) -> Tensor:
-        """Return the divergence of the prediction for another code from that for this one.
-
-        Raises:
-            ValueError: It was not given.
-        """
-        return self._at("divergence_at", "the divergence for a code", code)
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels of the batch.
-
-        Raises:
-            ValueError: None were given.
-        """
-        labels = self._given.get("labels")
-        if labels is None:
-            raise ValueError(f"{self.asked_by} needs `labels`; got None. Pass the labels of the batch.")
-        return labels  # type: ignore[no-any-return]
-
-    # Random numbers -----------------------------------------------------------------------------------------------
-
-    def rand(self, *shape: int) -> Tensor:
-        """Sample from U(0, 1)."""
-        return self.uniform((0.0, 1.0), *shape)
-
-    def uniform(self, value: Range, *shape: int) -> Tensor:
-        """Sample from a pair (low, high) uniformly; a number stays itself, in that shape."""
-        return draw(value, shape, self.device, self.generator).expand(shape)
-
-    def randn(self, *shape: int) -> Tensor:
-        """Sample from N(0, 1)."""
-        source = source_of(self.generator)
-        return self._moved(torch.randn(shape, generator=self.generator, device=source))
-
-    def permutation(self, n: int) -> Tensor:
-        """Sample an order of n samples."""
-        return self._moved(torch.randperm(n, generator=self.generator, device=source_of(self.generator)))
-
-    def beta(self, a: float, b: float, *shape: int) -> Tensor:
-        """Sample from Beta(a, b)."""
-        return self._moved(log_odds_of_beta(a, b, shape, self.generator).sigmoid().float())
-
-    def choice(self, weights: Sequence[float]) -> int:
-        """Sample a position by weights of any sum.
-
-        It becomes a Python number: with a generator on a GPU that makes the host wait for it, with none or one on the
-        CPU it does not.
-        """
-        chances = torch.tensor(weights, dtype=torch.float64, device=source_of(self.generator))
-        return int(torch.multinomial(chances, 1, generator=self.generator))
-
-    def _moved(self, sampled: Tensor) -> Tensor:
-        # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
-        return sampled.to(self.device, non_blocking=sampled.is_cpu)
-
-    def _at(self, name: str, what: str, code: Tensor) -> Tensor:
-        function = self._given.get(name)
-        if function is None:
-            raise ValueError(
-                f"{self.asked_by} needs `{name}`, a callable that returns {what}; got None. Pass it, or let "
-                "LatentTap.draw(transform, objective=...) make it by replays."
-            )
-        result: Tensor = function(self._layout.put_back(code, self._code))
-        return result
-
-    def _checked(self, given: object) -> Tensor:
-        if not isinstance(given, Tensor):
-            came = "None" if given is None else type(given).__name__
-        elif given.shape != self._shape:
-            came = str(tuple(given.shape))
-        else:
-            return given
-        raise ValueError(
-            f"{self.asked_by} needs `saliency` shaped like the code {tuple(self._shape)}; got {came}. "
-            "Pass latent_saliency(loss, code), or use RandomChannelMask."
-        )

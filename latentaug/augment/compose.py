@@ -18,7 +18,7 @@ from latentaug.augment.masks import (
     TargetedChannelMask,
     TargetedSpatialMask,
 )
-from latentaug.augment.ranges import as_share, draw, source_of
+from latentaug.augment.ranges import Range, as_range, draw, source_of
 from latentaug.layout import Layout
 
 
@@ -37,6 +37,7 @@ class _Composed(LatentTransform):
         self.needs = tuple(dict.fromkeys(need for child in children for need in child.needs))
         self.whole_pass = any(child.whole_pass for child in children)
         self.is_mask = all(child.is_mask for child in children)
+        self.place = " and ".join(dict.fromkeys(child.place for child in children))
 
     @property
     def any_layout(self) -> bool:
@@ -56,6 +57,10 @@ class _Composed(LatentTransform):
         if len(changes) == 1:
             return Change(changes[0].transform, changes[0].params, layout=layout, gate=changes[0].gate)
         return super().changed(code, layout, params, gate)
+
+    def restored(self, state: Mapping[str, Any]) -> Change:
+        """Make a change of its own from a state, a mask where it was one."""
+        return LatentMask.from_state(self, state) if "factor" in state else super().restored(state)
 
 
 class Compose(_Composed):
@@ -158,7 +163,7 @@ class RandomApply(_Composed):
 
     Args:
         transform: The transform to apply, or not.
-        p: Probability of applying it, in [0, 1].
+        p: Probability of applying it, in [0, 1]; a pair is sampled from uniformly.
 
     Samples:
         Whether to act once per batch, then what the transform samples. The choice becomes a Python number: with a
@@ -174,13 +179,15 @@ class RandomApply(_Composed):
         tensor([1.])
     """
 
-    def __init__(self, transform: LatentTransform, p: float = 0.5) -> None:
+    def __init__(self, transform: LatentTransform, p: Range = 0.5) -> None:
         super().__init__([transform])
-        self.p: float = as_share("p", p)
+        self.p = as_range("p", p)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the child's change, or none."""
-        acts = draw((0.0, 1.0), (), source_of(context.generator), context.generator) < self.p
+        source = source_of(context.generator)
+        p = draw(self.p, (), source, context.generator)
+        acts = draw((0.0, 1.0), (), source, context.generator) < p
         return {"changes": [child(code, context, generator=context.generator) for child in self.transforms if acts]}
 
 

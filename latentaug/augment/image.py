@@ -52,6 +52,8 @@ class RandConv(LatentTransform):
         (torch.Size([2, 1, 32, 32]), True)
     """
 
+    place = "image"
+
     def __init__(
         self,
         kernel_sizes: Sequence[int] = (1, 3, 5, 7),
@@ -118,6 +120,8 @@ class GIN(LatentTransform):
         >>> changed.shape, torch.allclose(changed.flatten(1).norm(dim=1), images.flatten(1).norm(dim=1))
         (torch.Size([2, 1, 32, 32]), True)
     """
+
+    place = "image"
 
     def __init__(
         self,

@@ -70,6 +70,8 @@ class StrongIntensity(LatentTransform):
         (torch.Size([2, 1, 32, 32]), True)
     """
 
+    place = "image"
+
     def __init__(
         self,
         *,

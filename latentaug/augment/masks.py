@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentaug.augment.base import Change, Context, LatentTransform
-from latentaug.augment.ranges import Range, as_range, draw
+from latentaug.augment.change import unpacked
+from latentaug.augment.ranges import Range, as_range, draw, value_of
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Score: TypeAlias = Literal["signed", "magnitude", "harm"]
@@ -50,6 +51,37 @@ class LatentMask(Change):
         return code * self.factor.to(code.device, code.dtype)
 
     __call__ = apply
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that was sampled, and the factor."""
+        return {**super().state_dict(), "factor": self.factor}
+
+    def to(self, device: torch.device | str) -> LatentMask:
+        """Return the same mask on another device."""
+        moved = super().to(device)
+        assert isinstance(moved, LatentMask)
+        moved.factor = self.factor.to(device)
+        return moved
+
+    def on(self, layout: Layout) -> LatentMask:
+        """Return the same mask for codes of another layout.
+
+        Raises:
+            ValueError: The layouts differ in more than where the channels are.
+        """
+        moved = super().on(layout)
+        assert isinstance(moved, LatentMask)
+        if layout != self.layout:
+            if layout.prefix_tokens != self.layout.prefix_tokens:
+                raise ValueError(f"A mask for {self.layout} does not fit {layout}. Sample one for each.")
+            moved.factor = self.factor.movedim(self.layout.channel_dim, layout.channel_dim)
+        return moved
+
+    @classmethod
+    def from_state(cls, transform: LatentTransform, state: Mapping[str, Any]) -> LatentMask:
+        """Make the mask again that a transform has sampled."""
+        params = unpacked(state["params"], transform)
+        return cls(state["factor"], transform=transform, params=params, layout=Layout(*state["layout"]))
 
 
 class Masker(LatentTransform):
@@ -91,10 +123,27 @@ class Masker(LatentTransform):
         factor = layout.from_channels_first(params["factor"], code)
         return LatentMask(factor, transform=self, params=params, layout=layout)
 
+    def restored(self, state: Mapping[str, Any]) -> LatentMask:
+        """Make a mask of its own from a state."""
+        return LatentMask.from_state(self, state)
+
     def unchanged(self, code: Tensor, layout: Layout) -> LatentMask:
         """Return the mask that keeps everything."""
         ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
         return self.changed(code, layout, {"factor": ones}, None)
+
+    def _warn_if_uninformative(self, score: Tensor) -> None:
+        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
+        # the mask itself is right everywhere, by tensor operations in `top_mask`.
+        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
+            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
+            "the loss. Said once per masker.",
+            stacklevel=2,
+        )
 
 
 class RandomChannelMask(Masker):
@@ -164,30 +213,10 @@ class _TargetedMask(Masker):
 
     def sample(self, code: Tensor, saliency: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
         """Score the saliency and draw the factor, 1 wide along the averaged axes."""
-        gradient = saliency()
-        # A mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
-        precise = torch.promote_types(gradient.dtype, torch.float32)
-        if self.score == "magnitude":
-            gradient = gradient.abs()
-        elif self.score == "harm":
-            gradient = -gradient.to(precise) * code.detach()
         axes = tuple(range(code.ndim)[self.averaged_axes])
-        score = gradient.mean(axes, keepdim=True, dtype=precise)
+        score = averaged(scored(saliency(), code, self.score), axes)
         self._warn_if_uninformative(score.flatten(1))
         return top_mask(score.flatten(1), self.percentile, self.annealing, generator=generator).view(score.shape)
-
-    def _warn_if_uninformative(self, score: Tensor) -> None:
-        # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;
-        # the mask itself is right everywhere, by tensor operations in `top_mask`.
-        if self._has_warned or not score.is_cpu or torch.compiler.is_compiling() or is_informative(score).all():
-            return
-        self._has_warned = True
-        warnings.warn(
-            f"{type(self).__name__} leaves samples unmasked whose saliency is all zero or not finite. Check that the "
-            "loss depends on the code and is finite; in float16, get the saliency from latent_saliency, which scales "
-            "the loss. Said once per masker.",
-            stacklevel=2,
-        )
 
 
 class TargetedChannelMask(_TargetedMask):
@@ -307,15 +336,32 @@ def top_mask(
         raise TypeError(f"top_mask needs a floating-point `score`; got {score.dtype}. Pass score.float().")
     score = score.masked_fill(~is_informative(score), -math.inf)
     ranked = F.pad(score.sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
-    threshold = ranked.index_select(1, _rank(score.shape[1], percentile, score.device, generator))
+    threshold = ranked.index_select(1, rank_at(score.shape[1], percentile, score.device, generator))
     damped = draw(as_range("annealing", annealing), score.shape, score.device, generator)
     return torch.where(score > threshold, damped, 1.0)
 
 
-def _rank(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
+def scored(saliency: Tensor, code: Tensor, score: Score) -> Tensor:
+    """Return what each entry of a code counts for: its saliency, the magnitude of that, or the harm of damping it."""
+    if score == "magnitude":
+        return saliency.abs()
+    if score == "harm":
+        return -saliency.to(torch.promote_types(saliency.dtype, torch.float32)) * code.detach()
+    return saliency
+
+
+def averaged(score: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return means over some axes, which stay, 1 wide.
+
+    In float32, as a mean of half-precision gradients near 1e-5 would tie or underflow; float64 stays what it is.
+    """
+    return score.mean(axes, keepdim=True, dtype=torch.promote_types(score.dtype, torch.float32))
+
+
+def rank_at(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
     if not isinstance(percentile, Tensor):
-        percentile = as_range("percentile", percentile)
+        percentile = value_of(as_range("percentile", percentile))
         if not isinstance(percentile, tuple):
             return torch.full((1,), int(n * percentile), device=device)
         percentile = draw(percentile, (), device, generator)

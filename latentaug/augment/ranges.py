@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import TypeAlias
@@ -9,13 +10,20 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Range: TypeAlias = float | tuple[float, float]
-"""A number is fixed; a pair (low, high) is sampled from uniformly."""
+from latentaug.augment.schedule import Schedule
+
+Range: TypeAlias = float | tuple[float, float] | Schedule
+"""A number is fixed; a pair (low, high) is sampled from uniformly; a schedule is either, by the iteration."""
 
 
 def source_of(generator: torch.Generator | None) -> torch.device:
     """Return the device that random numbers are made on: the generator's, or the CPU without one."""
     return torch.device("cpu") if generator is None else generator.device
+
+
+def value_of(value: Range) -> float | tuple[float, float]:
+    """Return the number or the pair that is meant now."""
+    return value.value if isinstance(value, Schedule) else value
 
 
 def draw(value: Range, shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -24,6 +32,7 @@ def draw(value: Range, shape: Sequence[int], device: torch.device, generator: to
     Samples on the generator's device (the CPU without one), since the same seed gives other numbers on other devices,
     and then moves the result, for which the host does not wait.
     """
+    value = value_of(value)
     if not isinstance(value, tuple):
         return torch.full((), value, dtype=torch.float32, device=device)
     low, high = value
@@ -47,34 +56,44 @@ def log_odds_of_beta(a: float, b: float, shape: Sequence[int], generator: torch.
     return first - second
 
 
-def as_range(name: str, value: object) -> Range:
-    """Check a share in [0, 1], or a pair (low, high) of them, and return it as float or tuple.
+def as_range(name: str, value: object, *, most: float = 1.0) -> Range:
+    """Check a number in [0, most], a pair (low, high) of them, or a schedule between such; return it as given.
 
     Raises:
-        TypeError: It is neither a number nor a pair of numbers.
-        ValueError: A number is outside [0, 1], or low is above high.
+        TypeError: It is neither a number nor a pair of numbers nor a schedule.
+        ValueError: A number is outside [0, most], or low is above high.
     """
+    if isinstance(value, Schedule):
+        for end in (value.start, value.stop):
+            as_range(name, end, most=most)
+        return value
     if not isinstance(value, (tuple, list)):
-        return as_share(name, value)
+        return as_number(name, value, most=most)
     if len(value) != 2:
         raise TypeError(f"{name} must be a number or a pair (low, high); got {len(value)} values, {value!r}.")
-    low, high = (as_share(name, end) for end in value)
+    low, high = (as_number(name, end, most=most) for end in value)
     if low > high:
         raise ValueError(f"{name} must be a pair (low, high) with low <= high; got {value!r}. Swap the two.")
     return low, high
 
 
 def as_share(name: str, value: object) -> float:
-    """Check a number in [0, 1].
+    """Check a number in [0, 1]; see `as_number`."""
+    return as_number(name, value)
+
+
+def as_number(name: str, value: object, *, most: float = 1.0) -> float:
+    """Check a number in [0, most], and finite.
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is outside [0, 1].
+        ValueError: It is outside.
     """
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a pair (low, high); got {value!r}.")
     number = float(value)
-    if not 0 <= number <= 1:
-        hint = f" Did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
-        raise ValueError(f"{name} must be in [0, 1]; got {number:g}.{hint}")
+    if not (0 <= number <= most and number < math.inf):
+        hint = f" Did you mean {number / 100:g}?" if most == 1 and 2 <= number <= 100 else ""
+        bound = "0 or more, and finite" if most == math.inf else f"in [0, {most:g}]"
+        raise ValueError(f"{name} must be {bound}; got {number:g}.{hint}")
     return number

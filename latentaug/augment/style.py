@@ -19,6 +19,7 @@ class StyleMixer(LatentTransform):
     """Mix each sample's style with a partner's: what `MixStyle` and `EFDMix` sample, and check."""
 
     needs_partner = True
+    place = "early"
 
     def __init__(
         self, p: Range = 0.5, alpha: float = 0.1, *, partner: Partner = "random", per_sample: bool = False
@@ -133,6 +134,7 @@ class DSU(LatentTransform):
     """
 
     needs_partner = True
+    place = "encoder"
 
     def __init__(
         self, p: Range = 0.5, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
@@ -191,6 +193,7 @@ class PermutedStyle(LatentTransform):
     """
 
     needs_partner = True
+    place = "encoder"
 
     def __init__(
         self, p: Range = 0.01, *, per_sample: bool = False, detach_statistics: bool = False, eps: float = 1e-6
@@ -215,7 +218,7 @@ class TriD(LatentTransform):
     """Give random channels of each sample a style that is nobody's: a mean and a deviation sampled uniformly.
 
     About half of the channels of a sample become n·σ' + μ', for the normalised code n = (f - μ) / σ; the others stay as
-    they are. No gradient passes through μ and σ. The paper samples the chance of a channel from a beta distribution with
+    they are. No gradient passes through μ and σ. The paper samples the chance of a channel from a beta distribution of
     equal parameters, once for each channel of each sample; whatever these parameters are, that is a chance of 0.5.
 
     The paper samples both from U(0, 1), which suits codes of that order only, such as those after a ReLU and a
@@ -241,7 +244,7 @@ class TriD(LatentTransform):
         TypeError: `quantiles` is no pair.
 
     References:
-        Chen et al., MICCAI 2023, arXiv:2307.05901.
+        Chen et al., MICCAI 2023, arXiv:2305.19949.
 
     Example:
         >>> code = torch.rand(4, 8, 6, 6)
@@ -249,6 +252,8 @@ class TriD(LatentTransform):
         >>> change.params["chosen"].shape, change.apply(code).shape
         (torch.Size([4, 8]), torch.Size([4, 8, 6, 6]))
     """
+
+    place = "early"
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class CrossNorm(LatentTransform):
     """
 
     needs_partner = True
+    place = "early"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 from latentaug.tap.capture import NewCode
 from latentaug.tap.latent_tap import LatentTap
-from latentaug.tracing.location import Location
+from latentaug.tap.plan_cache import cache_of
+from latentaug.tracing.location import Location, unwrap
 
 
 class CodeTaps:
@@ -41,6 +42,7 @@ class CodeTaps:
     """
 
     def __init__(self, model: nn.Module, image_code: Location, shape_codes: Sequence[Location]) -> None:
+        self._model = model
         self._shapes = LatentTap(model, shape_codes)
         self._image = None if image_code in shape_codes else LatentTap(model, image_code)
         self._locations = [*shape_codes, *([] if self._image is None else [image_code])]
@@ -63,6 +65,10 @@ class CodeTaps:
         """The codes of the last pass by their locations, live in its graph."""
         codes = [*self._shapes.codes, *(() if self._image is None else self._image.codes)]
         return dict(zip(self._locations, codes, strict=True))
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context in which the model may be called without its codes being taken for those of the pass."""
+        return cache_of(unwrap(self._model)).ours()
 
     def replay(self, shape_codes: Sequence[NewCode]) -> Any:
         """Run what follows the shape codes again, with others in their place; see `LatentTap.replay`."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from latentaug.augment.base import Change, LatentTransform
 from latentaug.augment.masks import LatentMask
 from latentaug.augment.ranges import Range, as_range, as_share, draw
+from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.eager_losses import Losses
+from latentaug.cooperative.image_style import check_style, style_layers, styled
 from latentaug.cooperative.logits import LogitsReader, Prediction
 from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, shrink, taken
 from latentaug.tracing.isolation import frozen_norm_statistics
@@ -26,6 +28,9 @@ Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
 
 RESIDUAL = (0.0, 1.0)
 """Fraction of the residual that hard images keep, on a model that doesn't declare its codes."""
+
+
+_NOTHING = LatentTransform(p=0.0)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class HardExamples:
             shift from the hard losses. The authors' code does so in all its networks but the image decoder; the paper
             doesn't say it. Such parameters are unused in the second stage of `cooperative_backward`, which DDP must be
             told.
+        style: What changes levels of the image decoder: hard images are then what the image code decodes to in another
+            style, and the code itself is left alone. `MaxStyle()` as its paper has it; its ascent costs for each step
+            what follows those levels and a pass of the model, forward and backward. Default None.
+        style_layers: Names of submodules of the image decoder to change; they return [B, C, *S]. Default: the last two
+            levels of a `ReconstructionHead`, and the image that it returns, as in the paper of `MaxStyle`.
         separate: Stop the gradient from the shape prior into the model (an ablation of the paper).
 
     Raises:
@@ -66,6 +76,8 @@ class HardExamples:
     scale: float = 1.0
     saliency_every: int = 1
     frozen_norms: Sequence[str] = ()
+    style: LatentTransform | None = None
+    style_layers: Sequence[str] | None = None
     separate: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +85,8 @@ class HardExamples:
             object.__setattr__(self, name, value)
 
         if self.residual is not None:
+            if isinstance(self.residual, Schedule):
+                raise TypeError("residual must be a number or a pair; got a Schedule. Use one in a transform.")
             put("residual", as_range("residual", self.residual))
         if not callable(self.noise) and not (isinstance(self.noise, int | float) and 0 <= self.noise < math.inf):
             raise ValueError(f"noise must be 0 or more, or a callable (images, generator); got {self.noise!r}.")
@@ -89,6 +103,12 @@ class HardExamples:
         if isinstance(self.frozen_norms, str):
             raise TypeError(f"frozen_norms must be a list of names; got {self.frozen_norms!r}. Put it into a list.")
         put("frozen_norms", tuple(self.frozen_norms))
+        if self.style is not None:
+            check_style(self.style)
+        if isinstance(self.style_layers, str):
+            raise TypeError(f"style_layers must be a list of names; got {self.style_layers!r}. Put it into a list.")
+        if self.style_layers is not None:
+            put("style_layers", tuple(self.style_layers))
 
     def __repr__(self) -> str:
         given = [(one.name, getattr(self, one.name)) for one in fields(self) if getattr(self, one.name) != one.default]
@@ -148,6 +168,11 @@ class HardExampleMaker:
         self.image_range = image_range
 
     @property
+    def image_transform(self) -> LatentTransform:
+        """What changes the image code: nothing, where a style changes the image decoder in its place."""
+        return self.transforms[0] if self.settings.style is None else _NOTHING
+
+    @property
     def residual(self) -> Range:
         """Fraction of the residual that hard images keep."""
         return self._residual if self.settings.residual is None else self.settings.residual
@@ -162,6 +187,7 @@ class HardExampleMaker:
         reconstructed: Tensor,
         generator: torch.Generator | None,
         *,
+        segment: Callable[[Tensor, Tensor | None], Tensor],
         segmentations: bool,
         learn: bool,
         saliency_first: bool,
@@ -176,16 +202,22 @@ class HardExampleMaker:
             labels: Their labels.
             reconstructed: What the image code decodes to.
             generator: Source of the random numbers.
+            segment: Returns the loss of the segmentation of images, of some samples of the batch or all.
             segmentations: Whether to make hard segmentations too.
             learn: Whether something is learned from the replay that they are taken from.
             saliency_first: Whether to compute the saliency whether or not a transform asks for it.
         """
         due = self.schedule is None or self.schedule()
         change = functools.partial(self._changed, taps, losses if due else None, generator, saliency_first)
-        (image_code,) = change([self.image_code], self.transforms[0], "reconstruction")
+        (image_code,) = change([self.image_code], self.image_transform, "reconstruction")
         shape_codes = change(self.shape_codes, self.transforms[1], "segmentation") if segmentations else []
         samples = draw_samples(len(images), self.settings.fraction, images.device, generator)
-        hard_images = self.images(image_code, decode, images, reconstructed, generator, samples)
+
+        def loss(decoded: Tensor) -> Tensor:
+            with taps.aside():
+                return segment(decoded, samples)
+
+        hard_images = self.images(image_code, decode, images, reconstructed, generator, loss, samples)
         hard_images = shrink(hard_images, self.size(images.shape[2:]))
         if not segmentations:
             return Made(hard_images, None, samples, None)
@@ -198,7 +230,7 @@ class HardExampleMaker:
     ) -> tuple[ChangedCode, list[ChangedCode]]:
         """Sample a change of the image code, and of each shape code, by their saliency."""
         change = functools.partial(self._changed, taps, losses, generator, False)
-        (image_code,) = change([self.image_code], self.transforms[0], "reconstruction")
+        (image_code,) = change([self.image_code], self.image_transform, "reconstruction")
         return image_code, change(self.shape_codes, self.transforms[1], "segmentation")
 
     def images(
@@ -208,18 +240,34 @@ class HardExampleMaker:
         images: Tensor,
         reconstructed: Tensor,
         generator: torch.Generator | None,
+        loss: Callable[[Tensor], Tensor],
         samples: Tensor | None = None,
     ) -> Tensor:
-        """Return the images that a changed image code stands for, or those of some samples."""
+        """Return the images that a changed image code stands for, or those of some samples.
+
+        Where a style changes them, `loss` returns the loss of the segmentation of such images.
+        """
+        style, size, dtype = self.settings.style, images.shape[2:], images.dtype
         with torch.no_grad(), frozen_norm_statistics(decode):
             code = taken(changed.change.apply(changed.code), samples)
-            decoded: Tensor = decode(code, images.shape[2:]).to(images.dtype)
-            if self.residual == 0:
-                return decoded
-            images, reconstructed = taken(images, samples), taken(reconstructed, samples).to(images.dtype)
-            one_each = (len(images), *[1] * (images.ndim - 1))
-            lost = 1 - draw(self.residual, one_each, images.device, generator)
-            return self.in_range(images.lerp(reconstructed, lost.to(images.dtype)) + (decoded - reconstructed))
+            if style is None:
+                decoded = decode(code, size).to(dtype)
+                return self._with_residual(images, reconstructed, generator, samples)(decoded)
+            finished = self._with_residual(images, reconstructed, generator, samples)
+            layers = style_layers(decode, self.settings.style_layers)
+            return finished(styled(decode, code, size, style, layers, lambda image: loss(finished(image)), generator))
+
+    def _with_residual(
+        self, images: Tensor, reconstructed: Tensor, generator: torch.Generator | None, samples: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Sample which fraction of the residual hard images keep; return what adds it to decoded images."""
+        if self.residual == 0:
+            return lambda decoded: decoded.to(images.dtype)
+        images, reconstructed = taken(images, samples), taken(reconstructed, samples).to(images.dtype)
+        one_each = (len(images), *[1] * (images.ndim - 1))
+        lost = 1 - draw(self.residual, one_each, images.device, generator)
+        kept = images.lerp(reconstructed, lost.to(images.dtype))
+        return lambda decoded: self.in_range(kept + (decoded.to(images.dtype) - reconstructed))
 
     def segmentations(
         self, taps: CodeTaps, changed: Sequence[ChangedCode], size: Sequence[int], *, differentiable: bool = False

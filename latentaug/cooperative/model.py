@@ -27,12 +27,13 @@ from latentaug.cooperative.build import (
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.hard_examples import RESIDUAL, HardExampleMaker, HardExamples
+from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.logits import LogitsReader, finest, read_logits
 from latentaug.cooperative.moved import accepts_moved_arguments
 from latentaug.cooperative.objective import Loss, Objective, reconstruction_loss, squeeze_labels
 from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
 from latentaug.cooperative.shortcuts import Every, shrink
-from latentaug.cooperative.stages import HardStage, hard_stage, second_stage, standard_stage
+from latentaug.cooperative.stages import HardStage, hard_stage, second_stage, segmentation_at, standard_stage
 from latentaug.discovery.codes import Codes
 from latentaug.nets.functional import to_labels
 from latentaug.nets.heads import ShapePrior
@@ -186,6 +187,9 @@ class CooperativeModel(nn.Module):
         if not isinstance(hard, HardExamples):
             raise TypeError(f"hard must be HardExamples(...); got {hard!r}.")
         existing_submodules(self, "frozen_norms", hard.frozen_norms)
+        if hard.style is not None:
+            style_layers(self.reconstruction, hard.style_layers)
+        self.style = hard.style  # so that its schedules advance, and are kept in the state dict
         self.saliency_schedule = None if hard.saliency_every == 1 else Every(hard.saliency_every)
         self.maker.settings, self.maker.schedule = hard, self.saliency_schedule
 
@@ -294,7 +298,12 @@ class CooperativeModel(nn.Module):
             reconstructed = self.reconstruction(taps.codes[self.image_code], images.shape[2:])
             losses.add("reconstruction", reconstruction_loss(reconstructed, images))
             image_code, shape_codes = maker.codes(taps, losses, generator)
-            hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator)
+
+            def loss(decoded: Tensor) -> Tensor:
+                with taps.aside():
+                    return segmentation_at(self, decoded, labels)
+
+            hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator, loss)
             hard_segmentation = maker.segmentations(taps, shape_codes, labels.shape[1:]).main
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
             return Explanation(

@@ -38,6 +38,10 @@ def standard_stage(
     """Compute the losses on the images themselves, and make the hard examples while their graph is alive."""
     inputs = model.maker.noisy(images, generator) if model.training else images
     made = None
+
+    def segment(decoded: Tensor, samples: Tensor | None) -> Tensor:
+        return segmentation_at(model, decoded, taken(labels, samples))
+
     with model.tapped() as taps:
         predicted = model.reader.read(model.model(inputs), labels.shape[1:], [*taps.codes.values()])
         logits = refined = predicted.main
@@ -60,6 +64,7 @@ def standard_stage(
                 labels,
                 reconstructed,
                 generator,
+                segment=segment,
                 segmentations=learn or model.shape_prior is not None,
                 learn=learn,
                 # Ranks sample different changes, and a backward pass gathers weights from all ranks or hangs.
@@ -68,6 +73,12 @@ def standard_stage(
             if made.prediction is not None:
                 losses.add("hard_code_segmentation", made.prediction.loss(model.loss, labels))
     return _output(losses, logits, refined, *((None,) * 3 if made is None else made[:3]))
+
+
+def segmentation_at(model: CooperativeModel, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of the segmentation of images, without a trace in running statistics."""
+    with frozen_norm_statistics(model.model):
+        return model.reader.read(model.model(images), labels.shape[1:]).loss(model.loss, labels)
 
 
 def hard_stage(

@@ -73,17 +73,29 @@ def ranked(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Any] | None
 ) -> list[Candidate]:
     """Return the candidates, the bottleneck first."""
+    look, again = looked(model, args, kwargs, logits)
+    best, found = chosen(model, look, again)
+    rest = sorted((c for c in found if c is not best), key=lambda c: (c.sites, -c.channels))
+    return [best, *_outermost(rest)]
+
+
+def looked(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Callable[[Any], Any] | None
+) -> tuple[Look, Seen | None]:
+    """Make the dry runs: one that shows what depends on what, and one at another size."""
     if image_in((args, kwargs)) is None:
         raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
     try:
         look = look_at(model, (args, kwargs), logits, samples=2)
     except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it
         look = look_at(model, (args, kwargs), logits, samples=None)
-    again = seen_again(model, look)
+    return look, seen_again(model, look)
+
+
+def chosen(model: nn.Module, look: Look, again: Seen | None) -> tuple[Candidate, list[Candidate]]:
+    """Return the bottleneck, and all candidates."""
     found = candidates(model, look, again, guess=again is not None) or candidates(model, look, again, guess=True)
-    best = _best(model, found, look, again)
-    rest = sorted((c for c in found if c is not best), key=lambda c: (c.sites, -c.channels))
-    return [best, *_outermost(rest)]
+    return _best(model, found, look, again), found
 
 
 # Choosing ---------------------------------------------------------------------------------------------------------
@@ -202,7 +214,7 @@ def _by_preference(model: nn.Module, level: list[Candidate], look: Look) -> list
     return sorted(
         group,
         key=lambda c: (
-            not _is_followed(c, weighted, look.ways) or look.ways.shuffles(c.node),
+            not is_followed(c, weighted, look.ways) or look.ways.shuffles(c.node),
             c.call in off_road,
             _is_decoder(c),
             -c.channels / (2 if c.pooled else 1),
@@ -212,7 +224,7 @@ def _by_preference(model: nn.Module, level: list[Candidate], look: Look) -> list
     )
 
 
-def _is_followed(candidate: Candidate, weighted: list[Call], ways: Ways) -> bool:
+def is_followed(candidate: Candidate, weighted: list[Call], ways: Ways) -> bool:
     """Tell whether weights act on what comes of the code."""
     following = ways.after(candidate.node)
     return any(

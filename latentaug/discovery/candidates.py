@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from latentaug.discovery.graph_paths import Ways
 from latentaug.layout import Layout
 from latentaug.tracing.infer_layout import Shape, grid_of, infer_layout, layouts
+from latentaug.tracing.intercept import overridden
 from latentaug.tracing.isolation import preserved_modes, sandbox
 from latentaug.tracing.location import Location, device_of, first_samples, image_in, resized
-from latentaug.tracing.record import Call, record
+from latentaug.tracing.record import Call, ancestors, record
 from latentaug.tracing.tree import Path, map_tensors, tensors_in
 
 
@@ -171,9 +172,28 @@ def seen_again(model: nn.Module, look: Look) -> Seen | None:
     return None
 
 
+def read_past(model: nn.Module, look: Look, names: Collection[str]) -> set[str]:
+    """Name those of some modules, which change in place what they are given, past whose returned tensors it is read."""
+    modules = {name: model.get_submodule(name) for name in names}
+    if not modules:
+        return set()
+
+    def copied(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return map_tensors(original(*args, **kwargs), torch.clone)
+
+    with overridden(modules, copied):
+        trace = _dry_run(model, map_tensors(look.inputs, _differentiable), training=look.training)
+    used = ancestors([tensor.grad_fn for tensor in results_of(trace.output, look.logits)])
+    copies = {node: call.name for call in trace.walk() if call.name in modules for node in call.nodes if node}
+    changed = {parent: name for node, name in copies.items() for parent, _ in node.next_functions}
+    return {changed[parent] for node in used - set(copies) for parent, _ in node.next_functions if parent in changed}
+
+
 # Listing ----------------------------------------------------------------------------------------------------------
-def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool) -> list[Candidate]:
-    """List the tensors that a tap could take, on a grid that is coarser than the input's and follows its size."""
+def candidates(
+    model: nn.Module, look: Look, again: Seen | None, *, guess: bool, coarser: bool = True
+) -> list[Candidate]:
+    """List the tensors that a tap could take, on a grid that follows the input's size, and is coarser unless told."""
     latest = {call.name: call for call in look.trace.walk()}  # a tap takes a module's last call
     readings = _seen(look.inputs, look.trace, look.image).readings(guess=guess)
     others = again.readings(guess=guess) if again else {}
@@ -189,7 +209,7 @@ def candidates(model: nn.Module, look: Look, again: Seen | None, *, guess: bool)
             key = (call.key, path)
             shape, other = tuple(tensor.shape), again.returned.get(key) if again else None
             fits = readings[key] if other is None else _in_both(readings[key], shape, others[key], other)
-            if not fits or math.prod(fits[0][1]) < 2 or not look.ways.over(node):
+            if not fits or math.prod(fits[0][1]) < 1 + coarser or not look.ways.over(node):
                 continue
             layout, stride = fits[0]
             sites = 1 / math.prod(stride)

@@ -46,6 +46,19 @@ class Ways:
         """Tell whether all ways from the images to `end` lead over `node`."""
         return not self._around({node})[end]
 
+    def arriving(self, node: Any) -> int:
+        """Count the ways from the images to a node."""
+        return self._before.get(node, 0)
+
+    def leading_to(self, end: Any) -> dict[Any, bool]:
+        """List what ways from the images to `end` lead over, in order, and tell of each whether all of them do."""
+        ways = Counter({end: 1})
+        for node in reversed(self._order):
+            for parent in _parents(node):
+                ways[parent] += ways[node]
+        passed = {node: self._before[node] * ways[node] for node in self._order}
+        return {node: times == self._before[end] for node, times in passed.items() if times}
+
     def lead_past(self, nodes: Collection[Any]) -> bool:
         """Tell whether some way leads over none of the nodes."""
         around = self._around(nodes)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from latentaug.discovery.suggest import IMAGE, suggest
 from latentaug.layout import Layout
 from latentaug.tap.capture import modules_down_to
+from latentaug.tap.plan import initialise
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
@@ -21,11 +24,15 @@ from latentaug.tracing.intercept import is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
+logger = logging.getLogger("latentaug")
+
 Criterion = Callable[[Any, Tensor], Tensor]
+Transforms: TypeAlias = Mapping[Layer | tuple[Layer, ...], Sampler]
+"""Transforms by layers, each of them a layer or a tuple of several."""
 
 
 def augmented(
-    model: nn.Module, transforms: Mapping[Layer, Sampler], *, generator: torch.Generator | None = None
+    model: nn.Module, transforms: Transforms | Sampler, *, generator: torch.Generator | None = None
 ) -> Augmented:
     """Let layers of a model return changed codes, in the user's own pass: one pass, whatever the transform.
 
@@ -37,12 +44,15 @@ def augmented(
         model: Any `nn.Module`; also wrapped for distributed training. Submodules that are compiled stay so, but for
             those that hold a tapped layer; a model that is compiled as a whole, before or meanwhile, runs uncompiled
             as long.
-        transforms: Transforms by layers: dotted names, modules or `Location`s. A transform that changes a whole pass,
-            as `ManifoldMixup` does, at one layer only.
+        transforms: Transforms by layers: dotted names, modules or `Location`s. One transform at several layers samples
+            for each; under a tuple of layers, it samples at the first of them that a pass comes to, and the same change
+            is made at all. A transform that changes a whole pass, as `ManifoldMixup` does, at one layer only. A
+            transform by itself goes to the layers that `suggest_layers` names, found on the first pass and logged once,
+            and samples for each anew; one that changes a whole pass to the last of them.
         generator: Source of the random numbers. Default: PyTorch's global CPU generator.
 
     Raises:
-        ValueError: The model has no such layer, or there is none.
+        ValueError: The model has no such layer, or there is none; or a transform of images is to find one.
         TypeError: A transform asks for a saliency or a loss, for which one pass is not enough: use `LatentTap`.
 
     Example:
@@ -62,25 +72,39 @@ class Augmented:
     """What `augmented` returns: a context manager, or with `attach` a handle to remove."""
 
     def __init__(
-        self, model: nn.Module, transforms: Mapping[Layer, Sampler], generator: torch.Generator | None = None
+        self,
+        model: nn.Module,
+        transforms: Transforms | Sampler,
+        generator: torch.Generator | None = None,
     ) -> None:
-        if not isinstance(transforms, Mapping) or not transforms:
-            raise ValueError(f"augmented needs `transforms`, a dict from layer to transform; got {transforms!r}.")
         self._model = model
         self._root = unwrap(model)
         self._generator = generator
-        self._layers = [_Layer(self._root, layer, transform) for layer, transform in transforms.items()]
-        self._whole = [layer for layer in self._layers if layer.transform.whole_pass]
-        if len(self._whole) > 1:
-            raise ValueError("augmented needs at most one transform that changes a whole pass; got more.")
-        if len({(layer.name, layer.path) for layer in self._layers}) < len(self._layers):
-            raise ValueError("augmented needs different layers; got one twice. Use Compose for several transforms.")
+        self._unplaced = _unplaced(transforms)
+        self._set(transforms if self._unplaced is None else {})
         self._changes: list[tuple[str, Any]] = []
+        self._shared: dict[bool, dict[Any, tuple[_Layer, Any]]] = {False: {}, True: {}}  # by whether a pass is a tap's
         self._image: tuple[int, ...] = ()
         self._reads: ChangedReads | None = None
         self._proving = False
         self._streams: deque[int] = deque(maxlen=_STREAMS)
         self._undo: Callable[[], None] | None = None
+
+    def _set(self, transforms: Any) -> None:
+        if not isinstance(transforms, Mapping) or not (transforms or self._unplaced):
+            raise ValueError(
+                f"augmented needs `transforms`, a dict from layer to transform, or a transform; got {transforms!r}."
+            )
+        self._layers = [
+            _Layer(self._root, layer, transform, together=layers if len(layers) > 1 else None)
+            for layers, transform in ((_several(given), transform) for given, transform in transforms.items())
+            for layer in layers
+        ]
+        self._whole = [layer for layer in self._layers if layer.transform.whole_pass]
+        if len(self._whole) > 1:
+            raise ValueError("augmented needs at most one transform that changes a whole pass; got more.")
+        if len({(layer.name, layer.path) for layer in self._layers}) < len(self._layers):
+            raise ValueError("augmented needs different layers; got one twice. Use Compose for several transforms.")
 
     # Using --------------------------------------------------------------------------------------------------------
 
@@ -117,10 +141,7 @@ class Augmented:
         if self._undo is not None:
             raise RuntimeError("This `augmented` is at work already. Leave it, or remove it, first.")
         modules: dict[str, nn.Module] = {f"wrapper {i}": one for i, one in enumerate(compiled_wrappers(self._model))}
-        for layer in self._layers:
-            modules |= {name: one for name, one in modules_down_to(self._root, layer.name) if is_compiled(one)}
-            modules[layer.name] = layer.module
-        self._undo = stand_in({**modules, "": self._root}, self._handle)
+        self._undo = stand_in({**modules, **self._tapped_modules(), "": self._root}, self._handle)
         return self
 
     def __exit__(
@@ -130,6 +151,30 @@ class Augmented:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Augmented:
         raise TypeError("What `augmented` returns cannot be copied: call `augmented` on the copied model.")
+
+    # Placing ------------------------------------------------------------------------------------------------------
+
+    def _tapped_modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {}
+        for layer in self._layers:
+            modules |= {name: one for name, one in modules_down_to(self._root, layer.name) if is_compiled(one)}
+            modules[layer.name] = layer.module
+        return modules
+
+    def _put(self, transform: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Put a transform where its paper does, by dry runs on what the first pass is given."""
+        shared, key = cache_of(self._root), (type(transform).__name__, transform.place)
+        if key not in shared.suggested:
+            with shared.ours():
+                initialise(self._root, args, kwargs)
+                shared.suggested[key] = suggest(self._root, args, kwargs, transform)
+            logger.info("augmented puts %s of %s at %s.", key[0], type(self._root).__name__, shared.suggested[key])
+        layers = shared.suggested[key].layers
+        self._set(dict.fromkeys(layers[-1:] if transform.whole_pass else layers, transform))
+        self._unplaced = None
+        if self._undo is not None:
+            undo, layers_undo = self._undo, stand_in(self._tapped_modules(), self._handle)
+            self._undo = lambda: (layers_undo(), undo())[0]
 
     # Standing in --------------------------------------------------------------------------------------------------
 
@@ -145,6 +190,9 @@ class Augmented:
         shared = cache_of(self._root)
         if not shared.busy:  # a tap's own passes are none of the user's
             self._changes = []
+            if self._unplaced is not None:
+                self._put(self._unplaced, args, kwargs)
+        self._shared[shared.busy] = {}
         image = image_in((args, kwargs))
         self._image = () if image is None else tuple(image.shape)
         try:
@@ -198,11 +246,27 @@ class Augmented:
         if self._proving:
             return Unmixed()
         layout = layer.layout(code, self._image, self._root)
-        return layer.transform(code, layout=layout, generator=self._generator, training=True)
+        ours = cache_of(self._root).busy
+        for passes in (ours, False):  # of a replay, what its own pass came to, and what it has skipped
+            sampled_by, change = self._shared[passes].get(layer.together, (layer, None))
+            if sampled_by is not layer:
+                return change.on(layout)
+        change = layer.transform(code, layout=layout, generator=self._generator, training=True)
+        if layer.together is not None:
+            self._shared[ours][layer.together] = layer, change
+        return change
 
     def _changed(self, layer: _Layer, change: Any, output: Any, code: Tensor) -> Tensor:
         if not change.whole_pass:
-            changed: Tensor = change.apply(code)
+            try:
+                changed: Tensor = change.apply(code)
+            except RuntimeError as error:
+                if layer.together is None:
+                    raise
+                raise ValueError(
+                    f"{layer.label!r} shares a change of {type(layer.transform).__name__} with other layers, which "
+                    f"does not fit its code {tuple(code.shape)}: {error} Give it a change of its own."
+                ) from error
             return changed
         if self._reads is None:
             raise RuntimeError(
@@ -218,6 +282,11 @@ class Augmented:
     def _follow_the_stream(self, layer: _Layer, again: bool) -> None:
         """See that checkpointing, which computes a layer again in the backward pass, samples the same again."""
         where = f"{layer.name or 'the model'!r} of {type(self._root).__name__}"
+        if again and layer.together is not None:
+            raise RuntimeError(
+                f"{where} is in a part that is checkpointed, and shares its change with other layers, to which the "
+                "backward pass does not come in order. Give each layer a change of its own."
+            )
         if self._generator is not None:
             if again or has_its_own_backward():
                 raise RuntimeError(
@@ -258,18 +327,38 @@ class Augmented:
             )
 
 
+def _unplaced(transforms: Any) -> Any:
+    """Return a transform that came without a layer; None where layers were named."""
+    if not isinstance(transforms, Sampler) or not isinstance(transforms, nn.Module):
+        return None
+    _refuse_what_one_pass_cannot_give(transforms)
+    if getattr(transforms, "place", "") == IMAGE:
+        name = type(transforms).__name__
+        raise ValueError(f"{name} belongs on the images, before the model: call model({name}().augment(images)).")
+    return transforms
+
+
+def _refuse_what_one_pass_cannot_give(transform: Sampler) -> None:
+    if transform.needs:
+        raise TypeError(
+            f"{type(transform).__name__} asks for the {transform.needs[0]}, for which one pass is not enough. "
+            "Replay it: LatentTap(model, layer) and tap.replay(transform, objective=...)."
+        )
+
+
 class _Layer:
     """One layer, and the transform of its code."""
 
-    def __init__(self, root: nn.Module, layer: Layer, transform: Sampler) -> None:
+    def __init__(
+        self, root: nn.Module, layer: Layer, transform: Sampler, together: tuple[Layer, ...] | None = None
+    ) -> None:
         if not isinstance(transform, Sampler) or not isinstance(transform, nn.Module):
             raise TypeError(f"augmented needs a transform for {str(layer)!r}; got {transform!r}. Pass an instance.")
-        if transform.needs:
-            raise TypeError(
-                f"{type(transform).__name__} asks for the {transform.needs[0]}, for which one pass is not enough. "
-                "Replay it: LatentTap(model, layer) and tap.replay(transform, objective=...)."
-            )
+        _refuse_what_one_pass_cannot_give(transform)
+        if together is not None and transform.whole_pass:
+            raise ValueError(f"{type(transform).__name__} changes a whole pass, from one layer on; got {together!r}.")
         self.transform: Any = transform
+        self.together = together
         self.name, self.path = find_spot(root, layer)
         self.module = root.get_submodule(self.name)
         self.label = str(layer) if isinstance(layer, str | Location) else self.name
@@ -296,6 +385,11 @@ class _Layer:
                 f"called without an image. Call {type(root).__name__} itself, or pass a Location as the layer."
             )
         return self._layouts[shape]
+
+
+def _several(layers: Layer | tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Return the layers of a key: a `Location`, which is a tuple too, is one."""
+    return layers if isinstance(layers, tuple) and not isinstance(layers, Location) else (layers,)
 
 
 _STREAMS = 4096  # states of the random stream that are kept: as many layers as passes before a backward pass may hold

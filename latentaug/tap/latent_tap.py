@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,12 @@ from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.layout import Layout
-from latentaug.saliency import latent_saliency
 from latentaug.tap.capture import Capture, Plan
+from latentaug.tap.draw import Drawing, is_sampler
 from latentaug.tap.plan import initialise, make_plan
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.proof import captured
-from latentaug.tap.sampling import Layer, New, Objective, Sampled, Sampler
+from latentaug.tap.sampling import Divergence, Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
 from latentaug.tracing.intercept import Override, overridden
 from latentaug.tracing.isolation import submodules
@@ -185,6 +184,8 @@ class LatentTap:
         transform: Sampler | Sequence[Sampler],
         *,
         objective: Objective | None = None,
+        divergence: Divergence | None = None,
+        same: bool = False,
         generator: torch.Generator | None = None,
     ) -> Any:
         """Sample a change of the code: what `replay` does with a transform, to be used more than once.
@@ -192,7 +193,12 @@ class LatentTap:
         Args:
             transform: The transform; with several layers one for all of them, or a list of one for each.
             objective: Returns the loss, a scalar, of what the model returns. Its gradient at the code of the captured
-                pass is the saliency, and its value in a replay is what adversarial transforms climb.
+                pass is the saliency, and its value in a replay is what adversarial transforms climb. Of several layers,
+                one such transform for all climbs over all of them together.
+            divergence: Returns how far what the model returns is from what it returned of the code as it was: what
+                `VAT` climbs. Default: `kl_divergence` of the logits, which are what it returns, or "out", or "logits",
+                or the first of a list.
+            same: Whether, with several layers, the change that is sampled for the first is made at all of them.
             generator: Source of the random numbers.
 
         Returns:
@@ -200,7 +206,8 @@ class LatentTap:
 
         Raises:
             RuntimeError: The model was not called in this context, or without gradients where a saliency is asked for.
-            ValueError: The transform asks for what `objective` would give.
+            ValueError: The transform asks for what `objective` would give; or with `same`, its parameters do not fit
+                every layer.
 
         Example:
             >>> from latentaug import TargetedChannelMask
@@ -216,12 +223,20 @@ class LatentTap:
         count = len(capture.plan.spots)
         single = not isinstance(transform, Sequence)
         transforms: list[Any] = [transform] * count if single else list(transform)  # type: ignore[arg-type]
-        if len(transforms) != count or not all(map(_is_sampler, transforms)):
+        if len(transforms) != count or not all(map(is_sampler, transforms)):
             raise ValueError(
                 f"LatentTap.draw needs a transform, or a list of {count}, one for each layer; got {transform!r}."
             )
+        if same and not single:
+            raise ValueError("LatentTap.draw with same=True needs one transform; got a list.")
+        drawing = self._drawing(objective, divergence, generator)
         whole = single and getattr(transform, "whole_pass", False)
-        sampled = self._sampled(transforms[:1] if whole else transforms, objective, generator)
+        if single and count > 1 and not whole:
+            if same:
+                return drawing.same(transforms[0])
+            if hasattr(transform, "draw_together") and "loss_at" in transforms[0].needs:
+                return drawing.together(transform)
+        sampled = drawing.each(transforms[:1] if whole else transforms)
         if whole and count > 1 and not (sampled[0].whole_pass or _is_identity(sampled[0])):
             raise ValueError(
                 f"LatentTap.draw needs, with {count} layers, a transform that changes the whole pass whatever it "
@@ -234,6 +249,7 @@ class LatentTap:
         code: New | Sequence[New],
         *,
         objective: Objective | None = None,
+        divergence: Divergence | None = None,
         generator: torch.Generator | None = None,
         full: bool = False,
         detach: bool = False,
@@ -250,6 +266,7 @@ class LatentTap:
                 all: the earliest layer's callable gets the captured code, a later one's the code that the replay
                 computes there. A transform that changes a whole pass does so at the earliest layer.
             objective: For transforms that ask for it: see `draw`.
+            divergence: The same.
             generator: Source of what a transform samples.
             full: Run also what could be skipped; the result is the same.
             detach: Cut the graph of the captured pass off: gradients reach the new code and what follows it only.
@@ -263,8 +280,8 @@ class LatentTap:
         """
         capture = self._captured("replay")
         count = len(capture.plan.spots)
-        if _is_sampler(code):
-            code = self.draw(code, objective=objective, generator=generator)
+        if is_sampler(code):
+            code = self.draw(code, objective=objective, divergence=divergence, generator=generator)
         if isinstance(code, Sampled) and code.whole_pass:
             return self._replay_whole(capture, code, full=full, detach=detach, update=update_stats)
         if _is_identity(code):  # of a whole pass, which one stands for, however many layers
@@ -272,7 +289,7 @@ class LatentTap:
         given: list[New] = list(code) if isinstance(code, list | tuple) else [code]  # type: ignore[list-item]
         if len(given) != count:
             raise ValueError(f"LatentTap.replay needs {count} codes, one for each layer; got {len(given)}.")
-        new = self._sampled(given, objective, generator)
+        new = self._drawing(objective, divergence, generator).each(given)
         if any(isinstance(one, Sampled) and one.whole_pass for one in new):
             raise ValueError("LatentTap.replay needs a change of the whole pass by itself; got it in a list of codes.")
         with self._shared.ours():
@@ -296,39 +313,13 @@ class LatentTap:
                     raise
                 return capture.replay(nothing, whole=change, full=True, **how)
 
-    def _sampled(
-        self, given: Sequence[New], objective: Objective | None, generator: torch.Generator | None
-    ) -> list[Any]:
-        """Let every transform among these sample a change of the code in its place."""
-        capture = self._captured("draw")
+    def _drawing(
+        self, objective: Objective | None, divergence: Divergence | None, generator: torch.Generator | None
+    ) -> Drawing:
+        def layouts() -> list[Layout]:
+            return [layer.layout for layer in self.layers]
 
-        @functools.cache  # for all layers at once, if one is asked for
-        def saliencies() -> list[Tensor]:
-            assert objective is not None
-            with torch.enable_grad():
-                return latent_saliency(objective(capture.output), capture.codes)
-
-        def loss_at(place: int, code: Tensor) -> Tensor:
-            assert objective is not None
-            new = [code if i == place else None for i in range(len(capture.codes))]
-            with self._shared.ours(), torch.enable_grad():
-                return objective(capture.replay(new, detach=True))
-
-        results: list[Any] = []
-        for place, one in enumerate(given):
-            if not _is_sampler(one):
-                results.append(one)
-                continue
-            if objective is None and (needs := {"saliency", "loss_at"} & {*one.needs}):
-                raise ValueError(
-                    f"LatentTap needs `objective` for {type(one).__name__}, which asks for the {sorted(needs)[0]}; got "
-                    "None. Pass objective=lambda output: criterion(output, labels)."
-                )
-            asked: dict[str, Any] = {} if objective is None else {"loss_at": functools.partial(loss_at, place)}
-            saliency = None if objective is None else functools.partial(lambda i: saliencies()[i], place)
-            layout = Layout() if getattr(one, "any_layout", False) else self.layers[place].layout
-            results.append(one(capture.codes[place], saliency, layout=layout, generator=generator, **asked))
-        return results
+        return Drawing(self._captured("draw"), layouts, self._shared.ours, objective, divergence, generator)
 
     def _captured(self, what: str) -> Capture:
         if self._context is None:
@@ -385,10 +376,6 @@ class LatentTap:
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
         return spots, self._call, tuple([module.training for module in submodules(self._root)])
-
-
-def _is_sampler(one: object) -> TypeGuard[Sampler]:
-    return isinstance(one, Sampler) and not isinstance(one, type)
 
 
 def _is_identity(change: object) -> bool:

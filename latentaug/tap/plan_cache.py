@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from latentaug.discovery.suggest import Suggestion
 from latentaug.tap.capture import Plan
 from latentaug.tap.plan import without_skipping
 from latentaug.tracing.location import Location, Spot
@@ -27,6 +28,7 @@ class PlanCache:
         self.busy = False  # a pass of our own is running: no tap takes it for the user's
         self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each
         self.bottleneck: Location | None = None
+        self.suggested: dict[tuple[str, str], Suggestion] = {}  # by a transform's class and place
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()
 

@@ -13,6 +13,9 @@ Layer: TypeAlias = str | nn.Module | Location
 Objective: TypeAlias = Callable[[Any], Tensor]
 """The loss of what the model returns, as a function of it."""
 
+Divergence: TypeAlias = Callable[[Any, Any], Tensor]
+"""How far what the model returns is from what it returned of the code as it was."""
+
 
 @runtime_checkable
 class Sampled(Protocol):

@@ -14,6 +14,8 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from latentaug.augment.schedule import advance
+
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +137,7 @@ class Optimization:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        advance(self.model)
         if self.per_step:
             self._advance()
 

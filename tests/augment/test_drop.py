@@ -1,73 +1,40 @@
-"""DropBlock against a loop over the centres of its blocks."""
+"""DropBlock, ChannelDropout and Cutout against loops: centres, channels and boxes, one at a time."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
-from latentaug.augment.drop import DropBlock
+from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
+from latentaug.augment.masks import RandomChannelMask
 from latentaug.layout import CHANNELS_FIRST, TOKENS
-from tests.support.codes import KINDS, Kind, code_of, samples_of, seeded
+from tests.support.codes import KINDS, Kind, seeded
+from tests.support.oracles import errors
+from tests.support.oracles.drop import channel_dropout, clipped, cutout, drop_block, factor_by_loop, gamma_of
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 SHARED = pytest.mark.parametrize("shared", [True, False], ids=["shared", "of_each_channel"])
-
-
-def clipped(block_size: int, size: tuple[int, ...]) -> list[int]:
-    """The largest odd number that is neither above the block's size nor above the code's."""
-    return [max(b for b in range(1, min(block_size, n) + 1) if b % 2) for n in size]
-
-
-def gamma_of(p: float, block: list[int], size: tuple[int, ...]) -> float:
-    """The chance of a centre: Ghiasi et al., equation 1, along each axis."""
-    chance = p
-    for b, n in zip(block, size, strict=True):
-        chance *= n / b / (n - b + 1)
-    return chance
-
-
-def factor_by_loop(shape: tuple[int, ...], p: float, block_size: int, uniform: Tensor, rescale: bool) -> Tensor:
-    """The factor [B, 1 or C, *S] for uniform numbers at all centres where blocks fit."""
-    batch, channels, *size = shape
-    block = clipped(block_size, tuple(size))
-    gamma = torch.tensor(gamma_of(p, block, tuple(size)), dtype=torch.float32)
-    factor = torch.ones(batch, channels, *size)
-    for sample, channel in itertools.product(range(batch), range(channels)):
-        for corner in itertools.product(*(range(n - b + 1) for n, b in zip(size, block, strict=True))):
-            if uniform[(sample, channel, *corner)] < gamma:
-                box = tuple(slice(first, first + b) for first, b in zip(corner, block, strict=True))
-                factor[(sample, channel, *box)] = 0
-        if rescale and channel == channels - 1:
-            kept = int(factor[sample].sum())
-            factor[sample] *= factor[sample].numel() / max(kept, 1)
-    return factor
 
 
 @EVERY_KIND
 @SHARED
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize(("p", "block_size"), [(0.2, 3), (0.4, 4), (0.1, 99), (1.0, 1), (0.0, 3)])
-def test_agrees_with_a_loop(kind: Kind, p: float, block_size: int, shared: bool, rescale: bool) -> None:
-    code = kind.code(dtype=torch.float32)
-    samples = samples_of(code, kind.layout)
-    size = tuple(samples[0][0].shape)
-    centres = [n - b + 1 for n, b in zip(size, clipped(block_size, size), strict=True)]
-    channels = 1 if shared else 6
-    uniform = torch.rand(4, channels, *centres, generator=seeded())
-    expected = factor_by_loop((4, channels, *size), p, block_size, uniform, rescale)
-    mask = DropBlock(p, block_size, shared=shared, rescale=rescale)(code, layout=kind.layout, generator=seeded())
-    dropped = [
-        [values * expected[i, 0 if shared else c] for c, values in enumerate(channels)]
-        for i, channels in enumerate(samples)
-    ]
-    torch.testing.assert_close(mask.apply(code), code_of(dropped, code, kind.layout))
+def test_dropblock_agrees_with_a_loop(kind: Kind, p: float, block_size: int, shared: bool, rescale: bool) -> None:
+    transform = DropBlock(p, block_size, shared=shared, rescale=rescale)
+    expected = partial(drop_block, p=p, block_size=block_size, shared=shared, rescale=rescale)
+    found = errors(transform, expected, kind)
+    assert found.values < 1e-6  # the factor is float32
+    assert found.gradients < 1e-6
 
 
-def test_the_loop_tells_its_options_apart() -> None:
+def test_the_loop_of_dropblock_tells_its_options_apart() -> None:
     uniform = torch.rand(2, 1, 4, 4, generator=seeded())
     factor = factor_by_loop((2, 1, 6, 6), 0.2, 3, uniform, True)
     assert 0 < int((factor == 0).sum()) < factor.numel()
@@ -161,3 +128,128 @@ def test_options_and_codes_out_of_range_are_refused() -> None:
         DropBlock()(torch.ones(1, 2, 3, 3, 3, 3), layout=CHANNELS_FIRST)
     with pytest.raises(ValueError, match="Add a site axis"):
         DropBlock()(torch.ones(2, 3), layout=TOKENS)
+
+
+# ChannelDropout ---------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("cls", [ChannelDropout, RandomChannelMask])
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 1.0])
+def test_channeldropout_agrees_with_a_loop(kind: Kind, cls: type[RandomChannelMask], p: float, rescale: bool) -> None:
+    found = errors(cls(p, rescale=rescale), partial(channel_dropout, p=p, rescale=rescale), kind)
+    assert found.values < 1e-6  # the factor is float32
+    assert found.gradients < 1e-6
+
+
+def test_the_loop_of_channeldropout_tells_its_options_apart() -> None:
+    kind = KINDS["2-D"]
+    assert errors(ChannelDropout(0.5), partial(channel_dropout, p=0.3), kind).values > 0.1
+    assert errors(ChannelDropout(0.5), partial(channel_dropout, rescale=False), kind).values > 0.1
+
+
+def test_channeldropout_drops_the_fraction_that_it_is_given_and_keeps_the_mean() -> None:
+    factor = ChannelDropout(0.3)(torch.ones(100, 200, 2), generator=seeded()).factor
+    assert abs(float((factor == 0).double().mean()) - 0.3) < 4 * math.sqrt(0.21 / 20000)
+    assert abs(float(factor.double().mean()) - 1) < 4 * math.sqrt(0.21 / 20000) / 0.7
+
+
+def test_channeldropout_does_nothing_in_eval_mode_where_the_mask_of_the_paper_does() -> None:
+    code = torch.randn(2, 30, 4, generator=seeded())
+    assert torch.equal(ChannelDropout().eval()(code, generator=seeded()).apply(code), code)
+    assert not torch.equal(RandomChannelMask().eval()(code, generator=seeded()).apply(code), code)
+
+
+# Cutout -----------------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("fill", ["zero", "mean", "noise"])
+def test_cutout_agrees_with_a_loop(kind: Kind, fill: str) -> None:
+    found = errors(Cutout(fill=fill), partial(cutout, fill=fill), kind)
+    assert found.values < 1e-12
+    assert found.gradients == 0
+
+
+def test_the_loop_of_cutout_tells_its_options_apart() -> None:
+    kind = KINDS["2-D"]
+    params = Cutout(fill="noise")(kind.code(), generator=seeded()).params
+    for name in params:
+        other = params | {name: params[name].roll(1, 0)}
+        found = errors(Cutout(fill="noise"), lambda *args, o=other: cutout(*args[:2], o, fill="noise"), kind)
+        assert found.values > 0.1
+    for fill in ("zero", "mean"):
+        assert errors(Cutout(fill="noise"), partial(cutout, fill=fill), kind).values > 0.1
+    assert errors(Cutout(fill="mean"), cutout, kind).values > 0.01
+
+
+def test_cutout_s_sides_are_sampled_uniformly_for_each_sample_and_the_same_along_all_axes() -> None:
+    boxes = Cutout()(torch.zeros(1000, 1, 400, 800), generator=seeded()).params["box"]
+    sides = (boxes[:, 1] - boxes[:, 0]).double() / torch.tensor([400, 800])
+    assert ((sides[:, 0] - sides[:, 1]).abs() <= 1 / 400).all()
+    assert stats.kstest(sides[:, 1].numpy(), stats.uniform(0.25, 0.25).cdf).pvalue > 0.01
+    fixed = Cutout(0.3)(torch.zeros(9, 1, 10, 20), generator=seeded()).params["box"]
+    assert (fixed[:, 1] - fixed[:, 0]).tolist() == [[3, 6]] * 9
+
+
+def test_cutout_changes_all_channels_of_its_box_and_nothing_else() -> None:
+    code = torch.randn(3, 4, 9, 9, generator=seeded())
+    change = Cutout(0.4)(code, generator=seeded(1))
+    changed = change.apply(code)
+    for i in range(3):
+        gone = changed[i] == 0
+        assert torch.equal(gone, gone[:1].expand_as(gone))
+        assert int(gone[0].sum()) == 16
+        assert torch.equal(changed[i][~gone], code[i][~gone])
+
+
+def test_what_cutout_fills_in_carries_no_gradient() -> None:
+    code = torch.randn(3, 4, 9, 9, generator=seeded(), requires_grad=True)
+    for fill in ("zero", "mean", "noise"):
+        change = Cutout(0.4, fill)(code, generator=seeded(1))
+        (gradient,) = torch.autograd.grad(change.apply(code).sum(), code)
+        assert torch.equal(gradient, (Cutout().transform(torch.ones_like(code), box=change.params["box"]) != 0).float())
+
+
+def test_cutout_s_noise_is_each_channel_s_own() -> None:
+    code = torch.randn(1, 2, 100, 100, generator=seeded()) * torch.tensor([1.0, 50.0]).view(1, 2, 1, 1) + 7
+    inside = Cutout(1.0, "noise")(code, generator=seeded(1)).apply(code)
+    for given, filled in zip(code[0], inside[0], strict=True):
+        scaled = ((filled - given.mean()) / given.std()).flatten()
+        assert stats.kstest(scaled.numpy(), "norm").pvalue > 0.01
+
+
+def test_a_sample_s_box_does_not_ask_its_batch_mates() -> None:
+    code = torch.randn(3, 4, 9, 9, generator=seeded())
+    for fill in ("zero", "mean", "noise"):
+        change = Cutout(fill=fill)(code, generator=seeded(1))
+        others = code.clone()
+        others[1:] = 9
+        assert torch.equal(change.apply(others)[0], change.apply(code)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cutout_fills_half_precision_from_float32(dtype: torch.dtype) -> None:
+    code = (torch.randn(2, 1, 300, 300, generator=seeded()) + 300).to(dtype)  # whose sum is no float16
+    change = Cutout(fill="mean")(code, generator=seeded())
+    assert torch.equal(change.apply(code), change.apply(code.float()).to(dtype))
+    assert change.apply(code).isfinite().all()
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean", "noise"])
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 2, 1, 1), (3, 2, 4, 4)])
+def test_constant_codes_and_single_positions_stay_finite(shape: tuple[int, ...], fill: str) -> None:
+    code = torch.full(shape, 5.0, requires_grad=True)
+    changed = Cutout(fill=fill)(code, generator=seeded()).apply(code)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), code)
+    assert gradient.isfinite().all()
+    if fill != "zero":
+        assert torch.equal(changed, code)
+
+
+def test_options_of_cutout_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fill must be one of 'zero', 'mean', 'noise'; got 'one'"):
+        Cutout(fill="one")
+    with pytest.raises(ValueError, match=r"side must be in \[0, 1\]; got 7"):
+        Cutout(7)

@@ -1,15 +1,20 @@
-"""ManifoldMixup on codes, skips, images and labels, against a loop over samples."""
+"""ManifoldMixup on codes, skips, images and labels, and MoEx, against loops over samples."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentaug.augment.mix import ManifoldMixup
+from latentaug.augment.mix import ManifoldMixup, MoEx
+from latentaug.augment.style import PermutedStyle
 from latentaug.layout import Layout
-from tests.support.codes import KINDS, Kind, seeded
+from tests.support.codes import KINDS, Kind, samples_of, seeded
+from tests.support.oracles import errors
+from tests.support.oracles.mix import manifold_mixup, mo_ex
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -43,6 +48,13 @@ def test_the_loop_tells_orders_and_fractions_apart() -> None:
     assert torch.equal(mixed_by_loop(tensor, [1, 2, 0], 1.0), tensor)
     assert torch.equal(mixed_by_loop(tensor, [1, 2, 0], 0.0), tensor[[1, 2, 0]])
     assert not torch.equal(mixed_by_loop(tensor, [1, 2, 0], 0.3), mixed_by_loop(tensor, [2, 0, 1], 0.3))
+
+
+@EVERY_KIND
+def test_manifoldmixup_agrees_with_a_loop(kind: Kind) -> None:
+    found = errors(ManifoldMixup(), manifold_mixup, kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-12
 
 
 @pytest.mark.parametrize("labels_shape", [(4, 6, 6), (4, 1, 6, 6)])
@@ -104,3 +116,108 @@ def test_options_out_of_range_are_refused() -> None:
 def test_a_layout_that_does_not_fit_is_still_refused() -> None:
     with pytest.raises(ValueError, match=r"more tokens than the prefix"):
         ManifoldMixup()(torch.ones(4, 2, 3), layout=Layout(-1, 2))
+
+
+# MoEx -------------------------------------------------------------------------------------------------------------
+
+STATISTICS = pytest.mark.parametrize("statistics", ["positional", "instance", "layer"])
+
+
+@EVERY_KIND
+@STATISTICS
+@pytest.mark.parametrize("detach", [True, False])
+def test_moex_agrees_with_a_loop(kind: Kind, statistics: str, detach: bool) -> None:
+    transform = MoEx(statistics, p=1, detach_statistics=detach)
+    found = errors(transform, partial(mo_ex, statistics=statistics, detach=detach), kind)
+    assert found.values < 1e-12
+    assert found.gradients < 1e-10
+
+
+@STATISTICS
+def test_the_loop_of_moex_tells_its_options_apart(statistics: str) -> None:
+    kind, transform = KINDS["2-D"], MoEx(statistics, p=1)
+    for other in {"positional", "instance", "layer"} - {statistics}:
+        assert errors(transform, partial(mo_ex, statistics=other), kind).values > 0.1
+    assert errors(transform, partial(mo_ex, statistics=statistics, detach=True), kind).gradients > 0.01
+    order = {"order": transform(kind.code(), generator=seeded()).params["order"].roll(1)}
+    assert errors(transform, lambda *args: mo_ex(*args[:2], order, statistics=statistics), kind).values > 0.01
+
+
+def test_positional_moments_are_those_of_the_partner_at_the_same_position() -> None:
+    kind = KINDS["2-D"]
+    code = kind.code()
+    change = MoEx(p=1, eps=1e-12)(code, generator=seeded())
+    changed, given = (samples_of(one, kind.layout) for one in (change.apply(code), code))
+    for i, partner in enumerate(change.params["order"].tolist()):
+        for measured in (torch.mean, torch.std):
+            torch.testing.assert_close(measured(torch.stack(changed[i]), 0), measured(torch.stack(given[partner]), 0))
+
+
+def test_instance_moments_are_the_style() -> None:
+    code = KINDS["2-D"].code()
+    change = MoEx("instance", p=1)(code, generator=seeded())
+    styled = PermutedStyle(eps=1e-5).transform(code, order=change.params["order"])
+    torch.testing.assert_close(change.apply(code), styled)
+
+
+@STATISTICS
+def test_moex_s_gradients_reach_sample_and_partner_and_nobody_else(statistics: str) -> None:
+    code = KINDS["2-D"].code().requires_grad_()
+    change = MoEx(statistics, p=1)(code, generator=seeded())
+    change.params["order"] = torch.tensor([1, 2, 3, 0])
+    (gradient,) = torch.autograd.grad(change.apply(code)[0].square().sum(), code)
+    assert gradient.flatten(1).any(1).tolist() == [True, True, False, False]
+
+
+def test_moex_mixes_losses_by_lam_or_keeps_the_labels() -> None:
+    logits, labels = torch.randn(4, 3, 6, 6, generator=seeded()), torch.randint(3, (4, 6, 6), generator=seeded(1))
+    code = torch.randn(4, 2, 3, generator=seeded())
+    for lam in (0.9, 0.25):
+        change = MoEx(lam=lam, p=1)(code, generator=seeded(2))
+        partners = torch.stack([labels[partner] for partner in change.params["order"].tolist()])
+        expected = lam * F.cross_entropy(logits, labels) + (1 - lam) * F.cross_entropy(logits, partners)
+        torch.testing.assert_close(change.loss(F.cross_entropy, logits, labels), expected)
+    kept = MoEx(labels="keep", p=1)(code, generator=seeded(2))
+    assert not kept.is_identity
+    assert torch.equal(kept.loss(F.cross_entropy, logits, labels), F.cross_entropy(logits, labels))
+    assert not torch.isclose(expected, F.cross_entropy(logits, labels))
+
+
+def test_lam_is_sampled_once_per_batch() -> None:
+    code, generator = torch.randn(4, 2, 3, generator=seeded()), seeded()
+    sampled = torch.stack([MoEx(lam=(0.5, 0.9), p=1)(code, generator=generator).params["own"] for _ in range(200)])
+    assert sampled.shape == (200,)
+    assert 0.5 <= float(sampled.min()) < 0.52
+    assert 0.88 < float(sampled.max()) < 0.9
+
+
+@STATISTICS
+@pytest.mark.parametrize("shape", [(3, 1, 4), (3, 2, 1), (3, 1, 1, 1), (3, 2, 4, 4)])
+def test_moex_of_constant_codes_and_single_numbers_stays_finite(shape: tuple[int, ...], statistics: str) -> None:
+    code = torch.full(shape, 5.0, requires_grad=True)
+    changed = MoEx(statistics, p=1)(code, generator=seeded()).apply(code)
+    (gradient,) = torch.autograd.grad(changed.square().sum(), code)
+    torch.testing.assert_close(changed, code)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moex_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    code = (KINDS["2-D"].code(dtype=torch.float32) * 300).to(dtype)
+    change = MoEx("layer", p=1)(code, generator=seeded())
+    assert torch.equal(change.apply(code), change.apply(code.float()).to(dtype))
+
+
+def test_moex_leaves_a_batch_of_one_alone() -> None:
+    code = torch.randn(1, 3, 4, generator=seeded())
+    with pytest.warns(UserWarning, match="MoEx combines the samples of a batch"):
+        assert MoEx(p=1)(code, generator=seeded()).apply(code) is code
+
+
+def test_options_of_moex_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"statistics must be one of 'positional', 'instance', 'layer'; got 'pono'"):
+        MoEx("pono")
+    with pytest.raises(ValueError, match=r"labels must be one of 'mix', 'keep'; got True"):
+        MoEx(labels=True)
+    with pytest.raises(ValueError, match=r"lam must be in \[0, 1\]; got 9"):
+        MoEx(lam=9)

@@ -197,6 +197,40 @@ def test_one_transform_for_several_layers_samples_for_each() -> None:
     assert (first.factor.shape[1], second.factor.shape[1]) == (8, 16)
 
 
+def test_layers_in_a_tuple_share_one_change() -> None:
+    model = FunctionalUNet()
+    images = torch.randn(4, 3, 16, 24)
+    with augmented(model, {("enc1", "bottom"): MixStyle(p=1), "enc2": MixStyle(p=1)}) as run:
+        model(images)
+        changes = run.changes
+        assert set(changes) == {"enc1", "bottom", "enc2"}
+        assert all(
+            torch.equal(changes["enc1"].params[name], changes["bottom"].params[name]) for name in ("order", "own")
+        )
+        assert not torch.equal(changes["enc1"].params["own"], changes["enc2"].params["own"])
+        model(images)
+        assert not torch.equal(run.changes["enc1"].params["own"], changes["enc1"].params["own"])
+        assert torch.equal(run.changes["enc1"].params["own"], run.changes["bottom"].params["own"])
+    with augmented(model, {("enc1", "bottom"): DropBlock(0.3, 3)}):  # noqa: SIM117
+        with pytest.raises(ValueError, match=r"'bottom' shares a change of DropBlock with other layers, which does"):
+            model(images)
+    with pytest.raises(ValueError, match=r"ManifoldMixup changes a whole pass, from one layer on; got \('enc1', "):
+        augmented(model, {("enc1", "bottom"): ManifoldMixup()})
+
+
+@pytest.mark.parametrize("layer", ["enc1", "enc2", "bottom", "dec1"])
+def test_replays_of_a_shared_change_are_exact_whatever_they_skip(layer: str) -> None:
+    torch.manual_seed(0)
+    model = FunctionalUNet().double()
+    images = torch.randn(4, 3, 16, 24, dtype=torch.float64)
+    with augmented(model, {("enc1", "bottom"): MixStyle(p=1), "dec1": MixStyle(p=1)}), LatentTap(model, layer) as tap:
+        for _ in range(2):
+            output = model(images)
+            assert torch.equal(tap.replay(None), output)
+            assert torch.equal(tap.replay(tap.code), output)
+            assert torch.equal(tap.replay(tap.code, full=True), output)
+
+
 def test_an_index_changes_what_its_reader_gets_and_a_module_all_that_follows() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:
@@ -959,11 +993,11 @@ def test_what_one_pass_cannot_give_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("transforms", "error", "message"),
     [
-        ({}, ValueError, r"augmented needs `transforms`, a dict from layer to transform; got \{\}"),
+        ({}, ValueError, r"augmented needs `transforms`, a dict from layer to transform, or a transform; got \{\}"),
         (
             [MixStyle()],
             ValueError,
-            r"augmented needs `transforms`, a dict from layer to transform; got \[MixStyle\(\)\]",
+            r"augmented needs `transforms`, a dict from layer to transform, or a transform; got \[MixStyle\(\)\]",
         ),
         ({"enc1": torch.relu}, TypeError, r"augmented needs a transform for 'enc1'; got .*relu.*Pass an instance"),
         ({"enc1": MixStyle}, TypeError, r"augmented needs a transform for 'enc1'; got <class"),

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentaug import (
+    FGSM,
     GIN,
+    VAT,
+    AdvStyle,
     Change,
     Compose,
     DropBlock,
@@ -19,12 +22,14 @@ from latentaug import (
     LatentTap,
     LatentTransform,
     ManifoldMixup,
+    MaxStyle,
     MixStyle,
     OneOf,
     RandomApply,
     RandomChannelMask,
     TargetedChannelMask,
     TargetedSpatialMask,
+    kl_divergence,
     latent_saliency,
 )
 from tests.models.handwritten.unets import FunctionalUNet
@@ -44,6 +49,9 @@ TRANSFORMS: dict[str, LatentTransform] = {
     "OneOf": OneOf([TargetedChannelMask(), MixStyle(p=1)]),
     "RandomApply": RandomApply(TargetedSpatialMask(), p=0.5),
     "ManifoldMixup": ManifoldMixup(),
+    "FGSM": FGSM(steps=2),
+    "AdvStyle": AdvStyle(),
+    "MaxStyle": MaxStyle(p=1, steps=2),
 }
 EVERY_TRANSFORM = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
@@ -110,7 +118,11 @@ def test_what_is_drawn_is_what_a_plain_call_with_layout_and_saliency_gives(trans
         loss = objective(model(IMAGES))
         saliency = latent_saliency(loss, tap.code)
         change = tap.draw(transform, objective=objective, generator=seeded(2))
-        expected = transform(tap.code, saliency, generator=seeded(2))
+
+        def loss_at(code: Tensor) -> Tensor:
+            return objective(tap.replay(code, detach=True))
+
+        expected = transform(tap.code, saliency, generator=seeded(2), loss_at=loss_at)
         assert torch.equal(change.apply(tap.code), expected.apply(tap.code))
 
 
@@ -332,3 +344,175 @@ def test_tokens_are_no_channels() -> None:
         change = tap.draw(transform, generator=seeded(1))
         assert change.params["order"].tolist() == [1, 0]
         assert not torch.allclose(change.apply(tap.code), transform(tap.code, generator=seeded(1)).apply(tap.code))
+
+
+# Climbing ---------------------------------------------------------------------------------------------------------
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("transform", [MaxStyle(p=1), AdvStyle(steps=3), FGSM(steps=3), VAT(steps=2)], ids=repr)
+def test_climbing_touches_neither_weights_nor_gradients_nor_statistics(transform: LatentTransform) -> None:
+    seed_all(0)
+    model = CASES["TokensWithPrefix"].model(True)
+    before, images = state_of(model), CASES["TokensWithPrefix"].images()
+    with LatentTap(model, CASES["TokensWithPrefix"].spot) as tap:
+        output = model(images)
+        moved = state_of(model)  # by the pass itself
+        target = torch.randn_like(output)
+        seed_all(1)
+        state = random_state()
+        tap.draw(transform, objective=lambda out: F.mse_loss(out, target), generator=seeded())
+        assert random_state() == state
+        assert all(torch.equal(value, moved[name]) for name, value in model.state_dict().items())
+        F.mse_loss(output, target).backward()
+    assert before.keys() == moved.keys()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_each_step_of_an_ascent_costs_one_pass_of_what_follows(steps: int) -> None:
+    model = unet()
+    calls: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with LatentTap(model, "bottom") as tap:
+        model(IMAGES)
+        model(IMAGES)
+        tap.replay(tap.code)  # what finds out what can be skipped is behind us
+        calls.clear()
+        tap.replay(tap.code)
+        following = len(calls)
+        for transform, passes in ((MaxStyle(p=1, steps=steps), steps), (FGSM(steps=steps), steps - 1)):
+            calls.clear()
+            tap.draw(transform, objective=objective, generator=seeded())
+            assert len(calls) == passes * following
+    assert 0 < following < sum(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def test_maxstyle_makes_the_loss_of_the_replay_larger() -> None:
+    model = unet()
+    with LatentTap(model, "bottom") as tap:
+        model(IMAGES)
+        losses = [
+            objective(tap.replay(MaxStyle(p=1, steps=steps), objective=objective, generator=seeded())).item()
+            for steps in (0, 5, 20)
+        ]
+    assert losses == sorted(set(losses))
+
+
+def test_of_several_layers_one_maxstyle_climbs_over_all_together() -> None:
+    model = unet()
+    with LatentTap(model, ["enc2", "bottom"]) as tap:
+        model(IMAGES)
+        together = tap.draw(MaxStyle(p=1, steps=3), objective=objective, generator=seeded())
+        apart = tap.draw([MaxStyle(p=1, steps=3)] * 2, objective=objective, generator=seeded())
+        start = tap.draw(MaxStyle(p=1, steps=0), objective=objective, generator=seeded())
+        assert len(together) == 2
+        names = ("own", "scale_noise", "shift_noise")
+        variables = [{name: change.params[name].clone().requires_grad_() for name in names} for change in start]
+        adam = torch.optim.Adam([one for each in variables for one in each.values()], lr=0.1, maximize=True)
+        for _ in range(3):
+            for change, learned in zip(start, variables, strict=True):
+                change.params |= learned
+            loss = objective(tap.replay(list(start), detach=True))
+            adam.zero_grad()
+            loss.backward(inputs=adam.param_groups[0]["params"])
+            adam.step()
+            with torch.no_grad():
+                for each in variables:
+                    each["own"].clamp_(0, 1)
+        for change, learned in zip(together, variables, strict=True):
+            for name in names:
+                torch.testing.assert_close(change.params[name], learned[name].detach(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(apart[1].params["scale_noise"], together[1].params["scale_noise"])
+        assert objective(tap.replay(together)) > objective(tap.replay([None, None]))
+
+
+def test_layers_that_are_left_alone_are_not_climbed() -> None:
+    model = unet()
+    with LatentTap(model, ["enc2", "bottom"]) as tap:
+        model(IMAGES)
+        seen = set()
+        for seed in range(12):
+            changes = tap.draw(MaxStyle(p=0.5, steps=1), objective=objective, generator=seeded(seed))
+            seen.add(tuple(change.is_identity for change in changes))
+            assert tap.replay(changes).shape == tap.replay([None, None]).shape
+        assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda out: out, lambda out: {"out": out}, lambda out: {"logits": out}, lambda out: [out, out[:, :, ::2]]]
+)
+def test_vat_climbs_the_divergence_without_labels(wrap: Callable[[Tensor], Any]) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = unet()
+
+        def forward(self, images: Tensor) -> Any:
+            return wrap(self.inner(images))
+
+    model = Wrapped()
+    with LatentTap(model, "inner.bottom") as tap:
+        output = model(IMAGES)
+        change = tap.draw(VAT(0.3), generator=seeded())
+        clean = tap.replay(None)
+
+        def divergence(code: Any) -> float:
+            first: Any = tap.replay(code)
+            return kl_divergence(*(next(_tensors(one)) for one in (first, clean))).item()
+
+        random = torch.randn(tap.code.shape, generator=seeded(5)).double()
+        random *= ((change.apply(tap.code) - tap.code).flatten(1).norm(dim=1) / random.flatten(1).norm(dim=1)).view(
+            -1, 1, 1, 1
+        )
+        assert divergence(change) > 2 * divergence(tap.code + random)
+        assert next(_tensors(output)).requires_grad
+
+
+def _tensors(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        yield output
+    else:
+        yield from (output.values() if isinstance(output, dict) else output)
+
+
+def test_what_holds_no_logits_needs_a_divergence_of_the_caller() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = unet()
+
+        def forward(self, images: Tensor) -> Any:
+            return {"masks": self.inner(images)}
+
+    model = Named()
+    with LatentTap(model, "inner.bottom") as tap:
+        model(IMAGES)
+        with pytest.raises(TypeError, match=r"finds no logits in what the model returns, a dict\. Pass divergence="):
+            tap.draw(VAT())
+        tap.replay(VAT(), divergence=lambda output, clean: kl_divergence(output["masks"], clean["masks"]))
+
+
+# One change for several layers ------------------------------------------------------------------------------------
+
+
+def test_one_draw_for_several_layers() -> None:
+    model = unet()
+    with LatentTap(model, ["enc2", "bottom"]) as tap:
+        model(IMAGES)
+        same = tap.draw(MixStyle(p=1), same=True, generator=seeded())
+        apart = tap.draw(MixStyle(p=1), generator=seeded())
+        assert all(torch.equal(same[0].params[name], same[1].params[name]) for name in ("order", "own"))
+        assert not torch.equal(apart[0].params["own"], apart[1].params["own"])
+        tap.replay(same)
+        with pytest.raises(
+            ValueError, match=r"same=True needs a transform whose parameters fit every code; those of D"
+        ):
+            tap.draw(DropBlock(0.3, 3), same=True)
+        with pytest.raises(ValueError, match=r"same=True needs one transform; got a list"):
+            tap.draw([MixStyle(), MixStyle()], same=True)

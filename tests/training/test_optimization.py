@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 import latentaug.training.optimization
+from latentaug.augment.masks import RandomChannelMask
+from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.optimization import PerStep, Precision
@@ -74,6 +77,25 @@ def test_schedulers_advance_per_epoch_or_per_step(per_step: bool, expected: list
     assert isinstance(trainer.scheduler, LambdaLR)
     trainer.fit(squares(), epochs=2)
     assert [row["lr"] for row in trainer.history] == pytest.approx(expected)
+
+
+def test_schedules_of_transforms_advance_with_every_iteration_and_go_on_after_a_resume(tmp_path: Path) -> None:
+    def trainer() -> CooperativeTrainer:
+        return tiny_trainer(tiny_coop(augment=RandomChannelMask(p=Schedule(0.0, 0.6, iterations=6))))
+
+    def iteration(one: CooperativeTrainer) -> int:
+        return one.model.image_transform.p.iteration
+
+    first = trainer()
+    first.fit(squares(), epochs=1)
+    assert iteration(first) == 3
+    first.save(tmp_path / "half.pt")
+    second = trainer()
+    second.resume(tmp_path / "half.pt")
+    assert iteration(second) == 3
+    second.fit(squares(), epochs=2)
+    assert iteration(second) == 6
+    assert second.model.image_transform.p.value == 0.6
 
 
 def test_a_scheduler_that_watches_a_score_sees_the_monitored_one() -> None:
