@@ -307,7 +307,7 @@ def moments(
     """
     code = code.detach() if detach else code
     axes = tuple(range(2, code.ndim)) if axes is None else axes
-    variance = code.var(axes, keepdim=True, correction=min(1, math.prod(code.shape[axis] for axis in axes) - 1))
+    variance = code.var(axes, keepdim=True, correction=min(1, math.prod([code.shape[axis] for axis in axes]) - 1))
     return code.mean(axes, keepdim=True), (variance + eps).sqrt()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ def targeted_mask(code: Tensor, kind: Kind, params: dict[str, Any]) -> Tensor:
 
 
 ORACLES = {
-    DropBlock: Oracle(DropBlock, drop_block),
+    DropBlock: Oracle(lambda: DropBlock(0.3, 3), partial(drop_block, p=0.3, block_size=3)),
     RandomChannelMask: Oracle(RandomChannelMask, channel_dropout),
     TargetedChannelMask: Oracle(TargetedChannelMask, targeted_mask),
     TargetedSpatialMask: Oracle(TargetedSpatialMask, targeted_mask),
