@@ -59,6 +59,8 @@ def test_methods_are_called_by_their_augmentation_too(tmp_path: Path, capsys: py
         "plain + strong",
     ]
     assert re.search(r"^\| plain \+ gin +.* \+0\.250 ", said, re.MULTILINE)
+    assert compare_runs.main(runs[1:2]) == 0  # alone it needs no such name
+    assert "gin" not in capsys.readouterr().out
     assert compare_runs.main([*runs, "--reference", "plain + gin"]) == 0
     assert re.search(r"^\| plain \+ strong +.* -0\.500 ", capsys.readouterr().out, re.MULTILINE)
 
