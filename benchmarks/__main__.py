@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.report import Options, write
 
-PARTS = ("step", "memory", "flops", "replay", "maskers", "data", "scaling")
+PARTS = ("step", "memory", "flops", "replay", "transforms", "maskers", "data", "scaling")
 RESULTS = Path(__file__).parent / "results"
 
 

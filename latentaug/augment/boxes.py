@@ -21,7 +21,7 @@ def sampled_boxes(size: Sequence[int], sides: Tensor, context: Context) -> Tenso
     Shape:
         sides: [B].   result: [B, 2, n], whole numbers.
     """
-    lengths = torch.stack([(sides * n).ceil().long().clamp_min(1) for n in size], 1)
+    lengths = torch.stack([(sides * n).ceil().long().clamp(1, n) for n in size], 1)
     last = torch.stack([n - length for n, length in zip(size, lengths.unbind(1), strict=True)], 1)
     places = context.rand(len(sides), len(size)) * (last + 1)
     first = torch.minimum(places.long(), last)  # a product with a number below 1 may round up to it

@@ -53,9 +53,9 @@ class EFDMix(StyleMixer):
         """Exchange values of equal rank."""
         flat = at_least_float32(code).flatten(2)
         ordered, places = flat.sort(dim=2, stable=True)
-        matched = ordered[params["order"]].gather(2, places.argsort(2))
+        matched = torch.zeros_like(flat).scatter(2, places, ordered[params["order"]])
         changed: Tensor = flat + (1 - along(params["own"], flat)) * (matched - flat.detach())
-        return changed.view(code.shape)
+        return changed.reshape(code.shape)
 
 
 class CrossNorm(LatentTransform):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
+from latentaug.discovery.suggest import suggest
 from latentaug.layout import Layout
 from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.draw import Drawing, is_sampler
@@ -59,9 +60,11 @@ class LatentTap:
             `find_bottleneck` finds, logged once.
         example: A batch of inputs for finding it. Default: the first batch that the model is called with.
         call: Which of the layer's calls in one pass to tap, if it is called several times. Default -1, the last.
+        transform: What the tap is for: without a layer, those that `suggest_layers` names for it are tapped, and not
+            the bottleneck.
 
     Raises:
-        ValueError: The model has no such layer.
+        ValueError: The model has no such layer; or none for `transform`, as for one of images.
         RuntimeError: `code` or `replay` before the model was called in the context.
 
     Example:
@@ -81,7 +84,11 @@ class LatentTap:
         *,
         example: Any = None,
         call: int = -1,
+        transform: Sampler | None = None,
     ):
+        if transform is not None and layer is not None:
+            raise ValueError("LatentTap needs a layer, or a transform to find layers for; got both.")
+        self._transform: Any = transform
         self._model = model
         self._root = unwrap(model)
         self._call = call
@@ -96,7 +103,7 @@ class LatentTap:
             with self._shared.lock, self._shared.ours():
                 args, kwargs = as_inputs(example)
                 self._spots(args, kwargs)
-                shapes = self._shared.spots[self._targets, self._call].values()
+                shapes = self._shared.spots[self._sought].values()
                 self._seen = list(shapes), _image_shape(args, kwargs)
 
     # Reading ------------------------------------------------------------------------------------------------------
@@ -109,8 +116,8 @@ class LatentTap:
                 "LatentTap.layers is known once the model was called in the context. Call it first, or pass example=."
             )
         shapes, image = self._seen
-        spots = tuple(self._shared.spots[self._targets, self._call])
-        given = self._wanted or (self._shared.bottleneck,)
+        spots = tuple(self._shared.spots[self._sought])
+        given = self._wanted or self._shared.found[self._sought]
         return [_location(spot, shape, image, one) for spot, shape, one in zip(spots, shapes, given, strict=True)]
 
     @property
@@ -344,22 +351,32 @@ class LatentTap:
 
     def _spots(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Spot, ...]:
         """Find the tapped outputs, by a dry run on the first inputs that this model is seen with."""
-        key = (self._targets, self._call)
+        key = self._sought
         if key not in self._shared.spots:
             initialise(self._root, args, kwargs)
             if self._targets is None:
-                location = bottleneck(self._root, args, kwargs)
-                logger.info(
-                    "LatentTap takes %s of %s, a code %s: the coarsest that its modules return.",
-                    location,
-                    type(self._root).__name__,
-                    location.shape,
-                )
-                self._shared.bottleneck = location
-                self._shared.spots[key] = {Spot(location.name, location.index): location.shape}
+                found, reason = self._find(args, kwargs)
+                for one in found:
+                    taken = str(one), type(self._root).__name__, one.shape, reason
+                    logger.info("LatentTap takes %s of %s, a code %s: %s.", *taken)
+                self._shared.found[key] = found
+                self._shared.spots[key] = {Spot(one.name, one.index): one.shape for one in found}
             else:
                 self._shared.spots[key] = complete_spots(self._root, self._targets, self._call, args, kwargs)
         return tuple(self._shared.spots[key])
+
+    @property
+    def _sought(self) -> Any:
+        return self._targets, self._call, getattr(self._transform, "place", None)
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Location, ...], str]:
+        """Find layers where none was named, and say why."""
+        if self._transform is None:
+            return (bottleneck(self._root, args, kwargs),), "the coarsest that its modules return"
+        found = suggest(self._root, args, kwargs, self._transform)
+        if not found.layers:
+            raise ValueError(f"LatentTap finds no layer for {type(self._transform).__name__}: {found.reason}.")
+        return found.layers[-1:] if self._transform.whole_pass else found.layers, found.reason
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Make the dry runs of all open taps, before the pass of any is under way; return the plan of this one."""

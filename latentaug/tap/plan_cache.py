@@ -27,7 +27,7 @@ class PlanCache:
         self.open: list[weakref.ref[LatentTap]] = []
         self.busy = False  # a pass of our own is running: no tap takes it for the user's
         self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each
-        self.bottleneck: Location | None = None
+        self.found: dict[Any, tuple[Location, ...]] = {}  # where no layer was named
         self.suggested: dict[tuple[str, str], Suggestion] = {}  # by a transform's class and place
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()

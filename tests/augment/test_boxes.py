@@ -31,6 +31,10 @@ def test_boxes_have_their_size_and_lie_within(size: tuple[int, ...], side: float
         assert int(behind.max()) == n
 
 
+def test_a_side_that_rounding_makes_more_than_all_is_all() -> None:
+    assert sampled_boxes((5, 7), torch.full((3,), 1.0000001), context_of()).tolist() == [[[0, 0], [5, 7]]] * 3
+
+
 def test_every_place_is_as_likely() -> None:
     first = sampled_boxes((8,), torch.full((6000,), 0.25), context_of())[:, 0, 0]
     counts = torch.bincount(first)

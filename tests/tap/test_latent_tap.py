@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentaug import GIN, ManifoldMixup, MaxStyle, MixStyle, TargetedChannelMask, find_bottleneck, suggest_layers
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.location import Location
+from tests.models.handwritten.unets import FunctionalUNet
 from tests.models.hostile.repeated_calls import Siamese
 from tests.models.hostile.table import CASES
 from tests.models.parts import Base, conv
@@ -503,3 +505,31 @@ def test_distributed_data_parallel_is_tapped_inside(images: Tensor) -> None:
     expected.square().sum().backward()
     sums = [a.grad + b.grad for a, b in zip(reference.parameters(), other.parameters(), strict=True)]
     assert close([weight.grad for weight in model.parameters()], sums)
+
+
+# Without a layer --------------------------------------------------------------------------------------------------
+
+
+def test_a_transform_says_which_layers_are_tapped(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = FunctionalUNet(), torch.randn(4, 3, 16, 24)
+    for transform in (MaxStyle(p=1), MixStyle(p=1), TargetedChannelMask()):
+        expected = suggest_layers(model, images, transform).layers
+        with caplog.at_level("INFO", "latentaug"), LatentTap(model, transform=transform) as tap:
+            output = model(images)
+            assert [str(layer) for layer in tap.layers] == [str(layer) for layer in expected]
+            assert [layer.layout for layer in tap.layers] == [layer.layout for layer in expected]
+            assert tap.replay(transform, objective=lambda out: out.square().mean()).shape == output.shape
+    assert "late" in caplog.text or "last" in caplog.text
+    with LatentTap(model) as tap:  # which a tap for something else does not change
+        model(images)
+        assert str(tap.layers[0]) == str(find_bottleneck(model, images))
+    with LatentTap(model, example=images, transform=ManifoldMixup()) as tap:
+        assert len(tap.layers) == 1
+
+
+def test_a_transform_of_images_has_no_layer_and_a_layer_needs_no_transform() -> None:
+    model, images = FunctionalUNet(), torch.randn(4, 3, 16, 24)
+    with pytest.raises(ValueError, match=r"LatentTap finds no layer for GIN: .*augment\(images\)"):
+        LatentTap(model, example=images, transform=GIN())
+    with pytest.raises(ValueError, match=r"needs a layer, or a transform to find layers for; got both"):
+        LatentTap(model, "bottom", transform=MixStyle())
