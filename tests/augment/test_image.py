@@ -284,6 +284,12 @@ def test_a_chance_of_0_and_eval_mode_leave_images_alone(transform: LatentTransfo
     assert not torch.equal(transform.augment(images, generator=seeded()), images)
 
 
+@EVERY_TRANSFORM
+def test_a_gpu_need_not_be_waited_for(transform: LatentTransform) -> None:
+    images = torch.empty(3, 2, 9, 9, device="meta")  # without numbers: whatever would ask for one raises
+    assert transform(images, generator=seeded()).apply(images).device.type == "meta"
+
+
 def test_a_network_that_cancels_the_image_gives_no_nan() -> None:
     change = GIN(layers=1, strength=1.0)(torch.ones(1, 1, 4), generator=seeded())
     change.params["weights"], change.params["shifts"] = [torch.zeros(1, 1, 1, 1)], [torch.zeros(1, 1)]

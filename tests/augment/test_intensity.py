@@ -286,6 +286,13 @@ def test_a_chance_of_0_and_eval_mode_leave_images_alone() -> None:
         assert transform.augment(images) is images
 
 
+def test_a_gpu_need_not_be_waited_for() -> None:
+    images = torch.empty(3, 2, 9, 9, device="meta")  # without numbers: whatever would ask for one raises
+    change = only(*PARTS)(images, generator=seeded())
+    assert {*change.params} == {*PARTS}
+    assert change.apply(images).device.type == "meta"
+
+
 @pytest.mark.parametrize("transform", [only(*PARTS), only("noise", "gamma")], ids=repr)
 def test_given_its_params_a_change_is_one_graph(transform: LatentTransform) -> None:
     images = torch.rand(2, 1, 10, 12, generator=seeded())

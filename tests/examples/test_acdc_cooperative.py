@@ -339,6 +339,24 @@ def test_settings_that_an_older_run_did_not_know_are_the_defaults(
     assert acdc_cooperative.main(arguments) == 0
 
 
+def test_augmentation_is_a_setting_that_a_run_without_it_does_not_mention(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "augment" not in json.loads((whole / "configuration.json").read_text())
+    assert acdc_cooperative.main([*flags, "--augment", "none", "--output", str(whole)]) == 0
+    assert acdc_cooperative.main([*flags, "--augment", "gin", "--output", str(whole)]) == 2
+    assert "that run has augment 'none', this one 'gin'" in capsys.readouterr().err
+    output = tmp_path / "run"
+    gin = [*flags, "--methods", "standard", "--augment", "gin", "--output", str(output)]
+    assert acdc_cooperative.main(gin) == 0
+    assert json.loads((output / "configuration.json").read_text())["augment"] == "gin"
+    assert read_scores(output) != [score for score in read_scores(whole) if score.method == "standard"]
+    shutil.copytree(output, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "standard")
+    assert acdc_cooperative.main(["--config", str(output / "run.toml"), "--output", str(tmp_path / "again")]) == 0
+    assert read_scores(tmp_path / "again") == read_scores(output)
+
+
 def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
     whole: Path, flags: list[str], tmp_path: Path, user_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -424,6 +442,8 @@ def bad_flags(data: Path) -> dict[str, tuple[list[str], str]]:
         "no thread": ([*acdc, "--threads", "0"], "--threads"),
         "unknown preset": ([*acdc, "--preset", "slow"], "slow"),
         "no number": ([*acdc, "--iterations", "many"], "many"),
+        "unknown augmentation": ([*acdc, "--augment", "magic"], "--augment must be one of ('none', 'strong', 'nnunet'"),
+        "codes that the paper's network lacks": ([*acdc, "--methods", "dsu"], "--methods dsu changes codes of encoder"),
         "unknown method": ([*acdc, "--methods", "magic"], "magic"),
         "unknown model": ([*acdc, "--model", "Unet"], "--model must be"),
         "unknown layer": ([*acdc, "--layers", "encodr"], "closest: 'encoder'"),

@@ -6,11 +6,13 @@ import re
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from cardiac.report.compare_runs import together
 from cardiac.report.comparison import CLEAN, SHIFTED, Difference, compare
-from cardiac.run.scores import FILE
+from cardiac.report.tables import columns_of, tabulate
+from cardiac.run.scores import AVERAGE, FILE
 
 from tests.examples.test_architecture import EXAMPLES
 
@@ -67,3 +69,34 @@ def test_differences_that_the_docs_quote_are_those_of_the_scores(
     assert quoted in (EXAMPLES.parent / "docs" / "explanation" / "cardiac-example.md").read_text()
     points = [f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high, *found.draws.values()) if value]
     assert set(re.findall(r"[+-]\d\.\d", quoted)) <= {*points}
+
+
+RECIPE = re.compile(r"^\| `([a-z-]+)` \| `([a-z-]+)` \| [\d.]+ \| (.+) \|$", re.MULTILINE)
+
+
+@cache
+def recipes() -> dict[str, list[str]]:
+    """Return the cells of each line of the table of recipes, by what `compare_runs` calls its method."""
+    text = (EXAMPLES.parent / "docs" / "explanation" / "recipes.md").read_text()
+    lines = {}
+    for method, augment, cells in RECIPE.findall(text):
+        name = "cooperative-details" if method == "cooperative" else method
+        lines[name if augment == "none" else f"{name} + {augment}"] = cells.split(" | ")
+    return lines
+
+
+def test_recipes_are_those_whose_scores_are_kept_and_quoted_right() -> None:
+    folders = [CARDIAC / "unet_plain", *sorted((CARDIAC / "recipes").iterdir())]
+    folders += [CARDIAC / "unet_last", CARDIAC / "unet_details_last"]
+    of_all = together(folders)
+    scores = [score for score in of_all if (score.draw, score.stage, score.metric) == (0, "Unet", "dice")]
+    over = {one.method: one for one in compare(scores, "plain") if one.column == SHIFTED}
+    rows = tabulate(scores)
+    assert {row.method for row in rows} == {*recipes()}
+    for row in rows:
+        columns = [row.cells[name].mean for name in columns_of(rows) if name != AVERAGE]
+        expected = [f"{value:.3f}" for value in (*columns, fmean(columns[1:]))]
+        if (found := over.get(row.method)) is not None:
+            points = [f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high) if value is not None]
+            expected.append("{} ({} to {})".format(*points))
+        assert [cell for cell in recipes()[row.method] if cell.strip()] == expected, row.method

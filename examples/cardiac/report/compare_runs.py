@@ -66,19 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def together(runs: Sequence[Path]) -> list[Score]:
-    """Read the scores of all runs, methods called by their augmentation too.
+    """Read the scores of all runs; where these differ in augmentation, methods are called by it too.
 
     Raises:
         DataError: a file cannot be read, or two runs have the same method and draw.
     """
     scores: list[Score] = []
     there: dict[tuple[str, int], Path] = {}
+    augmentations = {run: augmentation_of(run) for run in runs}
+    differ = len({*augmentations.values()}) > 1
     for run in runs:
         try:
             some = read_scores(run)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
-        some = [score._replace(method=score.method + augmentation_of(run)) for score in some]
+        if differ and augmentations[run] != NONE:
+            some = [score._replace(method=f"{score.method} + {augmentations[run]}") for score in some]
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
             if (method, draw) in there:
                 raise DataError(
@@ -90,10 +93,9 @@ def together(runs: Sequence[Path]) -> list[Score]:
 
 
 def augmentation_of(run: Path) -> str:
-    """Return what a run's methods are called by beside their names: its `--augment`, if it had one."""
+    """Return a run's `--augment`."""
     file = run / "configuration.json"
-    augment = read_json(file).get("augment", NONE) if file.exists() else NONE
-    return "" if augment == NONE else f" + {augment}"
+    return str(read_json(file).get("augment", NONE)) if file.exists() else NONE
 
 
 def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference: str) -> None:

@@ -33,11 +33,18 @@ def loader(
     seed: int = 0,
     length: int = 3,
     batch_size: int = 6,
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainingBatches:
-    frames = [frame("0"), frame("1")]
     return TrainingBatches(
-        frames, side=side, batch_size=batch_size, length=length, seed=seed, epoch=lambda: epoch, device=device
+        [frame("0"), frame("1")],
+        side=side,
+        batch_size=batch_size,
+        length=length,
+        seed=seed,
+        epoch=lambda: epoch,
+        augment=augment,
+        device=device,
     )
 
 
@@ -52,6 +59,20 @@ def test_a_batch_is_half_augmented_half_as_it_is() -> None:
     assert labels.shape == (6, 12, 12)
     assert labels.dtype == torch.long
     assert not torch.equal(images[:3], images[3:])
+
+
+def test_further_augmentation_changes_images_alike_for_every_loader_and_no_labels() -> None:
+    def darker(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images * torch.rand(len(images), 1, 1, 1, generator=generator)
+
+    plain, *both = (list(loader(augment=augment)) for augment in (None, darker, darker))
+    for (images, labels), (one, of_one), (other, of_other) in zip(plain, *both, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(labels, of_one)
+        assert torch.equal(labels, of_other)
+        factors = one.amax((1, 2, 3))
+        assert len(factors.unique()) == len(images)
+        torch.testing.assert_close(one, images * factors.view(-1, 1, 1, 1))
 
 
 def test_slices_without_a_label_are_skipped_and_every_other_comes_once_a_pass() -> None:

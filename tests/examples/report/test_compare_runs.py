@@ -47,6 +47,24 @@ def test_the_network_alone_is_the_reference_where_a_run_has_it(
     assert "-0.250" in said
 
 
+def test_methods_are_called_by_their_augmentation_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write(tmp_path / name, "plain", dice) for name, dice in (("a", 0.5), ("b", 0.75), ("c", 0.25))]
+    for run, configuration in zip(runs, ({"augment": "none"}, {"augment": "gin"}, {"augment": "strong"}), strict=True):
+        (Path(run) / "configuration.json").write_text(json.dumps(configuration))
+    assert compare_runs.main(runs) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"^\| (plain[^|]*?) +\| FTN +\| 1 ", said, re.MULTILINE) == [
+        "plain",
+        "plain + gin",
+        "plain + strong",
+    ]
+    assert re.search(r"^\| plain \+ gin +.* \+0\.250 ", said, re.MULTILINE)
+    assert compare_runs.main(runs[1:2]) == 0  # alone it needs no such name
+    assert "gin" not in capsys.readouterr().out
+    assert compare_runs.main([*runs, "--reference", "plain + gin"]) == 0
+    assert re.search(r"^\| plain \+ strong +.* -0\.500 ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_another_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write(tmp_path / "a", "standard", 0.5), write(tmp_path / "b", "cooperative", 0.75)]
     assert compare_runs.main([*runs, "--reference", "cooperative"]) == 0
