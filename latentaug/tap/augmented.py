@@ -20,7 +20,7 @@ from latentaug.tap.plan import initialise
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
-from latentaug.tracing.intercept import is_compiled, stand_in
+from latentaug.tracing.intercept import Override, is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
@@ -157,6 +157,11 @@ class Augmented:
         """Put a transform where its paper does, by dry runs on what the first pass is given."""
         shared, key = cache_of(self._root), (type(transform).__name__, transform.place)
         if key not in shared.suggested:
+            if any(type(module.__dict__.get("forward")) is Override for module in list(self._root.modules())[1:]):
+                raise RuntimeError(
+                    f"augmented finds layers for {key[0]} by dry runs, which a LatentTap that was opened later would "
+                    f"capture. Name them: suggest_layers({type(self._root).__name__}, images, {key[0]}())."
+                )
             with shared.ours():
                 initialise(self._root, args, kwargs)
                 shared.suggested[key] = suggest(self._root, args, kwargs, transform)

@@ -209,7 +209,7 @@ def test_layers_can_be_changed_and_deeper_codes_see_it(row: Row) -> None:
         seed_all(0)
         with torch.no_grad(), augmented(model, {bottleneck[0]: kept} | transforms):
             output = model(images)
-        return kept.code, leaves(output)
+        return kept.code, list(leaves(output))
 
     code, results = run_with({})
     for layer in early:
@@ -225,7 +225,7 @@ def test_layers_can_be_changed_and_deeper_codes_see_it(row: Row) -> None:
         for layer in layers:
             seed_all(0)
             with torch.no_grad(), augmented(model, {layer: Patterned()}):
-                changed_results = leaves(model(images))
+                changed_results = list(leaves(model(images)))
             assert any(not torch.allclose(a, b) for a, b in zip(changed_results, results, strict=True))
     with LatentTap(model, list(early)) as tap, torch.no_grad():
         model(images)
