@@ -76,6 +76,7 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
             parts = []
         ends = dict.fromkeys(-(-len(parts) * n // _PARTS) - 1 for n in range(1, _PARTS + 1))
         stages = [parts[end] for end in ends if end >= 0] or stages
+        by_depth = len(stages) > 1
     if not stages or _level(stages[-1]) < _level(bottleneck):
         if len(stages) < 2 or not bottleneck.pooled:
             stages.append(bottleneck)

@@ -144,6 +144,7 @@ def test_stages_end_in_the_modules_that_a_reader_would_name(name: str) -> None:
 def test_an_encoder_of_one_grid_is_said_to_be_cut_by_depth() -> None:
     assert stages(Segmenter()).by_depth
     assert not stages(FunctionalUNet()).by_depth
+    assert not stages(SharedUNet(False)).by_depth
 
 
 def test_stages_come_with_strides_also_where_they_are_as_fine_as_the_images() -> None:

@@ -40,38 +40,29 @@ def placed(place: str) -> LatentTransform:
 
 
 PLACES: dict[str, tuple[LatentTransform, list[str], str]] = {
-    "image": (GIN(), [], "its paper changes what the model is given: call GIN(...).augment(images) on it"),
-    "first": (
-        placed("first"),
-        ["downs.0"],
-        "the first of the encoder's 4 stages, of stride 1x1, where all that follows sees the change",
-    ),
-    "early": (
-        MixStyle(),
-        ["downs.0", "downs.1"],
-        "the first two of the encoder's 4 stages, of strides 1x1 and 2x2, where all that follows sees the change",
-    ),
+    "image": (GIN(), [], "its paper changes them before the model sees them: call GIN(...).augment(images)"),
+    "first": (placed("first"), ["downs.0"], "the first of the encoder's 4 stages, of stride 1x1"),
+    "early": (MixStyle(), ["downs.0", "downs.1"], "the first two of the encoder's 4 stages, of strides 1x1 and 2x2"),
     "input or early": (
         ManifoldMixup(),
         ["downs.0", "downs.1"],
-        "at one of these, or on the images: the first two of the encoder's 4 stages, of strides 1x1 and 2x2, where all "
-        "that follows sees the change",
+        "one of these, or the images: the first two of the encoder's 4 stages, of strides 1x1 and 2x2",
     ),
     "encoder": (
         placed("encoder"),
         ["downs.0", "downs.1", "downs.2", "bottleneck"],
-        "the ends of all 4 stages of the encoder, of strides 1x1, 2x2, 4x4 and 8x8",
+        "all of the encoder's 4 stages, of strides 1x1, 2x2, 4x4 and 8x8",
     ),
     "deep": (
         DropBlock(),
         ["downs.2", "bottleneck"],
-        "the last of the encoder's 4 stages, of strides 4x4 and 8x8",
+        "the last two of the encoder's 4 stages, of strides 4x4 and 8x8",
     ),
     "bottleneck": (RandomChannelMask(), ["bottleneck"], "the bottleneck, of stride 8x8"),
     "late decoder": (
         placed("late decoder"),
         ["ups.3", "ups.5"],
-        "the last of the decoder's 3 stages before the logits, of strides 2x2 and 1x1",
+        "the last two of the decoder's 3 stages before the logits, of strides 2x2 and 1x1",
     ),
 }
 
@@ -90,6 +81,7 @@ def test_what_comes_before_a_residual_encoder_is_a_stage_for_those_that_go_every
     early, everywhere = (suggest_layers(ResUNet(), IMAGES, one) for one in (MixStyle(), placed("encoder")))
     assert list(map(str, early.layers)) == ["residual1", "residual2"]
     assert list(map(str, everywhere.layers)) == ["input_layer", "residual1", "residual2", "bridge"]
+    assert everywhere.reason == "all of the encoder's 3 stages and the stem, of strides 1x1, 2x2, 4x4 and 8x8"
 
 
 def test_the_reason_tells_where_an_encoder_of_one_grid_was_cut() -> None:
