@@ -169,8 +169,23 @@ NO_EARLY = {
     "MONAI DiNTS 3-D",
 }
 
-# What follows the bottleneck is one sum or product of functions, a transformer of queries, or the logits already.
-NO_DECODER: set[str] = set()
+# What follows the bottleneck is the logits already, or a sum of logits of several grids, or a transformer of queries, or
+# made by modules that the encoder is made by too.
+NO_DECODER = {
+    "torchvision LR-ASPP mobilenet_v3_large",
+    "MONAI RegUNet 2-D",
+    "MONAI RegUNet 3-D",
+    "transformers MaskFormer swin",
+    "transformers Mask2Former swin",
+    "transformers OneFormer swin",
+    "transformers EoMT",
+    "transformers EoMT DINOv3",
+    "by hand U-Net, one block down, one up",
+    "by hand U-Net, one block for all levels",
+    "by hand Segmenter, forward_features",
+    "by hand MLP-Mixer",
+    "by hand F.dropout in the encoder",
+}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
