@@ -169,8 +169,8 @@ NO_EARLY = {
     "MONAI DiNTS 3-D",
 }
 
-# What follows the bottleneck is the logits already, or a sum of logits of several grids, or a transformer of queries, or
-# made by modules that the encoder is made by too.
+# What follows the bottleneck is the logits already, a sum over several grids, a transformer of queries, or made by
+# modules that serve the encoder too.
 NO_DECODER = {
     "torchvision LR-ASPP mobilenet_v3_large",
     "MONAI RegUNet 2-D",
