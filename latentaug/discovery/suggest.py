@@ -101,14 +101,13 @@ IMAGE, BOTTLENECK, LATE = "image", "bottleneck", "late decoder"
 
 
 def _encoder(stages: Stages) -> Suggestion:
-    stem = [stages.stem] if stages.stem else []
-    which = f"all of the encoder's {len(stages.encoder)} stages{' and the stem' if stem else ''}"
-    return _told([*stem, *stages.encoder], which, stages)
+    ends = [stages.stem, *stages.encoder] if stages.stem else stages.encoder
+    return _in_encoder(ends, "the stem and all" if stages.stem else "all", stages)
 
 
 def _early(stages: Stages, most: int = 2) -> Suggestion:
     ends = stages.encoder[:-1][:most]  # the last is the bottleneck's
-    return _told(ends, f"the first {_number(ends)}of the encoder's {len(stages.encoder)} stages", stages)
+    return _in_encoder(ends, f"the first{_two(ends)}", stages)
 
 
 def _first(stages: Stages) -> Suggestion:
@@ -122,13 +121,12 @@ def _input_or_early(stages: Stages) -> Suggestion:
 
 def _deep(stages: Stages) -> Suggestion:
     ends = stages.encoder[-2:]
-    return _told(ends, f"the last {_number(ends)}of the encoder's {len(stages.encoder)} stages", stages)
+    return _in_encoder(ends, f"the last{_two(ends)}", stages)
 
 
 def _late_decoder(stages: Stages) -> Suggestion:
     ends = [c for c in stages.decoder[-2:] if c.sites > stages.bottleneck.sites] or stages.decoder[-1:]
-    which = f"the last {_number(ends)}of the decoder's {len(stages.decoder)} stages before the logits"
-    return _told(ends, which, stages)
+    return _told(ends, f"the last{_two(ends)} of the decoder's {len(stages.decoder)} stages before the logits")
 
 
 _PLACES: dict[str, Callable[[Stages], Suggestion]] = {
@@ -141,16 +139,20 @@ _PLACES: dict[str, Callable[[Stages], Suggestion]] = {
 }
 
 
-def _told(ends: Sequence[Candidate], which: str, stages: Stages) -> Suggestion:
+def _in_encoder(ends: Sequence[Candidate], which: str, stages: Stages) -> Suggestion:
+    cut = ", cut by depth as its grid is one" if stages.by_depth else ""
+    return _told(ends, f"{which} of the encoder's {len(stages.encoder)} stages{cut}")
+
+
+def _told(ends: Sequence[Candidate], which: str) -> Suggestion:
     *most, last = [_stride(c.stride) for c in ends] or [""]
     strides = f"of strides {', '.join(most)} and {last}" if most else f"of stride {last}"
-    cut = ", cut by depth as its grid is one" if stages.by_depth and "encoder" in which else ""
-    return Suggestion(tuple(c.location for c in ends), f"{which}{cut}, {strides}")
+    return Suggestion(tuple(c.location for c in ends), f"{which}, {strides}")
 
 
 def _stride(stride: tuple[int, ...]) -> str:
     return "x".join(map(str, stride))
 
 
-def _number(ends: Sequence[Candidate]) -> str:
-    return "two " if len(ends) == 2 else ""
+def _two(ends: Sequence[Candidate]) -> str:
+    return " two" if len(ends) == 2 else ""

@@ -81,7 +81,7 @@ def test_what_comes_before_a_residual_encoder_is_a_stage_for_those_that_go_every
     early, everywhere = (suggest_layers(ResUNet(), IMAGES, one) for one in (MixStyle(), placed("encoder")))
     assert list(map(str, early.layers)) == ["residual1", "residual2"]
     assert list(map(str, everywhere.layers)) == ["input_layer", "residual1", "residual2", "bridge"]
-    assert everywhere.reason == "all of the encoder's 3 stages and the stem, of strides 1x1, 2x2, 4x4 and 8x8"
+    assert everywhere.reason == "the stem and all of the encoder's 3 stages, of strides 1x1, 2x2, 4x4 and 8x8"
 
 
 def test_the_reason_tells_where_an_encoder_of_one_grid_was_cut() -> None:
