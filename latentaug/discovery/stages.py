@@ -80,7 +80,7 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
     if not stages or _level(stages[-1]) < _level(bottleneck):
         if len(stages) < 2 or not bottleneck.pooled:
             stages.append(bottleneck)
-    elif stages[-1].stride != bottleneck.stride:  # the layout of one was misread
+    elif stages[-1].path or stages[-1].stride != bottleneck.stride:  # of several results, or a layout was misread
         stages[-1] = bottleneck
     return Stages(bottleneck, stem, stages, _decoder(model, look, found, bottleneck), by_depth)
 
