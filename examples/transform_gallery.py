@@ -12,7 +12,7 @@ from latentaug import FTN, LatentTap, LatentTransform, suggest_layers
 from latentaug.plot import plot_gallery
 
 ITERATIONS, SIDE = 300, 64
-BASES = ("LatentTransform", "Masker", "Compose", "OneOf", "RandomApply")
+BASES = ("LatentTransform", "Masker", "Adversarial", "Compose", "OneOf", "RandomApply")
 torch.manual_seed(0)
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ parameters hold none, as those of masks do.
 from __future__ import annotations
 
 from latentaug.augment.base import LatentTransform
-from tests.support.oracles import adversarial, drop, image, mix, noise, style
+from tests.support.oracles import adversarial, drop, image, intensity, mix, noise, style
 from tests.support.oracles.compare import Errors, Oracle, divergence_of, errors, loss_of, saliency_of
 
 __all__ = ["ORACLES", "Errors", "Oracle", "divergence_of", "errors", "loss_of", "saliency_of"]
@@ -21,4 +21,5 @@ ORACLES: dict[type[LatentTransform], Oracle] = {
     **noise.ORACLES,
     **adversarial.ORACLES,
     **image.ORACLES,
+    **intensity.ORACLES,
 }
