@@ -70,13 +70,14 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
     stem = stages[0] if encoder.begins_with_a_stem(stages) else None
     stages = stages[stem is not None :]
     parts = _cut_by_depth(encoder, look) if len(stages) < 2 else []
+    by_depth = len(parts) > 1
     stages = parts or stages
     if not stages or _level(stages[-1]) < _level(bottleneck):
         if len(stages) < 2 or not bottleneck.pooled:
             stages.append(bottleneck)
     elif stages[-1].path or stages[-1].stride != bottleneck.stride:  # of several results, or a layout was misread
         stages[-1] = bottleneck
-    return Stages(bottleneck, stem, stages, _decoder(model, look, found, bottleneck), len(parts) > 1)
+    return Stages(bottleneck, stem, stages, _decoder(model, look, found, bottleneck), by_depth)
 
 
 def _cut_by_depth(encoder: _Road, look: Look) -> list[Candidate]:

@@ -192,7 +192,17 @@ NO_DECODER = {
 }
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+QUICK = {
+    "segmentation-models-pytorch Unet resnet18",
+    "MONAI DynUNet 2-D",
+    "nnU-Net PlainConvUNet 2-D",
+    "paper FTN",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in BY_HAND]
+)
 def test_layers_are_those_that_are_expected_by_hand(name: str) -> None:
     row = BY_NAME[name]
     model, images = row.model(True), row.images()
