@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from latentaug.checks import called_on_example, module
 from latentaug.discovery.bottleneck import bottleneck, looked
 from latentaug.discovery.candidates import Candidate
 from latentaug.discovery.stages import Stages, stages_of
@@ -55,7 +56,9 @@ def suggest_layers(
         >>> print(suggest_layers(model, torch.randn(2, 1, 32, 48), MixStyle()))
         0, 1: the first two of the encoder's 3 stages, of strides 2x2 and 4x4
     """
-    return suggest(unwrap(model), *as_inputs(example), transform, logits=logits)
+    module("transform", transform, who="suggest_layers")
+    with called_on_example("suggest_layers", model, example):
+        return suggest(unwrap(model), *as_inputs(example), transform, logits=logits)
 
 
 def suggest(

@@ -271,7 +271,7 @@ class Augmented:
         if not change.whole_pass:
             try:
                 changed: Tensor = change.apply(code)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 if layer.together is None:
                     raise
                 raise ValueError(

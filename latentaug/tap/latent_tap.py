@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from latentaug.checks import called_on_example, shown
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.discovery.suggest import suggest
 from latentaug.layout import Layout
@@ -102,7 +103,8 @@ class LatentTap:
         if example is not None:
             with self._shared.lock, self._shared.ours():
                 args, kwargs = as_inputs(example)
-                self._spots(args, kwargs)
+                with called_on_example("LatentTap", self._root, example):
+                    self._spots(args, kwargs)
                 shapes = self._shared.spots[self._sought].values()
                 self._seen = list(shapes), _image_shape(args, kwargs)
 
@@ -343,6 +345,8 @@ class LatentTap:
     def _resolve(self, layer: Layer | Sequence[Layer] | None) -> tuple[Layer, ...] | None:
         if layer is None:
             return None
+        if not isinstance(layer, str | nn.Module | Location | list | tuple):
+            raise TypeError(f"layer must be a dotted name, a module, a Location or a list of them; got {shown(layer)}.")
         layers = (layer,) if isinstance(layer, str | nn.Module | Location) else tuple(layer)
         if not layers:
             raise ValueError("LatentTap needs at least one layer; got an empty list. Pass None for the bottleneck.")
