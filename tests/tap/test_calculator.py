@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.layout import CHANNELS_FIRST
 from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tracing.location import Location
@@ -208,7 +209,8 @@ def test_two_that_find_the_bottleneck_at_the_first_call() -> None:
     saliency, same = first(loss), second(loss)
     assert torch.equal(saliency, same)
     expected: list[Tensor] = []
-    handle = model[0].register_forward_hook(lambda _, __, output: (expected.append(output), output.clone())[1])
+    layer = model.get_submodule(find_bottleneck(model, images).name)
+    handle = layer.register_forward_hook(lambda _, __, output: (expected.append(output), output.clone())[1])
     plain = model(images).square().mean()
     handle.remove()
     torch.testing.assert_close(saliency, torch.autograd.grad(plain, expected[0])[0])
