@@ -319,8 +319,14 @@ def break_acdc(root: Path, how: str) -> None:
         ("no labels", r"patient001_frame01_gt\.nii\.gz: missing, patient001_frame01\.nii\.gz needs it; copy"),
         ("shape", r"frame01_gt\.nii\.gz: shape \(20, 24, 4\), image \(20, 24, 3\); both must .* copy"),
         ("axes", r"frame01_gt\.nii\.gz: shape \(20, 24, 3, 2\), .* the same 3 axes"),
-        ("affine", r"frame01_gt\.nii\.gz: affine or voxel size differs from patient001_frame01\.nii\.gz's; resample"),
-        ("voxel size", r"frame01_gt\.nii\.gz: affine or voxel size differs"),
+        (
+            "affine",
+            r"frame01_gt\.nii\.gz: sform\[0, 3\] is 5, patient001_frame01\.nii\.gz has 0 in its sform: .*; copy",
+        ),
+        (
+            "voxel size",
+            r"frame01_gt\.nii\.gz: .*pixdim.* 1\.4 x 8 mm, patient001_frame01\.nii\.gz has .* 1\.4 x 9 mm; copy",
+        ),
         ("unknown label", r"frame01_gt\.nii\.gz: unknown label 7; allowed are 0 to 3, relabel"),
         ("fractional label", r"frame01_gt\.nii\.gz: unknown label 1\.5; allowed are 0 to 3, relabel"),
         ("not finite", r"frame01\.nii\.gz: has voxels that are not finite; export"),
