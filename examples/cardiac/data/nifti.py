@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.nifti1 import data_type_codes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
@@ -25,7 +26,7 @@ from cardiac.data.plain_files import open_file
 
 MAX_VOXELS = 2**28
 """Of a file: as float64, the numbers that preprocessing needs, they take 2 GB."""
-MAX_FRAME_VOXELS = 2**26
+MAX_FRAME_VOXELS = 2**25
 """Of one moment in it: preprocessing needs them several times over."""
 MAX_FILE_BYTES = 2**31
 SPACING_RANGE = (0.05, 30.0)
@@ -124,14 +125,11 @@ def read_header(path: Path) -> Nifti:
                 break
     header, earliest = _parse(start)
     shape = _shape(header)
+    dtype = _dtype(header)
     try:
-        dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
         raise ValueError(str(error)) from None
-    if dtype.kind not in "iuf":
-        kind = "complex" if dtype.kind == "c" else "coloured" if dtype.kind == "V" else str(dtype)
-        raise Unfit(f"its voxels are {kind}, not plain numbers; export it as grey values or labels.")
     frame = math.prod(shape[:3])
     if frame > MAX_FRAME_VOXELS or math.prod(shape) > MAX_VOXELS:
         raise Unfit(
@@ -187,6 +185,16 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
     if not (1 <= count <= 7 and all(n >= 1 for n in sizes[:count])):
         raise ValueError(f"dim is {count}, {', '.join(map(str, sizes))}")
     return tuple(sizes[:count])
+
+
+def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
+    code = int(header["datatype"])
+    if code not in data_type_codes.code:
+        raise ValueError(f"datatype is {code}")
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise Unfit(f"its voxels are {data_type_codes.label[code]}, not plain numbers; export grey values or labels.")
+    return dtype
 
 
 def _spacing(header: nib.Nifti1Header, unit: str) -> tuple[float, float, float]:

@@ -112,7 +112,13 @@ def read_acdc(
     for patient, folder in _select(folders, patients, root).items():
         for phase, number in _read_info(folder / "Info.cfg").items():
             stem = f"patient{patient}_frame{number:02d}"
-            image, labels, spacing = _read_pair(folder, (stem, f"{stem}_gt"), _ACDC_LABELS)
+            stems = stem, f"{stem}_gt"
+            if not any(_exists(_volume(folder, one)) for one in stems):
+                raise DataError(
+                    f"{folder / 'Info.cfg'}: {phase} is frame {number}, which has no files; correct it, or copy "
+                    f"{stem}.nii.gz and {stem}_gt.nii.gz from the release."
+                )
+            image, labels, spacing = _read_pair(folder, stems, _ACDC_LABELS)
             image = clip_percentiles(image, percentiles)
             frames.append(_frame(patient, phase, image, labels, spacing, size))
     return frames
@@ -150,8 +156,8 @@ def read_mnms(
         stems = f"{code}_sa", f"{code}_sa_gt"
         images, labels, spacing = _read_pair(folder, stems, _OUR_LABELS, dimensions=4)
         group = {"vendor": row["Vendor"], "centre": row["Centre"]}
-        for phase in PHASES:
-            time = _labelled_time(row, phase, labels, _volume(folder, stems[1]), table_path)
+        times = _labelled_times(row, labels, _volume(folder, stems[1]), table_path)
+        for phase, time in times.items():
             image = clip_percentiles(images[time], percentiles)
             frames.append(_frame(code, phase, image, labels[time], spacing, size, group=group))
     return frames
@@ -354,7 +360,9 @@ def _read_table(root: Path) -> tuple[Path, dict[str, dict[str, str]]]:
         raise DataError(f"{root}: no *M&Ms*.csv; copy the release's information table here, it names ED and ES.")
     path = root / tables[-1]
     try:
-        head, *lines = list(csv.reader(io.StringIO(_text(path), newline=""))) or [[]]
+        text = _text(path)
+        comma = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write what the user's country does
+        head, *lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=comma)) or [[]]
     except csv.Error as error:
         raise DataError(f"{path}: is no CSV ({error}); copy the table from the release again.") from None
     head = [name.strip() for name in head]
@@ -372,13 +380,18 @@ def _read_table(root: Path) -> tuple[Path, dict[str, dict[str, str]]]:
     return path, rows
 
 
-def _labelled_time(row: dict[str, str], phase: str, labels: Labels, path: Path, table: Path) -> int:
-    """Which frame of a 4-D volume the table names (it counts from 0), provided that it has labels."""
-    time = _number(row[phase], f"{phase} of {row['External code']}", table)
+def _labelled_times(row: Mapping[str, str], labels: Labels, path: Path, table: Path) -> dict[str, int]:
+    """Which frames of a 4-D volume the table names (it counts from 0), provided that they have labels."""
+    times = {phase: _number(row[phase], f"{phase} of {row['External code']}", table) for phase in PHASES}
     labelled = np.flatnonzero(labels.any(axis=(1, 2, 3))).tolist()
-    if time not in labelled:
-        raise DataError(f"{path}: frame {time} has no labels, frames {labelled} do; correct {phase} in {table.name}.")
-    return time
+    for phase, time in times.items():
+        if time not in labelled:
+            raise DataError(
+                f"{path}: frame {time} has no labels, frames {labelled} do; correct {phase} in {table.name}."
+            )
+    if times["ED"] == times["ES"] and len(labelled) > 1:
+        raise DataError(f"{path}: frames {labelled} have labels, ED and ES are both {time}; correct {table.name}.")
+    return times
 
 
 def _read_pair(
