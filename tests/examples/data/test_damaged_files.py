@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import acdc_cooperative
 import numpy as np
 import pytest
+from cardiac.methods.network import Network
 from cardiac.run import experiment
 from cardiac.run.presets import Preset
 from cardiac.run.study import Study
@@ -61,8 +62,9 @@ def release(tmp_path: Path) -> Release:
 def command(
     release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[], Ended]:
-    """The example's command up to its first training, all frames read at one size."""
+    """The example's command up to its first training: all frames read at one size, the network built once."""
     studies: list[Study] = []
+    monkeypatch.setattr(Network, "build", once(Network.build))
     monkeypatch.setattr(Preset, "padded_size", SIZE)
     monkeypatch.setattr(experiment, "train_and_test", lambda method, draw, study, *rest: studies.append(study))
     monkeypatch.setattr(acdc_cooperative, "conclude", lambda *rest: None)
@@ -77,6 +79,12 @@ def command(
         return Ended(code, capsys.readouterr().err, frames)
 
     return run
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a function a single time, and return what it gave ever after."""
+    made: list[Any] = []
+    return lambda *args: made[0] if made else made.append(function(*args)) or made[0]
 
 
 @contextmanager
