@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 2**31
 SPACING_RANGE = (0.05, 30.0)
 """Voxel sizes in mm that an image of a heart may have."""
 INTENSITY_LIMIT = 1e30
-"""Beyond it, float32 overflows in preprocessing."""
+"""Preprocessing computes in float32, which holds no numbers that are much larger, or smaller than its reciprocal."""
 
 _UNITS = {"metres": 1e3, "micrometres": 1e-3, "millimetres": 1.0}
 _UNIT_CODES = {1: "metres", 2: "millimetres", 3: "micrometres"}  # others say nothing: millimetres
@@ -40,6 +40,7 @@ _FORMATS = (  # header, its size, its magic string and where that is, and where 
     (nib.Nifti1Header, 348, b"n+1\0", slice(344, 348), 352),
     (nib.Nifti2Header, 540, b"n+2\0", slice(4, 8), 544),
 )
+_LEAST_SPREAD = 1e-5  # of voxels, relative to what is added to them: float32 tells 1e-7 apart
 _MAX_OFFSET = 2**26
 _PADDING = 16  # bytes after the last voxel that some programs write; a row of voxels has more
 _PACKED, _UNPACKED = 1 << 16, 1 << 20  # bytes that go into and come out of the unpacker at once
@@ -102,9 +103,17 @@ class Nifti:
             low, high = float(voxels.min()), float(voxels.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise Unfit("has voxels that are not finite; export it again without NaN or infinity.")
-        if max(-low, high) > INTENSITY_LIMIT:
+        largest = max(-low, high)
+        if largest > INTENSITY_LIMIT or 0 < largest < 1 / INTENSITY_LIMIT or self._is_drowned(stored):
             raise Unfit(f"has voxels of {low:g} to {high:g}; correct its scl_slope and scl_inter, or export it again.")
         return voxels
+
+    def _is_drowned(self, stored: npt.NDArray[np.generic]) -> bool:
+        """Whether what is added is so large that float32 would hold little or nothing of the voxels' differences."""
+        if self.slope is None or self.intercept is None:
+            return False
+        spread = (float(stored.max()) - float(stored.min())) * abs(self.slope)
+        return 0 < spread < abs(self.intercept) * _LEAST_SPREAD
 
 
 def read_header(path: Path) -> Nifti:

@@ -50,7 +50,7 @@ _OUR_LABELS = (0, 1, 2, 3)
 _MNMS_COLUMNS = ("External code", "Vendor", "Centre", "ED", "ES")
 _SUFFIXES = (".nii.gz", ".nii")  # the release's first; users unpack it
 _NO_DATA = ("lost+found",)  # of a disk's root, which nobody may enter
-_LABEL_ROUNDING = 1e-3
+_LABEL_ROUNDING = 1e-3 + 1e-6  # and what float32 makes of that
 _MOST_LABEL_ROUNDING = 1e-2  # of integers that are scaled by as little as 3 / 255
 
 

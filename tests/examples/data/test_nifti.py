@@ -241,7 +241,16 @@ def test_headers_of_no_sense_are_refused(file: Path, header: dict[str, Any], rea
 
 
 @pytest.mark.parametrize(
-    ("slope", "intercept", "reason"), [(1e38, 0, r"scl_slope"), (1, 1e31, r"scl_inter"), (-1e38, 0, r"voxels of -")]
+    ("slope", "intercept", "reason"),
+    [
+        (1e38, 0, "scl_slope"),
+        (-1e38, 0, "voxels of -"),
+        (1, 1e31, "scl_inter"),
+        (1e-40, 0, "scl_slope"),
+        (1, 1e9, "scl_inter"),
+        (1, -1e25, "scl_inter"),
+        (1e-7, 100, "scl_slope"),
+    ],
 )
 def test_numbers_that_float32_cannot_compute_with_are_refused(
     file: Path, slope: float, intercept: float, reason: str
