@@ -474,8 +474,8 @@ class CooperativeTrainer:
             if self._optimization.needs_score:
                 raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
             return
-        num_classes = self._built("fit").num_classes
-        scores = _scores(Overlap(num_classes), Overlap(num_classes))
+        model = self._built("fit")
+        scores = _scores(*[Overlap(model.num_classes, model.ignore_index)] * 2)
         if monitor not in scores:
             raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
 
