@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.given_loss import GivenLoss
-from latentaug.cooperative.labels import squeeze_labels
+from latentaug.cooperative.labels import squeeze_labels, whole_numbers
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss of logits and labels."""
@@ -124,7 +124,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) 
         >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), -100))
         tensor(0.)
     """
-    labels = squeeze_labels(labels, logits.ndim - 2)
+    labels = whole_numbers(squeeze_labels(labels, logits.ndim - 2))
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"segmentation_loss needs labels of shape {(logits.shape[0], *logits.shape[2:])} for logits of shape "

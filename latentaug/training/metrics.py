@@ -69,7 +69,7 @@ def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: int = 
         sums[name] = sums[name] + weight * value if name in sums else weight * value
 
 
-def means_of(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+def means_of(sums: Mapping[str, Tensor], count: int | Tensor) -> dict[str, float]:
     """Divide sums by their number, and read them all at once.
 
     Example:
