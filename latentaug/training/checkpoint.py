@@ -26,7 +26,7 @@ class Position:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the losses over those batches, on the device
     epoch_start: dict[str, Any] = field(default_factory=dict)  # random state before the first of them was drawn
     history: list[dict[str, float]] = field(default_factory=list)
-    counted: int | Tensor | None = None  # batches whose losses are in the sums; None in older checkpoints: all
+    counted: int | Tensor = 0  # batches whose losses are in the sums: those that were finite
 
 
 class _Told:

@@ -128,7 +128,7 @@ class FiniteGuard:
         self._epoch |= dict.fromkeys(seen.lost)
         if self.skipped <= 3 or self.skipped & (self.skipped - 1) == 0:  # the first ones, then ever more rarely
             logger.warning(
-                "Skipped batch %d of epoch %d (counted from 0 and 1): not finite were %s. Skipped so far: %d.",
+                "Skipped batch %d (counted from 0) of epoch %d: not finite were %s. Skipped so far: %d.",
                 seen.batch,
                 seen.epoch,
                 ", ".join(seen.lost),
@@ -149,8 +149,8 @@ class Watched:
     def __init__(self, guard: FiniteGuard, model: nn.Module, *, accumulated: bool, gradients: bool) -> None:
         self._guard, self._model, self._gradients = guard, model, gradients
         self._buffers = KeptBuffers(model)
-        self._before = [one.grad.clone() for one in _with_gradient(model)] if accumulated else []
-        self._held = {id(one) for one in _with_gradient(model)} if accumulated else set[int]()
+        there = [(id(one), one.grad.clone()) for one in model.parameters() if accumulated and one.grad is not None]
+        self._before = dict(there)
 
     def settle(self, epoch: int, batch: int, images: Tensor, losses: Mapping[str, Tensor]) -> Tensor | bool:
         """See whether the batch was finite; if not, let it leave no trace in gradients and buffers.
@@ -173,13 +173,11 @@ class Watched:
         if known is True:
             return True
         self._buffers.put_back(None if known is False else finite)
-        kept = iter(self._before)
         for parameter in changed:
             gradient = parameter.grad
             assert gradient is not None
             with torch.no_grad():
-                if id(parameter) in self._held:
-                    before = next(kept)
+                if (before := self._before.get(id(parameter))) is not None:
                     gradient.copy_(before if known is False else torch.where(finite, gradient, before))
                 elif known is False:
                     parameter.grad = None

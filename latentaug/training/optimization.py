@@ -154,7 +154,8 @@ class Optimization:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put it into the set of weights that is evaluated and saved, if it is in the other one."""
-        was, _ = self._stepping, self._switch(False)
+        was = self._stepping
+        self._switch(False)
         try:
             yield
         finally:

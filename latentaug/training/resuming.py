@@ -133,7 +133,7 @@ def tell_of_resume(
 
 
 def _checked_position(state: Any, device: torch.device) -> Position:
-    position = Position(**state)
+    position = Position(**{"counted": state["batches"], **state})  # older checkpoints count all
     counts = (position.epoch, position.step, position.batches)
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError(f"epoch, step and batches must be whole numbers; got {counts}.")

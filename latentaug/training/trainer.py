@@ -506,7 +506,7 @@ class CooperativeTrainer:
             optimization.update(count if len(group) > 1 else 1)
             position.step += 1
             position.sums = sums
-            position.counted = (position.batches if position.counted is None else position.counted) + count
+            position.counted = position.counted + count
         position.batches += len(group)
         self._guard.check()
         return last
@@ -519,8 +519,7 @@ class CooperativeTrainer:
                 "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
                 "A generator can be read only once: pass a DataLoader or a list."
             )
-        counted = position.batches if position.counted is None else position.counted
-        losses = means_of(position.sums, counted) if position.sums else {"loss": math.nan}
+        losses = means_of(position.sums, position.counted) if position.sums else {"loss": math.nan}
         self._guard.end_epoch(position.epoch + 1, position.batches)
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         metrics = {"epoch": position.epoch + 1, "step": position.step, **self._optimization.rates}
