@@ -83,6 +83,9 @@ def _create(path: Path, content: bytes) -> bool:
     """Write the lock, if there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise named(error, path) from error
+    try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False

@@ -98,7 +98,7 @@ class Table(lr_scheduler.LRScheduler):
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.5 * (1 + np.cos(np.pi * epoch / 10))),
-    "multiplied": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: np.float32(0.9)),
+    "multiplied": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: np.float64(0.9)),
     "numbers": lambda o: lr_scheduler.StepLR(o, np.int64(1), gamma=np.float64(0.5)),
     "milestones": lambda o: lr_scheduler.MultiStepLR(o, np.array([1, 2]), gamma=np.float32(0.5)),
     "table": Table,
@@ -113,7 +113,9 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "cyclic": lambda o: lr_scheduler.CyclicLR(
         o, np.float64(1e-4), 1e-3, step_size_up=2, cycle_momentum=False, scale_fn=lambda x: np.float64(0.9) ** x
     ),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, np.float64(1e-3), total_steps=np.int64(10)),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(
+        o, np.float64(1e-3), total_steps=10, final_div_factor=np.float64(1e4)
+    ),
     "averaging": lambda o: swa_utils.SWALR(o, swa_lr=np.float64(1e-3), anneal_epochs=3),
 }
 
