@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,7 +127,15 @@ def undisturbed(*, forget: bool = False) -> Iterator[None]:
         handler(number, None)
 
 
-def forget_workers(loader: object) -> None:
-    """Let a loader start new workers when it is iterated next, in place of those that died."""
-    if getattr(loader, "_iterator", None) is not None:  # where a DataLoader keeps workers that outlive an epoch
-        setattr(loader, "_iterator", None)  # noqa: B010 - no attribute of what we know
+def stop_workers(drawing: Iterable[tuple[object, object]]) -> None:
+    """Stop the workers of loaders that are drawn from, so that their end is no news later on.
+
+    Args:
+        drawing: Loaders and iterators over them; those of a `DataLoader` have the methods that it stops them with.
+    """
+    for loader, batches in drawing:
+        stop = getattr(batches, "_shutdown_workers", None)
+        if callable(stop):
+            stop()
+        if getattr(loader, "_iterator", None) is not None:  # whose workers outlive an epoch, or were to
+            setattr(loader, "_iterator", None)  # noqa: B010 - no attribute of what we know

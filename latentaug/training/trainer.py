@@ -34,7 +34,7 @@ from latentaug.training.interrupt import (
     Interruption,
     Terminated,
     deferred_interrupt,
-    forget_workers,
+    stop_workers,
     undisturbed,
 )
 from latentaug.training.lock import FolderLock, folder_lock
@@ -160,6 +160,7 @@ class CooperativeTrainer:
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
         self._interruption = Interruption()
+        self._drawing: list[tuple[Iterable[Any], Iterator[Any]]] = []
         self._stopping = False
 
         self.model = model.to(self.device)
@@ -401,7 +402,7 @@ class CooperativeTrainer:
     @contextmanager
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
-        self._loader, self._stopping = loader, False
+        self._loader, self._drawing, self._stopping = loader, [], False
         self._see_that_it_can_be_saved()
         if self._allocator and self.device.type == "cpu" and tune_allocator():
             _tell_of_allocator()
@@ -425,19 +426,17 @@ class CooperativeTrainer:
             self._interruption = stack.enter_context(deferred_interrupt())
             try:
                 yield
-            except (Interrupted, Terminated, NotFiniteError):
-                self._save_last()
-                raise
-            except Exception as error:
-                if not self._interruption.explains(error):
-                    raise
-                with undisturbed(forget=True):  # other workers may be found dead meanwhile
-                    self._save_last()
-                forget_workers(loader)
-                self._interruption.check()
+            except BaseException as error:
+                safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
+                if safe or self._interruption.explains(error):
+                    with undisturbed(forget=True):
+                        self._save_last()
+                        if self._interruption.signal is not None:
+                            stop_workers(self._drawing)
+                    self._interruption.check()  # which tells more than what a loader raised
                 raise
             finally:
-                self._interruption = Interruption()
+                self._interruption, self._drawing = Interruption(), []
 
     def _beat(self) -> None:
         """Do what is to be done now and then: stop if asked to, and tell others that this trainer lives."""
@@ -450,13 +449,15 @@ class CooperativeTrainer:
 
     def _drawn_from(self, batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
         """Yield batches; a signal that arrives while worker processes are waited for takes effect at once."""
+        self._drawing.append((loader, batches))
         while True:
             with self._interruption.at_once(getattr(loader, "num_workers", 0) > 0):
                 try:
                     batch = next(batches)
                 except StopIteration:
-                    return
+                    break
             yield batch
+        self._drawing.pop()
 
     def _draw(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Iterate over the running epoch's batches, from where it was left."""
