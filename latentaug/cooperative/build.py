@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
+from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 from latentaug.discovery.codes import Codes, find_codes
 from latentaug.nets.heads import ReconstructionHead, ShapePrior, check_range
 from latentaug.tap.latent_tap import LatentTap
@@ -202,33 +203,53 @@ def check_decoder_range(decoder: nn.Module, image_range: tuple[float, float] | N
         )
 
 
-def check_batch(
-    images: Tensor, labels: Tensor, num_classes: int, image_range: tuple[float, float] | None, ignore_index: int
-) -> None:
-    """See that a batch is what it was said to be, values too, for which the host waits.
+def check_shapes(images: Tensor, labels: Tensor) -> None:
+    """See that labels are class indices of the images' size.
 
     Raises:
-        ValueError: labels are no class indices, or none of these classes, or images are out of range.
+        ValueError: They are of another shape.
     """
-    if labels.ndim != images.ndim - 1:
+    if not of_size(labels, len(images), images.shape[2:]):
         raise ValueError(
             f"CooperativeModel needs labels [B, *S] or [B, 1, *S] for images of shape {tuple(images.shape)}; got "
-            f"{tuple(labels.shape)}. Pass class indices, not one channel per class."
+            f"{tuple(labels.shape)}. Pass class indices of the images' size, not one channel per class."
         )
-    if image_range is not None:
-        low, high = image_range
-        lowest, highest = (float(value) for value in images.aminmax())
-        slack = 1e-3 * (high - low)  # interpolation and rounding overshoot a little
-        if not (low - slack <= lowest and highest <= high + slack):
-            raise ValueError(
-                f"CooperativeModel needs images in image_range=({low:g}, {high:g}); got values from {lowest:g} to "
-                f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
-                "without bounds, such as z-scored ones."
-            )
-    known = (labels >= 0) & (labels < max(num_classes, 2)) & (labels == labels.long())
-    unknown = ~known & (labels != ignore_index)
+
+
+def check_range(images: Tensor, image_range: ImageRange) -> None:
+    """See that images have the values that they were said to have; the host waits for them.
+
+    Raises:
+        ValueError: One is out of range, or not finite.
+    """
+    if image_range is None:
+        return
+    low, high = image_range
+    lowest, highest = (float(value) for value in images.aminmax())
+    slack = 1e-3 * (high - low)  # interpolation and rounding overshoot a little
+    if not (low - slack <= lowest and highest <= high + slack):
+        raise ValueError(
+            f"CooperativeModel needs images in image_range=({low:g}, {high:g}); got values from {lowest:g} to "
+            f"{highest:g}. Rescale the images, or pass image_range=(low, high) as they are, or None for images "
+            "without bounds, such as z-scored ones."
+        )
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """See that labels are among the classes; the host waits for them.
+
+    Raises:
+        TypeError: They are complex numbers.
+        ValueError: One is no class, or lies between two.
+    """
+    if labels.is_complex():
+        raise TypeError(f"CooperativeModel needs labels that are class indices; got {labels.dtype}.")
+    indices = whole_numbers(labels)
+    known = (indices >= 0) & (indices < max(num_classes, 2)) | (indices == ignore_index)
+    unknown = ~known | between_classes(labels)
     if unknown.any():
+        position = tuple(unknown.nonzero()[0].tolist())
         raise ValueError(
             f"CooperativeModel needs labels in 0 … {max(num_classes, 2) - 1} or ignore_index="
-            f"{ignore_index}; got {labels[unknown][0].item()}."
+            f"{ignore_index}; got {labels[position].item():g}."
         )

@@ -183,7 +183,6 @@ class HardExampleMaker:
         losses: Losses,
         decode: nn.Module,
         images: Tensor,
-        labels: Tensor,
         reconstructed: Tensor,
         generator: torch.Generator | None,
         *,
@@ -199,7 +198,6 @@ class HardExampleMaker:
             losses: Hold the losses that the codes are scored by.
             decode: The image decoder.
             images: The images, without noise.
-            labels: Their labels.
             reconstructed: What the image code decodes to.
             generator: Source of the random numbers.
             segment: Returns the loss of the segmentation of images, of some samples of the batch or all.
@@ -221,8 +219,9 @@ class HardExampleMaker:
         hard_images = shrink(hard_images, self.size(images.shape[2:]))
         if not segmentations:
             return Made(hard_images, None, samples, None)
-        prediction = self.segmentations(taps, shape_codes, labels.shape[1:], differentiable=learn)
-        segmentation = shrink(taken(prediction.main.detach(), samples), self.size(labels.shape[1:]))
+        size = images.shape[2:]
+        prediction = self.segmentations(taps, shape_codes, size, differentiable=learn)
+        segmentation = shrink(taken(prediction.main.detach(), samples), self.size(size))
         return Made(hard_images, segmentation, samples, prediction if learn else None)
 
     def codes(

@@ -15,8 +15,10 @@ from latentaug.cooperative.arguments import Expected, check_decoder, check_model
 from latentaug.cooperative.build import (
     ImageRange,
     Layers,
-    check_batch,
     check_decoder_range,
+    check_labels,
+    check_range,
+    check_shapes,
     existing_submodules,
     new_reconstruction_head,
     new_shape_prior,
@@ -30,9 +32,10 @@ from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.hard_examples import RESIDUAL, HardExampleMaker, HardExamples
 from latentaug.cooperative.image_style import style_layers
+from latentaug.cooperative.labels import whole_numbers
 from latentaug.cooperative.logits import LogitsReader, finest, read_logits
 from latentaug.cooperative.moved import accepts_moved_arguments
-from latentaug.cooperative.objective import Loss, Objective, reconstruction_loss, squeeze_labels
+from latentaug.cooperative.objective import Loss, Objective, reconstruction_loss
 from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
 from latentaug.cooperative.shortcuts import Every, shrink
 from latentaug.cooperative.stages import HardStage, hard_stage, second_stage, segmentation_at, standard_stage
@@ -297,13 +300,14 @@ class CooperativeModel(nn.Module):
         Shape:
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
-        labels = squeeze_labels(labels, images.ndim - 2).long()
+        self._check(images, labels)
+        labels = whole_numbers(labels)
         maker, losses = self.maker, self.objective.losses()
         with preserved_modes(self), torch.enable_grad(), self.eval().tapped() as taps:
-            predicted = self.reader.read(self.model(images), labels.shape[1:], [*taps.codes.values()])
+            predicted = self.reader.read(self.model(images), images.shape[2:], [*taps.codes.values()])
             losses.add("segmentation", predicted.loss(self.loss, labels))
             reconstructed = self.reconstruction(taps.codes[self.image_code], images.shape[2:])
-            losses.add("reconstruction", reconstruction_loss(reconstructed, images))
+            losses.add("reconstruction", reconstruction_loss(reconstructed, images, self.image_range))
             image_code, shape_codes = maker.codes(taps, losses, generator)
 
             def loss(decoded: Tensor) -> Tensor:
@@ -311,7 +315,7 @@ class CooperativeModel(nn.Module):
                     return segmentation_at(self, decoded, labels)
 
             hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator, loss)
-            hard_segmentation = maker.segmentations(taps, shape_codes, labels.shape[1:]).main
+            hard_segmentation = maker.segmentations(taps, shape_codes, images.shape[2:]).main
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
             return Explanation(
                 *image_code.shown(),
@@ -346,9 +350,8 @@ class CooperativeModel(nn.Module):
     ) -> CooperativeOutput:
         """Compute the losses of a step or of one stage of it; eagerly, each is backpropagated as its branch ends."""
         self._expected.check(self.model, images, labels, generator)
-        labels = squeeze_labels(labels, images.ndim - 2)
-        self._check_once(images, labels)
-        labels = labels.long()
+        self._check(images, labels)
+        labels = whole_numbers(labels)
         if not self.training:
             return standard_stage(self, images, labels, None, self.objective.losses(), make_hard=False)
         if not torch.is_grad_enabled():
@@ -399,8 +402,11 @@ class CooperativeModel(nn.Module):
                 f"{type(self.model).__name__} raised {type(error).__name__}: {error} Pass another scale, or 1."
             ) from error
 
-    def _check_once(self, images: Tensor, labels: Tensor) -> None:
-        """Look at the values of the first batch; looking at every one would make the host wait for the device."""
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        """Look at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all."""
+        check_shapes(images, labels)
         if self._unchecked:
-            check_batch(images, labels, self.num_classes, self.image_range, self.ignore_index)
+            check_range(images, self.image_range)
+        if self._unchecked or labels.device.type == "cpu":
+            check_labels(labels, self.num_classes, self.ignore_index)
         self._unchecked = False

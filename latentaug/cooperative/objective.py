@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from latentaug.checks import shown
 from latentaug.cooperative.eager_losses import Losses
+from latentaug.cooperative.given_loss import GivenLoss
+from latentaug.cooperative.labels import squeeze_labels, whole_numbers
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss of logits and labels."""
@@ -53,7 +55,8 @@ class Objective:
 
     Args:
         weights: Weights that differ from the paper's, by the names of the losses.
-        loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
+        loss: Callable (logits, labels) -> scalar for every segmentation term; see `GivenLoss`. Default:
+            `segmentation_loss`.
         ignore_index: Label of pixels that don't count.
 
     Raises:
@@ -70,7 +73,7 @@ class Objective:
         if loss is not None and (isinstance(loss, type) or not callable(loss)):
             raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
         self.segmentation: Loss = (
-            functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
+            functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else GivenLoss(loss)
         )
         self.ignore_index = ignore_index
         self._weights = {**WEIGHTS, **_checked({} if weights is None else weights)}
@@ -122,7 +125,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) 
         >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), -100))
         tensor(0.)
     """
-    labels = squeeze_labels(labels, logits.ndim - 2)
+    labels = whole_numbers(squeeze_labels(labels, logits.ndim - 2))
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"segmentation_loss needs labels of shape {(logits.shape[0], *logits.shape[2:])} for logits of shape "
@@ -138,8 +141,16 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) 
     return total / valid.sum().clamp(min=1)
 
 
-def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+def reconstruction_loss(
+    reconstruction: Tensor, images: Tensor, image_range: tuple[float, float] | None = None
+) -> Tensor:
     """Return the mean squared error between a reconstruction and the image it stands for.
+
+    Args:
+        reconstruction: What a code decodes to.
+        images: What it stands for.
+        image_range: Lowest and highest image value, which the error is relative to: images in 0..255 have the loss of
+            the same images in 0..1. None for images without bounds, whose error is taken as it is.
 
     Shape:
         reconstruction, images: [B, C, *S].   output: a scalar.
@@ -147,13 +158,12 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     Example:
         >>> reconstruction_loss(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5))
         tensor(0.2500)
+        >>> reconstruction_loss(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 128.0), image_range=(0, 256))
+        tensor(0.2500)
     """
-    return F.mse_loss(_at_least_float32(reconstruction), _at_least_float32(images))
-
-
-def squeeze_labels(labels: Tensor, spatial_dims: int) -> Tensor:
-    """Return labels [B, *S] whether they came so or as [B, 1, *S]."""
-    return labels.squeeze(1) if labels.ndim == spatial_dims + 2 and labels.shape[1] == 1 else labels
+    loss = F.mse_loss(_at_least_float32(reconstruction), _at_least_float32(images))
+    span = 1.0 if image_range is None else image_range[1] - image_range[0]
+    return loss if span == 1 else loss / span**2
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentaug.cooperative.labels import size_of, squeeze_labels
+
 
 class Every(nn.Module):
     """Tell at the first call and at every `period`-th from there that it is time.
@@ -86,10 +88,12 @@ def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Take the nearest labels [B, *S] at `size`, if they are larger."""
-    if tuple(labels.shape[1:]) == tuple(size):
+    """Take the nearest labels [B, *S] or [B, 1, *S] at `size`, if they are larger."""
+    if size_of(labels, len(size)) == tuple(size):
         return labels
-    return F.interpolate(labels.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).to(labels.dtype)
+    given = squeeze_labels(labels, len(size)).unsqueeze(1).float()
+    nearest = F.interpolate(given, tuple(size), mode="nearest-exact")
+    return nearest.view(*labels.shape[: -len(size)], *size).to(labels.dtype)
 
 
 def normal_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentaug.cooperative.eager_losses import Losses
+from latentaug.cooperative.labels import size_of, squeeze_labels
 from latentaug.cooperative.objective import reconstruction_loss
 from latentaug.cooperative.output import CooperativeOutput, detached
 from latentaug.cooperative.shortcuts import shrink, shrink_labels, taken
@@ -43,16 +44,17 @@ def standard_stage(
         return segmentation_at(model, decoded, taken(labels, samples))
 
     with model.tapped() as taps:
-        predicted = model.reader.read(model.model(inputs), labels.shape[1:], [*taps.codes.values()])
+        predicted = model.reader.read(model.model(inputs), images.shape[2:], [*taps.codes.values()])
         logits = refined = predicted.main
         if model.shape_prior is not None:
-            hot = one_hot(labels, model.num_classes, ignore_index=model.ignore_index, dtype=logits.dtype)
+            indices = squeeze_labels(labels, images.ndim - 2)
+            hot = one_hot(indices, model.num_classes, ignore_index=model.ignore_index, dtype=logits.dtype)
             losses.end("shape_from_labels", model.loss(model.shape_prior(hot), labels))
             refined = _refined(model, losses.start("shape_from_logits", logits))
             losses.end("shape_from_logits", model.loss(refined, labels))
         code = losses.start("reconstruction", taps.codes[model.image_code])
         reconstructed = model.reconstruction(code, images.shape[2:])
-        losses.end("reconstruction", reconstruction_loss(reconstructed, images))
+        losses.end("reconstruction", reconstruction_loss(reconstructed, images, model.image_range))
         losses.add("segmentation", predicted.loss(model.loss, labels))
         if make_hard:
             learn = bool(model.weights["hard_code_segmentation"])
@@ -61,7 +63,6 @@ def standard_stage(
                 losses,
                 model.reconstruction,
                 images,
-                labels,
                 reconstructed,
                 generator,
                 segment=segment,
@@ -78,7 +79,7 @@ def standard_stage(
 def segmentation_at(model: CooperativeModel, images: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of the segmentation of images, without a trace in running statistics."""
     with frozen_norm_statistics(model.model):
-        return model.reader.read(model.model(images), labels.shape[1:]).loss(model.loss, labels)
+        return model.reader.read(model.model(images), images.shape[2:]).loss(model.loss, labels)
 
 
 def hard_stage(
@@ -86,19 +87,22 @@ def hard_stage(
 ) -> CooperativeOutput:
     """Compute the same losses on hard examples, without a trace in running statistics."""
     images = shrink(taken(images, made.samples), made.images.shape[2:])
-    size = model.maker.size(labels.shape[1:]) if made.segmentation is None else made.segmentation.shape[2:]
+    spatial_dims = images.ndim - 2
+    size = model.maker.size(size_of(labels, spatial_dims)) if made.segmentation is None else made.segmentation.shape[2:]
     labels = shrink_labels(taken(labels, made.samples), size)
     # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
     with frozen_norm_statistics(model), constant_norm_parameters(model, model.hard.frozen_norms):
         with model.tapped() as taps:
-            predicted = model.reader.read(model.model(made.images), labels.shape[1:], [*taps.codes.values()])
+            predicted = model.reader.read(
+                model.model(made.images), size_of(labels, spatial_dims), [*taps.codes.values()]
+            )
             logits = refined = predicted.main
             if model.shape_prior is not None:
                 refined = _refined(model, losses.start("shape_from_hard_image", logits))
                 losses.end("shape_from_hard_image", model.loss(refined, labels))
             code = losses.start("hard_image_reconstruction", taps.codes[model.image_code])
             reconstructed = model.reconstruction(code, images.shape[2:])
-            losses.end("hard_image_reconstruction", reconstruction_loss(reconstructed, images))
+            losses.end("hard_image_reconstruction", reconstruction_loss(reconstructed, images, model.image_range))
             if model.shape_prior is not None and made.segmentation is not None:
                 again = model.shape_prior.refine(made.segmentation)
                 losses.end("shape_from_hard_segmentation", model.loss(again, labels))

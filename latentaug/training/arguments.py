@@ -22,6 +22,7 @@ def check_options(
     seed: object,
     callbacks: object,
     allocator: object,
+    max_skipped: object,
 ) -> None:
     """See that options are of the right kinds.
 
@@ -45,6 +46,7 @@ def check_options(
     if callbacks is not None:
         check_callbacks(callbacks)
     flag("allocator", allocator)
+    whole("max_skipped", max_skipped, of="batches")
 
 
 def check_callbacks(callbacks: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from latentaug.cooperative.objective import squeeze_labels
+from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 
 T = TypeVar("T")
 
@@ -30,9 +30,10 @@ def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return the labels as class indices [B, *S], or say what is wrong with the batch.
+    """Return the labels, rounded to whole numbers, or say what is wrong with the batch.
 
-    The range of labels is checked on the CPU only: elsewhere it would wait for the device.
+    They keep their shape, and are floating point or int64 as `whole_numbers` says. Their values are checked on the CPU
+    only: elsewhere it would wait for the device.
 
     Args:
         images: Floating-point images.
@@ -41,7 +42,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
         ignore_index: Label of pixels that don't count.
 
     Shape:
-        images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: [B, *S].
+        images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: as the labels.
 
     Raises:
         TypeError: The images aren't floating point, or the labels are complex.
@@ -49,28 +50,28 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
 
     Example:
         >>> check_batch(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4).bool(), num_classes=1, ignore_index=-100).shape
-        torch.Size([2, 4, 4])
+        torch.Size([2, 1, 4, 4])
     """
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point; got {images.dtype}. Scale them, for example images / 255.")
     if labels.is_complex():
         raise TypeError(f"labels must be class indices; got {labels.dtype}. Pass labels.real.long().")
-    labels = squeeze_labels(labels, images.ndim - 2)
-    if images.ndim < 3 or labels.shape != images.shape[:1] + images.shape[2:]:
+    if images.ndim < 3 or not of_size(labels, len(images), images.shape[2:]):
         expected = (*images.shape[:1], *images.shape[2:])
         raise ValueError(
             f"labels must be {expected} for images of shape {tuple(images.shape)}; got {tuple(labels.shape)}. "
             "Labels are class indices, without a channel per class."
         )
-    given, labels = labels, labels.long()
+    given, labels = labels, whole_numbers(labels)
     if labels.device.type == "cpu":
-        if given.is_floating_point() and not torch.equal(labels.to(given.dtype), given):
-            broken = given[labels.to(given.dtype) != given][0].item()
-            raise ValueError(f"labels must be whole numbers, class indices; got {broken:g}. Round or threshold them.")
+        broken = between_classes(given)
+        if broken.any():
+            fraction = given[broken][0].item()
+            raise ValueError(f"labels must be whole numbers, class indices; got {fraction:g}. Round or threshold them.")
         highest = max(num_classes - 1, 1)
         counted = labels.where(labels != ignore_index, 0)
-        if counted.min() < 0 or counted.max() > highest:
-            wrong = sorted(set(counted[(counted < 0) | (counted > highest)].tolist()))
+        if counted.numel() and (counted.min() < 0 or counted.max() > highest):
+            wrong = sorted({int(label) for label in counted[(counted < 0) | (counted > highest)].tolist()})
             raise ValueError(
                 f"labels must be in 0 … {highest} or ignore_index={ignore_index}; got {wrong[:5]}. "
                 "Map them to class indices, or raise num_classes."

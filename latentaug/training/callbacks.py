@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import nn, optim
 
 from latentaug.cooperative.objective import HARD
-from latentaug.training.checkpoint import atomic_write
+from latentaug.training.files import atomic_write
 
 
 class Trainer(Protocol):

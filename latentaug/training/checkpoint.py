@@ -1,19 +1,18 @@
-"""Checkpoints that survive being cut off: atomic files, random state as plain data, and clear refusals."""
+"""Checkpoints that are whole or absent, are read back exactly, and are refused if they are not as they were written."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentaug.tracing.random_state import RandomState
+from latentaug.training.digest import check_seal, seal
+from latentaug.training.files import atomic_write
+from latentaug.training.plain import NotPlainError, plain, restored
 
 
 @dataclass
@@ -27,47 +26,47 @@ class Position:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the losses over those batches, on the device
     epoch_start: dict[str, Any] = field(default_factory=dict)  # random state before the first of them was drawn
     history: list[dict[str, float]] = field(default_factory=list)
+    counted: int | Tensor = 0  # batches whose losses are in the sums: those that were finite
 
 
-class Best(NamedTuple):
-    """The best epoch so far, and its weights where no folder keeps them."""
+class _Told:
+    """A file that remembers why it could not be written: `torch.save` raises another error."""
 
-    epoch: int
-    value: float
-    weights: dict[str, Any] | None
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
 
+    error: OSError | None
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` only when it is written completely.
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
-    Whatever happens inside the block, or to the process, `path` holds either what it held before or all of the new
-    content. Missing parent folders are made.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with atomic_write(path) as file:
-        ...     _ = file.write(b"whole")
-        >>> path.read_text()
-        'whole'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write tensors and plain data to `path`, all or nothing."""
+    """Write tensors and plain data to `path`, all or nothing, with a digest.
+
+    Raises:
+        NotPlainError: The state holds something that can't be read back; nothing is written.
+        OSError: The file can't be written; the message names it.
+    """
+    made = {name: plain(part, name) for name, part in state.items()}
     with atomic_write(path) as file:
-        torch.save(dict(state), file)
+        told = _Told(file)
+        try:
+            torch.save(made, told)  # type: ignore[arg-type]
+            file.flush()
+        except RuntimeError:
+            if told.error is not None:
+                raise told.error from None
+            raise
+        _see_that_it_can_be_read(file, path)
+        seal(file)
 
 
 def load_checkpoint(path: Path, keys: set[str]) -> dict[str, Any]:
@@ -79,31 +78,32 @@ def load_checkpoint(path: Path, keys: set[str]) -> dict[str, Any]:
 
     Raises:
         OSError: The file can't be opened.
-        ValueError: The file is truncated, something else than a checkpoint, or lacks one of the keys.
+        ValueError: The file is damaged, something else than a checkpoint, or lacks one of the keys.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # of half a dozen kinds, depending on where the file ends
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} can't be read as a checkpoint; it may be cut off or something else ({reason})."
-        ) from error
+    with path.open("rb") as file:
+        check_seal(file, path)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of half a dozen kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} can't be read as a checkpoint; it may be damaged or something else ({reason})."
+            ) from error
     missing = sorted(keys - set(state)) if isinstance(state, dict) else sorted(keys)
     if missing:
         raise ValueError(f"{path} is no checkpoint that can be resumed: it lacks {', '.join(map(repr, missing))}.")
-    return dict(state)
+    return {name: restored(part) for name, part in state.items()}
 
 
-def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def check_weights(model: nn.Module, weights: object, source: str) -> None:
     """Refuse weights that aren't this model's, before any is loaded.
 
     Raises:
         ValueError: Names or shapes differ; the message says which.
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    other = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, Tensor)}
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{source} has no weights, but a {type(weights).__name__} in their place.")
+    own, other = ({name: _shape(value) for name, value in one.items()} for one in (model.state_dict(), weights))
     differences = [f"'{name}' is missing" for name in own if name not in other]
     differences += [f"'{name}' is unknown to the model" for name in other if name not in own]
     differences += [
@@ -114,52 +114,14 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
         raise ValueError(f"{source} doesn't fit this {type(model).__name__}: {'; '.join(differences[:3])}{more}.")
 
 
-def random_state(device: torch.device, loader: object) -> dict[str, Any]:
-    """Return the state of the global random streams, and of a loader's own, as tensors and plain data.
-
-    Args:
-        device: Whose stream to take beside those of the CPU, Python and NumPy.
-        loader: Anything; the generators of a `DataLoader` and of its sampler are found.
-
-    Example:
-        >>> device, loader = torch.device("cpu"), [1, 2]
-        >>> state = random_state(device, loader)
-        >>> first = torch.rand(())
-        >>> restore_random_state(state, device, loader)
-        >>> bool(torch.rand(()) == first)
-        True
-    """
-    state = RandomState.capture(device)
-    name, keys, *rest = state.numpy
-    return {
-        "cpu": state.cpu,
-        "accelerator": state.accelerator,
-        "python": state.python,
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "loader": [generator.get_state() for generator in _generators_of(loader)],
-    }
+def _shape(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def restore_random_state(state: Mapping[str, Any], device: torch.device, loader: object) -> None:
-    """Set the streams back to what `random_state` returned."""
-    name, keys, *rest = state["numpy"]
-    numpy_state = (name, keys.numpy().astype(np.uint32), *rest)
-    RandomState(state["cpu"], device, state["accelerator"], state["python"], numpy_state).restore()
-    for generator, own in zip(_generators_of(loader), state["loader"], strict=False):
-        generator.set_state(own)
-
-
-@contextmanager
-def preserved_random_streams(device: torch.device, loader: object) -> Iterator[None]:
-    """Leave the global random streams and the loader's own as they were found."""
-    state = random_state(device, loader)
+def _see_that_it_can_be_read(file: BinaryIO, path: Path) -> None:
+    """See that all but the numbers themselves comes back; that takes milliseconds."""
+    file.seek(0)
     try:
-        yield
-    finally:
-        restore_random_state(state, device, loader)
-
-
-def _generators_of(loader: object) -> list[torch.Generator]:
-    holders = (loader, getattr(loader, "sampler", None))
-    found = [getattr(holder, "generator", None) for holder in holders]
-    return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
+        torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise NotPlainError(f"{path} would hold what can't be read back: {str(error).splitlines()[0]}") from error

@@ -1,51 +1,141 @@
-"""Ctrl-C that waits for a safe moment."""
+"""Ctrl-C, and the signal that ends a job, wait for a moment that training can be continued from."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_SAID = {
+    signal.SIGINT: "Stopping after this step; press Ctrl-C again to stop at once.",
+    signal.SIGTERM: "Asked to end (SIGTERM): stopping after this step.",
+}
+
+_PATIENCE = 0.5
+"""Seconds in which a signal that a loader's workers died of reaches this process, too."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, raised at a moment that work can be continued from."""
 
 
-class Interruption:
-    """Remembers that Ctrl-C was pressed."""
+class Terminated(SystemExit):
+    """SIGTERM, raised at a moment that work can be continued from; the process exits with 143, as without us."""
 
     def __init__(self) -> None:
-        self.requested = False
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Interruption:
+    """Remembers the signal to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._at_once = False
 
     def check(self) -> None:
-        """Raise `Interrupted` if Ctrl-C was pressed."""
-        if self.requested:
+        """Raise `Interrupted` if Ctrl-C was pressed, `Terminated` at SIGTERM."""
+        if self.signal == signal.SIGTERM:
+            raise Terminated
+        if self.signal is not None:
             raise Interrupted
+
+    @contextmanager
+    def at_once(self, allowed: bool) -> Iterator[None]:
+        """Let a signal take effect at once, where nothing is under way that could not be continued."""
+        self._at_once = allowed
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def remember(self, signum: int) -> None:
+        """Take note of a signal."""
+        self.signal = signum
+        logger.warning(_SAID[signal.Signals(signum)])
+        if self._at_once:
+            self.check()
+
+    def explains(self, error: BaseException) -> bool:
+        """Tell whether a loader failed because its workers got the signal, as all processes of a terminal or job do."""
+        lost = isinstance(error, EOFError | ConnectionError) or (
+            isinstance(error, RuntimeError) and any(name in str(error) for name in ("DataLoader worker", "Pin memory"))
+        )
+        deadline = time.monotonic() + (_PATIENCE if lost else 0)
+        while lost and self.signal is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return lost and self.signal is not None
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interruption]:
-    """Let the first Ctrl-C wait for the next `check`; a second one stops at once.
+    """Let the first Ctrl-C, or SIGTERM, wait for the next `check`; a second one stops at once.
 
-    Does nothing outside the main thread, or where Ctrl-C is already handled in another way than Python's own.
+    Does nothing outside the main thread, nor for a signal that is already handled in another way than Python's own.
     """
     interruption = Interruption()
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interruption
-        return
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = [signum for signum, handler in usual.items() if signal.getsignal(signum) is handler]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    owner = os.getpid()
 
-    def remember(signum: int, frame: object) -> None:
-        interruption.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        logger.warning("Stopping after this step; press Ctrl-C again to stop at once.")
+    def handle(signum: int, frame: object) -> None:
+        usually = usual[signal.Signals(signum)]
+        signal.signal(signum, usually)
+        if os.getpid() == owner:
+            interruption.remember(signum)
+        elif signum == signal.SIGTERM:  # a process that was forked meanwhile, such as a worker, ends as it would have
+            os.kill(os.getpid(), signum)
 
-    signal.signal(signal.SIGINT, remember)
+    for signum in ours:
+        signal.signal(signum, handle)
     try:
         yield interruption
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signum in ours:
+            signal.signal(signum, usual[signum])
+
+
+@contextmanager
+def undisturbed(*, forget: bool = False) -> Iterator[None]:
+    """Let news of a loader's dead workers, which raise wherever the program is, wait until the block is through.
+
+    Args:
+        forget: Whether to drop them then.
+    """
+    number: Any = getattr(signal, "SIGCHLD", None)
+    main = threading.current_thread() is threading.main_thread()
+    handler: Callable[[int, Any], Any] | int | None = signal.getsignal(number) if main and number is not None else None
+    if not callable(handler):
+        yield
+        return
+    arrived: list[Any] = []
+    signal.signal(number, lambda signum, frame: arrived.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+    if arrived and not forget:
+        handler(number, None)
+
+
+def stop_workers(drawing: Iterable[tuple[object, object]]) -> None:
+    """Stop the workers of loaders that are drawn from, so that their end is no news later on.
+
+    Args:
+        drawing: Loaders and iterators over them; those of a `DataLoader` have the methods that it stops them with.
+    """
+    for loader, batches in drawing:
+        stop = getattr(batches, "_shutdown_workers", None)
+        if callable(stop):
+            stop()
+        if getattr(loader, "_iterator", None) is not None:  # whose workers outlive an epoch, or were to
+            setattr(loader, "_iterator", None)  # noqa: B010 - no attribute of what we know

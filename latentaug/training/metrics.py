@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from latentaug.cooperative.labels import squeeze_labels
 from latentaug.nets.functional import to_labels
 
 
@@ -15,7 +16,7 @@ class Overlap:
 
     Args:
         num_classes: Channels of the logits; 1 means one logit, which tells class 1 from class 0.
-        ignore_index: Label of pixels that don't count.
+        ignore_index: Label of pixels that don't count. A class that is ignored is not scored.
         device: Where the logits will be.
 
     Attributes:
@@ -30,15 +31,17 @@ class Overlap:
 
     def __init__(self, num_classes: int, ignore_index: int = -100, device: torch.device | str = "cpu") -> None:
         self.ignore_index = ignore_index
-        self.scored = range(num_classes) if num_classes > 1 else range(1, 2)
-        self.counts = torch.zeros(self.scored.stop, self.scored.stop, dtype=torch.long, device=device)
+        classes = range(num_classes) if num_classes > 1 else range(1, 2)
+        self.scored = [index for index in classes if index != ignore_index]
+        self.counts = torch.zeros(classes.stop, classes.stop, dtype=torch.long, device=device)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch.
 
         Shape:
-            logits: [B, C, *S].   labels: [B, *S], class indices.
+            logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S], class indices.
         """
+        labels = squeeze_labels(labels, logits.ndim - 2).long()
         outside = self.counts.numel()  # a cell of its own for ignored pixels: selecting the others would synchronise
         cells = torch.where(
             labels == self.ignore_index, outside, labels * len(self.counts) + to_labels(logits)
@@ -56,7 +59,7 @@ class Overlap:
         counts = self.counts.cpu().double()
         hits, total = counts.diagonal(), counts.sum(0) + counts.sum(1)
         kinds = {"iou": hits / (total - hits), "dice": 2 * hits / total}
-        means = {name: float(values[list(self.scored)].nanmean()) for name, values in kinds.items()}
+        means = {name: float(values[self.scored].nanmean()) for name, values in kinds.items()}
         return means | {f"{name}_{index}": float(kinds[name][index]) for index in self.scored for name in kinds}
 
 
@@ -66,7 +69,7 @@ def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: int = 
         sums[name] = sums[name] + weight * value if name in sums else weight * value
 
 
-def means_of(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+def means_of(sums: Mapping[str, Tensor], count: int | Tensor) -> dict[str, float]:
     """Divide sums by their number, and read them all at once.
 
     Example:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from latentaug.augment.schedule import advance
+from latentaug.training.plain import without_code
+from latentaug.training.settings import Asked, Wish, check_override
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +80,7 @@ class Optimization:
         clip_norm: Largest norm of the gradient; None leaves it alone.
 
     Raises:
-        ValueError: `precision` or `clip_norm` is out of range.
+        ValueError: `precision` or `clip_norm` is out of range, or the optimizer can't be used here.
     """
 
     model: nn.Module
@@ -102,6 +106,9 @@ class Optimization:
         self.per_step = isinstance(scheduler, PerStep)
         self._optimizer_choice = optimizer
         self._scheduler_choice = scheduler.scheduler if isinstance(scheduler, PerStep) else scheduler
+        self._stepping = False
+        if isinstance(optimizer, Optimizer):
+            check_optimizer(optimizer)
 
     def attach(self, model: nn.Module) -> None:
         """Build, or check, optimizer and scheduler for a model.
@@ -112,7 +119,16 @@ class Optimization:
         """
         self.model = model
         self.optimizer = build_optimizer(self._optimizer_choice, model)
+        before = [dict(group) for group in self.optimizer.param_groups]
         self.scheduler = build_scheduler(self._scheduler_choice, self.optimizer)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            if self.per_step:
+                raise ValueError(
+                    "PerStep needs a scheduler that counts updates; got ReduceLROnPlateau, which watches the score of "
+                    "each epoch. Pass it without PerStep."
+                )
+            watch_a_rising_score(self.scheduler)
+        self.asked = Asked(self.optimizer, before, self.scheduler)
 
     @property
     def needs_score(self) -> bool:
@@ -126,10 +142,44 @@ class Optimization:
         # Without the cache of cast weights: filled while gradients are off, it would cut them off later in the step.
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision), cache_enabled=False)
 
-    def update(self, batches: int) -> None:
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Put an optimizer that has two sets of weights, as schedule-free ones do, into that of its steps."""
+        self._switch(True)
+        try:
+            yield
+        finally:
+            self._switch(False)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put it into the set of weights that is evaluated and saved, if it is in the other one."""
+        was = self._stepping
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(was)
+
+    def _switch(self, stepping: bool) -> None:
+        if stepping != self._stepping:
+            self._stepping = stepping
+            switch = getattr(self.optimizer, "train" if stepping else "eval", None)
+            if callable(switch):
+                switch()
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate, and those of further groups, by the names that they are logged under."""
+        groups = self.optimizer.param_groups
+        return {f"lr_{index}" if index else "lr": float(group["lr"]) for index, group in enumerate(groups)}
+
+    def update(self, batches: int | Tensor) -> None:
         """Step along the summed gradients of `batches` batches, divided by their number."""
         self.scaler.unscale_(self.optimizer)
-        if batches > 1:
+        if isinstance(batches, Tensor):
+            batches = batches.clamp(min=1)
+        if isinstance(batches, Tensor) or batches > 1:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(batches)
@@ -168,15 +218,38 @@ class Optimization:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of optimizer, scheduler and loss scaling."""
-        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler, "scaler": self.scaler.state_dict()}
+        scheduler = None if self.scheduler is None else without_code(self.scheduler.state_dict())
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": scheduler,
+            "scaler": self.scaler.state_dict(),
+            "asked": self.asked.state_dict(),
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any], override: Collection[str] = ()) -> None:
+        """Load what `state_dict` returned, but for settings that are overridden; see `Asked.apply`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        with warnings.catch_warnings():  # steps of a schedule that is brought to where training is
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.asked.apply(self.optimizer, self.scheduler, state["scheduler"], state.get("asked"), override)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            watch_a_rising_score(self.scheduler)  # one of an older checkpoint may not
+        self.scaler.load_state_dict(state["scaler"])
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Load a state of this very object, whatever has become of it since."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def wishes(self, state: dict[str, Any]) -> list[Wish]:
+        """Return the settings that this call asks for otherwise than the one that wrote a state."""
+        return self.asked.differences(state.get("asked"))
+
+    def check_override(self, override: object) -> tuple[str, ...]:
+        """Return names of settings that a state may be loaded without; see `check_override`."""
+        return check_override(override, self.asked)
 
 
 def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimizer:
@@ -204,6 +277,7 @@ def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimiz
         raise TypeError(
             f"optimizer must be an Optimizer or a callable that returns one; got {type(optimizer).__name__}."
         )
+    check_optimizer(optimizer)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if missing:
@@ -213,6 +287,45 @@ def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimiz
             "Pass a callable instead: optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4)."
         )
     return optimizer
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that calls the loss itself, for which a step that fills gradients once is not enough.
+
+    Raises:
+        ValueError: It is one.
+
+    Example:
+        >>> check_optimizer(torch.optim.LBFGS([nn.Parameter(torch.ones(1))]))
+        Traceback (most recent call last):
+        ...
+        ValueError: optimizer must step along gradients that are there; LBFGS calls the loss itself, by a closure. ...
+    """
+    parameters = inspect.signature(type(optimizer).step).parameters.values()
+    needs_closure = any(one.name == "closure" and one.default is inspect.Parameter.empty for one in parameters)
+    in_two_steps = all(hasattr(optimizer, name) for name in ("first_step", "second_step"))
+    if needs_closure or in_two_steps or type(optimizer).__name__.upper().endswith("SAM"):
+        raise ValueError(
+            f"optimizer must step along gradients that are there; {type(optimizer).__name__} calls the loss itself, by "
+            "a closure. Take another one here, such as torch.optim.AdamW, or write the loop yourself: see "
+            "cooperative_backward."
+        )
+
+
+def watch_a_rising_score(scheduler: ReduceLROnPlateau) -> None:
+    """Let a scheduler take a higher score for a better one, as all scores of `evaluate` are meant.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        >>> scheduler = ReduceLROnPlateau(optimizer)
+        >>> watch_a_rising_score(scheduler)
+        >>> scheduler.mode, scheduler.best
+        ('max', -inf)
+    """
+    if scheduler.mode != "max":
+        scheduler.mode, scheduler.mode_worse = "max", -math.inf
+        scheduler.best, scheduler.num_bad_epochs = -math.inf, 0
+        logger.info("ReduceLROnPlateau watches a score that is better the higher it is: mode='max' it is.")
 
 
 def build_scheduler(choice: SchedulerChoice | None, optimizer: Optimizer) -> LRScheduler | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import islice
@@ -25,20 +26,25 @@ from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.allocator import tune_allocator
 from latentaug.training.arguments import check_fit, check_images, check_options
 from latentaug.training.batches import as_pair, check_batch, grouped, length_of, planned_steps
+from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.callbacks import Callback, default_callbacks
-from latentaug.training.checkpoint import (
-    Best,
-    Position,
-    check_weights,
-    load_checkpoint,
-    preserved_random_streams,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
+from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
+from latentaug.training.finite import FiniteGuard, NotFiniteError, Watched, all_finite, weights_finite
+from latentaug.training.interrupt import (
+    Interrupted,
+    Interruption,
+    Terminated,
+    deferred_interrupt,
+    stop_workers,
+    undisturbed,
 )
-from latentaug.training.interrupt import Interrupted, Interruption, deferred_interrupt
+from latentaug.training.lock import FolderLock, folder_lock
 from latentaug.training.metrics import Overlap, add_to, means_of
+from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
+from latentaug.training.plain import plain
+from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
+from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +86,10 @@ class CooperativeTrainer:
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
         device: Where to train. Default: where the model is.
         seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
-        folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory.
+        folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory. One trainer at a
+            time: another one that fits in it is refused.
+        max_skipped: Batches in a row that may come out infinite or not a number before a fit stops. Such a batch is
+            skipped and named, and never reaches the weights.
         callbacks: What to tell about the fit. Default: `default_callbacks(folder)`.
         allocator: Whether to call `tune_allocator` when training on a CPU, and say so once.
 
@@ -127,6 +136,7 @@ class CooperativeTrainer:
         folder: str | Path | None = None,
         callbacks: Sequence[Callback] | None = None,
         allocator: bool = True,
+        max_skipped: int = 10,
     ) -> None:
         check_options(
             model=model,
@@ -139,6 +149,7 @@ class CooperativeTrainer:
             seed=seed,
             callbacks=callbacks,
             allocator=allocator,
+            max_skipped=max_skipped,
         )
         self.device = torch.device(device) if device is not None else _device_of(model)
         # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
@@ -150,10 +161,16 @@ class CooperativeTrainer:
         self._to_pair = as_pair if batch is None else batch
         self._step, self._accumulate, self._allocator = step, accumulate, allocator
         self._folder = None if folder is None else Path(folder)
+        self._run = secrets.token_hex(8)
+        self._resumed_from: Path | None = None
+        self._guard = FiniteGuard(max_skipped)
+        self._told_of_modes = False
+        self._lock: FolderLock | None = None
         self._position = Position()
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
         self._interruption = Interruption()
+        self._drawing: list[tuple[Iterable[Any], Iterator[Any]]] = []
         self._stopping = False
 
         self.model = model.to(self.device)
@@ -213,8 +230,9 @@ class CooperativeTrainer:
 
         Both count from the start of training: after a resume, the same call ends where it would have ended. Modules
         train in the modes they are in, so that a frozen one stays frozen; only a model that is in eval mode as a whole
-        is put in train mode. Afterwards all modes are as before. With a folder, `last.pt` is written after each epoch,
-        and at Ctrl-C, which takes effect after the running update; a second Ctrl-C stops at once.
+        is put in train mode, but for parts without a trainable parameter. Afterwards all modes are as before. With a
+        folder, `last.pt` is written after each epoch, and at Ctrl-C, which takes effect after the running update; a
+        second Ctrl-C stops at once. SIGTERM, which clusters send before they kill, does the same and exits with 143.
 
         Args:
             loader: Batches of one epoch, afresh whenever it is iterated: a `DataLoader`, a list, …
@@ -226,7 +244,11 @@ class CooperativeTrainer:
         Raises:
             ValueError: An argument is out of range, or a batch doesn't fit.
             TypeError: The loader yields something else than pairs of tensors.
+            RuntimeError: Another trainer uses the folder; or `max_skipped` batches in a row were not finite, and
+                `last.pt` has the weights before them.
+            OSError: The folder can't be written to.
             KeyboardInterrupt: Ctrl-C was pressed.
+            SystemExit: SIGTERM arrived.
         """
         check_fit(loader, val_loader, epochs, max_steps)
         if self._cooperative is None:
@@ -240,12 +262,13 @@ class CooperativeTrainer:
                 self._end_epoch(val_loader, monitor, self._position.batches == length, started)
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
-                for group in grouped(self._draw(loader), self._accumulate):
-                    losses = self._update(group)
+                for group in grouped(self._drawn(loader), self._accumulate):
+                    with undisturbed():
+                        losses = self._update(group)
                     self._position.seconds = time.monotonic() - started
-                    for callback in self.callbacks:
+                    for callback in self.callbacks if losses else ():
                         callback.on_step(self, losses)
-                    self._interruption.check()
+                    self._beat()
                     if self._done(epochs, max_steps) and self._position.batches != length:
                         complete = False
                         break
@@ -267,20 +290,27 @@ class CooperativeTrainer:
         model = self._built("evaluate")
         overlaps = [Overlap(model.num_classes, model.ignore_index, self.device) for _ in range(2)]
         sums: dict[str, Tensor] = {}
-        samples = 0
-        with preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
+        samples, finite = 0, list[Tensor]()
+        with (
+            self._optimization.evaluating(),
+            preserved_modes(model),
+            preserved_random_streams(self.device, loader),
+            torch.no_grad(),
+        ):
             model.eval()
-            for batch in loader:
-                images, labels = self._place(batch)
+            for batch in self._drawn_from(iter(loader), loader):
+                images, labels = self._place(*self._to_pair(batch))
                 with self._optimization.autocast():
                     output = model(images, labels)
                 for overlap, logits in zip(overlaps, (output.logits, output.refined), strict=True):
                     overlap.add(logits, labels)
                 add_to(sums, _losses(output), weight=len(images))
                 samples += len(images)
-                self._interruption.check()
+                finite.append(all_finite(output.loss))
+                self._beat()
         if samples == 0:
             raise ValueError("evaluate needs a loader that yields at least one batch; got an empty one.")
+        _tell_of_lost(torch.stack(finite).tolist())
         if distributed.is_available() and distributed.is_initialized():
             for overlap in overlaps:
                 distributed.all_reduce(overlap.counts)
@@ -294,71 +324,82 @@ class CooperativeTrainer:
         """
         model = self._built("predict")
         check_images(images)
-        with self._optimization.autocast():
+        with self._optimization.evaluating(), self._optimization.autocast():
             return model.predict(images.to(self.device), refine=refine)
 
     def save(self, path: str | Path) -> None:
         """Write everything that training depends on; the file at `path` is replaced whole or not at all.
 
-        A fit may be resumed from it, also in the middle of an epoch (when called from `Callback.on_step`).
+        A fit may be resumed from it, also in the middle of an epoch (when called from `Callback.on_step`). It has a
+        digest, so that damage is seen, and holds numbers of NumPy as Python's.
+
+        Raises:
+            TypeError: The optimizer, the scheduler or the history holds something that couldn't be read back.
+            OSError: The file can't be written, for lack of room for instance; what was there before still is.
         """
         model = self._built("save")
-        state = {
-            "settings": self._settings(),
-            "model": model.state_dict(),
-            "optimization": self._optimization.state_dict(),
-            "generator": None if self.generator is None else self.generator.get_state(),
-            "random": random_state(self.device, self._loader),
-            "position": vars(self._position),
-            "best": None if self.best is None else self.best._asdict(),
-        }
-        save_checkpoint(state, Path(path))
+        with self._optimization.evaluating(), undisturbed():
+            state = {
+                "settings": self._settings(),
+                "model": model.state_dict(),
+                "optimization": self._optimization.state_dict(),
+                "generator": None if self.generator is None else self.generator.get_state(),
+                "random": random_state(self.device, self._loader),
+                "position": vars(self._position),
+                "best": None if self.best is None else self.best._asdict(),
+                "run": self._run,
+            }
+            save_checkpoint(state, Path(path))
 
-    def resume(self, path: str | Path) -> None:
+    def resume(self, path: str | Path, *, override: Collection[str] = ()) -> None:
         """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
 
         The loader of that fit must be the same. In the middle of an epoch, the batches that were already used are drawn
         again and dropped. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that nobody
         can restore. Under `torch.distributed` the random state is that of rank 0.
 
+        Optimizer and schedule go on as the checkpoint has them. Where this trainer was built with other settings, such
+        as another learning rate or `T_max`, a warning names them, unless `override` does. Everything else is taken from
+        this trainer: the loss and its weights, hard examples, `accumulate`, `clip_norm`, the loader.
+
+        Args:
+            path: The checkpoint.
+            override: Settings to take from this trainer: "optimizer", or one of its options, such as "optimizer.lr";
+                "scheduler", which is then brought to where training is. Under a schedule another learning rate scales
+                it.
+
         Raises:
             OSError: The file can't be opened.
-            ValueError: The file is cut off or isn't such a checkpoint, or was written by a trainer that differs in
+            ValueError: The file is damaged or isn't such a checkpoint, or was written by a trainer that differs in
                 model, optimizer, scheduler, device, precision or seeding. This trainer is then as it was.
         """
         model, path = self._built("resume"), Path(path)
+        override = self._optimization.check_override(override)
         state = load_checkpoint(path, _CHECKPOINT_KEYS)
-        check_weights(model, state["model"], str(path))
-        for name, own in self._settings().items():
-            if state["settings"].get(name) != own:
-                raise ValueError(
-                    f"{path} was written with {name} {state['settings'].get(name)!r}; this trainer has {own!r}. "
-                    "Build the trainer as it was then."
-                )
-
-        model.load_state_dict(state["model"])
-        self._optimization.load_state_dict(state["optimization"])
-        if self.generator is not None:
-            self.generator.set_state(state["generator"])
-        self.best = None if state["best"] is None else Best(**state["best"])
-        self._position = Position(**state["position"])
-        self._position.sums = {name: value.to(self.device) for name, value in self._position.sums.items()}
-        self._resumed_random = state["random"]
+        contents = checked(state, path, model, self._settings(), self.device)
+        with all_or_nothing(path, model, self._optimization, self.generator):
+            wishes = self._optimization.wishes(state["optimization"])
+            model.load_state_dict(contents.weights)
+            self._optimization.load_state_dict(state["optimization"], override)
+            if self.generator is not None:
+                self.generator.set_state(state["generator"])
+        self.best, self._position, self._run = contents.best, contents.position, contents.run
+        self._resumed_random, self._resumed_from = state["random"], path.parent
+        tell_of_resume(path, self._position, wishes, override, older="asked" not in state["optimization"])
 
     def load_best(self) -> None:
-        """Load the weights of the best epoch into the model.
+        """Load the weights of the best epoch of this run into the model; after a resume, also from the folder before.
 
         Raises:
             RuntimeError: There is none: no fit had a validation loader.
+            FileNotFoundError: The file with its weights is not there.
+            ValueError: The file that is there is damaged, or of another run.
         """
         model = self._built("load_best")
         if self.best is None:
             raise RuntimeError("load_best needs an epoch that was evaluated; there is none. Pass val_loader to fit.")
-        weights = self.best.weights
-        if weights is None:
-            path = Path(self._folder or ".", "best.pt")
-            weights = load_checkpoint(path, {"model"})["model"]
-            check_weights(model, weights, str(path))
+        weights, source = weights_of(self.best, self._folders())
+        check_weights(model, weights, source)
         model.load_state_dict(weights)
 
     def stop(self) -> None:
@@ -373,27 +414,62 @@ class CooperativeTrainer:
     @contextmanager
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
-        self._loader, self._stopping = loader, False
+        self._loader, self._drawing, self._stopping = loader, [], False
+        self._see_that_it_can_be_saved()
         if self._allocator and self.device.type == "cpu" and tune_allocator():
             _tell_of_allocator()
         if self._resumed_random is not None:
             restore_random_state(self._resumed_random, self.device, loader)
             self._resumed_random = None
         with ExitStack() as stack:
+            if self._folder is not None and _rank() == 0:
+                self._lock = stack.enter_context(folder_lock(self._folder))
+                stack.callback(setattr, self, "_lock", None)
+                keep_in(self._folder, self.best, self._folders())
             stack.enter_context(preserved_modes(self.model))
-            if not self.model.training:
-                self.model.train()
+            put = put_in_train_mode(self.model, self._built("fit").model)
+            if not self._told_of_modes and _rank() == 0:
+                tell_of_modes(self.model, put)
+            self._told_of_modes = True
+            stack.enter_context(self._optimization.stepping())
             for callback in self.callbacks:
                 callback.on_start(self)
                 stack.callback(callback.on_end, self)
             self._interruption = stack.enter_context(deferred_interrupt())
             try:
                 yield
-            except Interrupted:
-                self._save_last()
+            except BaseException as error:
+                safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
+                if safe or self._interruption.explains(error):
+                    with undisturbed(forget=True):
+                        self._save_last()
+                        if self._interruption.signal is not None:
+                            stop_workers(self._drawing)
+                    self._interruption.check()  # which tells more than what a loader raised
                 raise
             finally:
-                self._interruption = Interruption()
+                self._interruption, self._drawing = Interruption(), []
+
+    def _beat(self) -> None:
+        """Do what is to be done now and then: stop if asked to, and tell others that this trainer lives."""
+        if self._lock is not None:
+            self._lock.beat()
+        self._interruption.check()
+
+    def _drawn(self, loader: Iterable[Any]) -> Iterator[Any]:
+        return self._drawn_from(self._draw(loader), loader)
+
+    def _drawn_from(self, batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches; a signal that arrives while worker processes are waited for takes effect at once."""
+        self._drawing.append((loader, batches))
+        while True:
+            with self._interruption.at_once(getattr(loader, "num_workers", 0) > 0):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+            yield batch
+        self._drawing.pop()
 
     def _draw(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Iterate over the running epoch's batches, from where it was left."""
@@ -416,18 +492,37 @@ class CooperativeTrainer:
         return batches
 
     def _update(self, group: list[Any]) -> dict[str, Tensor]:
-        """Update the weights with the mean gradient of a group of batches; return the losses of the last."""
+        """Update the weights with the mean gradient of a group of batches; return the losses of the last.
+
+        Batches that are not finite are left out; without any other there is no update, and nothing is returned.
+        """
         optimization, position, sums = self._optimization, self._position, dict(self._position.sums)
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in group:
-            images, labels = self._place(batch)
+        last: dict[str, Tensor] = {}
+        count: int | Tensor = 0
+        for number, batch in enumerate(group, position.batches):
+            pair = self._to_pair(batch)
+            if self._guard.refuses(position.epoch + 1, number, *pair):
+                continue
+            images, labels = self._place(*pair)
+            gradients = not optimization.scaler.is_enabled()  # which has its own way with those that are not finite
+            watched = Watched(self._guard, self.model, accumulated=len(group) > 1, gradients=gradients)
             with optimization.autocast():
                 output = self._step(self.model, images, labels, scaler=optimization.scaler, generator=self.generator)
             losses = _losses(output)
-            add_to(sums, losses)
-        optimization.update(len(group))
-        position.step, position.batches, position.sums = position.step + 1, position.batches + len(group), sums
-        return losses
+            finite = watched.settle(position.epoch + 1, number, images, losses)
+            if finite is not False:
+                last = losses
+                count = count + finite
+                add_to(sums, losses if finite is True else {k: v.where(finite, 0) for k, v in losses.items()})
+        if last:
+            optimization.update(count if len(group) > 1 else 1)
+            position.step += 1
+            position.sums = sums
+            position.counted = position.counted + count
+        position.batches += len(group)
+        self._guard.check()
+        return last
 
     def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, started: float) -> None:
         """Evaluate, log and save an epoch, or what there is of it."""
@@ -437,13 +532,11 @@ class CooperativeTrainer:
                 "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
                 "A generator can be read only once: pass a DataLoader or a list."
             )
-        losses = means_of(position.sums, position.batches)
-        if _rank() == 0:
-            before = position.history[position.epoch - 1] if position.epoch else {}
-            _tell_of_divergence(position.epoch + 1, losses, before)
+        losses = means_of(position.sums, position.counted) if position.sums else {"loss": math.nan}
+        self._guard.end_epoch(position.epoch + 1, position.batches)
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        metrics = {"epoch": position.epoch + 1, "step": position.step, "lr": rate, "seconds": seconds, **losses}
+        metrics = {"epoch": position.epoch + 1, "step": position.step, **self._optimization.rates}
+        metrics |= {"seconds": seconds, **losses}
         if val_loader is not None:
             metrics |= {f"val_{name}": score for name, score in self.evaluate(val_loader).items()}
             self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
@@ -458,14 +551,34 @@ class CooperativeTrainer:
     def _keep_best(self, epoch: int, value: float) -> None:
         if not value > (-math.inf if self.best is None else self.best.value):
             return
-        weights = self._built("fit").state_dict()
-        self.best = Best(epoch, value, copy.deepcopy(weights) if self._folder is None else None)
-        if self._folder is not None and _rank() == 0:
-            save_checkpoint({"model": weights, "epoch": epoch, "value": value}, self._folder / "best.pt")
+        if not weights_finite(self.model):
+            logger.error("Epoch %d is not kept as the best one: its weights are not finite.", epoch)
+            return
+        with self._optimization.evaluating(), undisturbed():
+            weights = self._built("fit").state_dict()
+            kept = copy.deepcopy(weights) if self._folder is None else None
+            where = "" if self._folder is None else str(self._folder.absolute())
+            self.best = Best(epoch, value, kept, self._run, where)
+            if self._folder is not None and _rank() == 0:
+                save_best(self.best, weights, self._folder)
 
     def _save_last(self) -> None:
-        if self._folder is not None and _rank() == 0:
+        if self._folder is None or _rank() != 0:
+            return
+        if weights_finite(self.model):
             self.save(self._folder / "last.pt")
+        else:
+            logger.error("%s is not written anew: the weights are not finite.", self._folder / "last.pt")
+
+    def _see_that_it_can_be_saved(self) -> None:
+        """Refuse at the start what could not be written after an epoch of training."""
+        if self._folder is not None:
+            plain(self._optimization.state_dict(), "optimization")
+            plain(self.history, "history")
+
+    def _folders(self) -> list[Path]:
+        """Where the best weights may be."""
+        return [folder for folder in (self._folder, self._resumed_from) if folder is not None]
 
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
@@ -487,8 +600,8 @@ class CooperativeTrainer:
             if self._optimization.needs_score:
                 raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
             return
-        num_classes = self._built("fit").num_classes
-        scores = _scores(Overlap(num_classes), Overlap(num_classes))
+        model = self._built("fit")
+        scores = _scores(*[Overlap(model.num_classes, model.ignore_index)] * 2)
         if monitor not in scores:
             raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
 
@@ -517,9 +630,8 @@ class CooperativeTrainer:
                 return images
         raise ValueError("fit needs a loader that yields at least one batch; got an empty one.")
 
-    def _place(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         model = self._built("fit")
-        images, labels = self._to_pair(batch)
         labels = check_batch(images, labels, model.num_classes, model.ignore_index)
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
@@ -558,13 +670,13 @@ def _tell_of_allocator() -> None:
     )
 
 
-def _tell_of_divergence(epoch: int, losses: Mapping[str, float], before: Mapping[str, float]) -> None:
-    """Say which losses of an epoch are no numbers, unless it has been said of the epoch before."""
-    lost = [name for name, loss in losses.items() if not math.isfinite(loss)]
-    if lost and all(math.isfinite(before.get(name, 0.0)) for name in lost):
+def _tell_of_lost(finite: Sequence[bool]) -> None:
+    """Say which batches of an evaluation have a loss that is not finite."""
+    lost = [str(number) for number, one in enumerate(finite) if not one]
+    if lost:
         logger.warning(
-            "Epoch %d: %s came out infinite or not a number, and the weights may be lost. Lower the learning rate or "
-            "clip gradients (clip_norm); load_best() brings back the best epoch that was evaluated.",
-            epoch,
-            ", ".join(lost),
+            "evaluate: the loss of %d of %d batches is infinite or not a number, counted from 0: %s. Look at them.",
+            len(lost),
+            len(finite),
+            ", ".join(lost[:5]) + (", …" if len(lost) > 5 else ""),
         )

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.masks import TargetedChannelMask
+from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import (
     HARD,
     WEIGHTS,
     Objective,
     reconstruction_loss,
     segmentation_loss,
-    squeeze_labels,
 )
+from latentaug.cooperative.output import CooperativeOutput
+from tests.models.segmenters import SkipNet
 from tests.support.codes import seeded
 from tests.support.cooperation import QUIET, batch, cooperative
 
@@ -91,10 +93,54 @@ def test_reconstruction_loss_is_the_mean_square() -> None:
     torch.testing.assert_close(reconstruction_loss(reconstruction, images), expected)
 
 
-def test_squeeze_labels_takes_the_channel_axis_only() -> None:
-    assert squeeze_labels(torch.zeros(2, 1, 4, 4), 2).shape == (2, 4, 4)
-    assert squeeze_labels(torch.zeros(2, 1, 4), 2).shape == (2, 1, 4)
-    assert squeeze_labels(torch.zeros(2, 3, 4, 4), 2).shape == (2, 3, 4, 4)
+@pytest.mark.parametrize("image_range", [(0.0, 255.0), (-1.0, 1.0), (-1024.0, 3071.0), (0.0, 0.5)])
+def test_reconstruction_loss_is_that_of_the_same_images_in_0_to_1(image_range: tuple[float, float]) -> None:
+    low, high = image_range
+    images, reconstruction = (torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=seeded(i)) for i in range(2))
+    expected = reconstruction_loss(reconstruction, images)
+    found = reconstruction_loss(*(low + (high - low) * one for one in (reconstruction, images)), image_range)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_in_0_to_1_and_without_bounds_the_reconstruction_loss_is_the_plain_mean_to_the_last_bit() -> None:
+    images, reconstruction = torch.rand(2, 1, 7, 5, generator=seeded()), torch.rand(2, 1, 7, 5, generator=seeded(1))
+    plain = torch.nn.functional.mse_loss(reconstruction, images)
+    for image_range in ((0.0, 1.0), (0, 1), (2.0, 3.0), None):
+        assert torch.equal(reconstruction_loss(reconstruction, images, image_range), plain)
+
+
+class Scaled(torch.nn.Module):
+    """Works in 0..1 whatever the images' range is."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.span, self.net = low, high - low, SkipNet()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net((images - self.low) / self.span)
+        return logits
+
+
+@pytest.mark.parametrize("image_range", [(0.0, 255.0), (-1.0, 1.0)])
+def test_a_step_weighs_the_same_images_alike_whatever_their_range(image_range: tuple[float, float]) -> None:
+    low, high = image_range
+    images, labels = batch(dtype=torch.float64)
+
+    def output_of(low: float, high: float) -> CooperativeOutput:
+        torch.manual_seed(0)
+        coop = CooperativeModel(
+            Scaled(low, high).double(),
+            num_classes=3,
+            example=low + (high - low) * images,
+            codes="net.bottleneck",
+            image_range=(low, high),
+        )
+        made: CooperativeOutput = coop(low + (high - low) * images, labels, generator=seeded())
+        return made
+
+    one, other = output_of(0.0, 1.0), output_of(low, high)
+    for name, loss in one.losses.items():
+        torch.testing.assert_close(other.losses[name], loss, rtol=1e-6, atol=1e-9)
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import random
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, StepLR
@@ -21,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.training.callbacks import CSVLog
-from latentaug.training.checkpoint import atomic_write, random_state, restore_random_state
 from latentaug.training.optimization import PerStep
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
@@ -39,55 +36,12 @@ from tests.support.tiny_training import (
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(TypeError, match="bytes-like"), atomic_write(path) as file:
-        file.writelines([b"ne", "w"])
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_kill_in_the_middle_of_writing_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    script = (
-        "import time; from pathlib import Path; from latentaug.training.checkpoint import atomic_write\n"
-        f"with atomic_write(Path({str(path)!r})) as file:\n"
-        "    file.write(b'ne'); file.flush(); print('half', flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"half\n"
-        process.kill()
-    assert path.read_text() == "old"
-    with atomic_write(path) as file:  # what the killed one left behind is no obstacle
-        file.write(b"new")
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["file"]
-
-
 def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path) -> None:
     trainer = tiny_trainer(scheduler=lambda optimizer: MultiStepLR(optimizer, [1, 2]))
     trainer.fit(squares(), squares(), epochs=1)
     trainer.save(tmp_path / "deep" / "a.pt")
     state = torch.load(tmp_path / "deep" / "a.pt", weights_only=True)
     assert set(state["model"]) == set(trainer.model.state_dict())
-
-
-def test_random_state_covers_every_stream() -> None:
-    loader = DataLoader(Squares(), generator=torch.Generator().manual_seed(0))
-    device = torch.device("cpu")
-
-    def draw() -> list[float]:
-        own = torch.rand((), generator=loader.generator)
-        return [float(torch.rand(())), random.random(), np.random.rand(), np.random.normal(), float(own)]  # noqa: NPY002
-
-    draw()  # leaves NumPy with a normal deviate in store
-    state = random_state(device, loader)
-    expected = draw()
-    assert draw() != expected
-    restore_random_state(state, device, loader)
-    assert draw() == expected
 
 
 KILLED_RUN = """

@@ -1,16 +1,20 @@
-"""Ctrl-C leaves a checkpoint to continue from."""
+"""Ctrl-C and SIGTERM leave a checkpoint to continue from, also where worker processes die of them."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentaug.training.interrupt import Interrupted
+from latentaug.training.interrupt import Interrupted, Interruption, Terminated, deferred_interrupt, undisturbed
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
@@ -120,3 +124,193 @@ def test_a_handler_of_the_users_own_stays_in_charge() -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
     assert (pressed, trainer.epoch) == ([1], 1)
+
+
+# SIGTERM --------------------------------------------------------------------------------------------------------------
+
+
+def terminate(trainer: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("moment", ["update", "last update", "validation"])
+def test_sigterm_leaves_a_checkpoint_to_continue_from_and_exits_with_143(tmp_path: Path, moment: str) -> None:
+    class Validation:
+        def __iter__(self) -> Iterator[Any]:
+            if moment == "validation":
+                terminate(None)
+            return iter(squares())
+
+    steps = {"update": 2, "last update": 3}.get(moment, 100)
+    interrupted = tiny_trainer(folder=tmp_path, callbacks=[At(steps, terminate)])
+    seed_all(5)
+    with pytest.raises(SystemExit) as stopped:
+        interrupted.fit(squares(), Validation(), epochs=2)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed, straight = tiny_trainer(), tiny_trainer()
+    resumed.resume(tmp_path / "last.pt")
+    resumed.fit(squares(), squares(), epochs=2)
+    seed_all(5)
+    straight.fit(squares(), squares(), epochs=2)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+
+
+def test_a_handler_of_sigterm_of_the_users_own_stays_in_charge() -> None:
+    pressed = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: pressed.append(1))
+    try:
+        trainer = tiny_trainer(callbacks=[At(2, terminate)])
+        trainer.fit(squares(), epochs=1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert (pressed, trainer.epoch) == ([1], 1)
+
+
+def test_nothing_is_handled_outside_the_main_thread() -> None:
+    seen: list[Any] = []
+
+    def look() -> None:
+        with deferred_interrupt() as interruption:
+            seen.extend([signal.getsignal(signal.SIGTERM), interruption.signal])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL, None]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 7)])
+def test_a_process_that_is_forked_meanwhile_is_no_trainer(signum: int, code: int) -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "from latentaug.training.interrupt import deferred_interrupt\n"
+        "with deferred_interrupt():\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        f"        os.kill(os.getpid(), {int(signum)}); time.sleep(0.2); os._exit(7)\n"
+        "    status = os.waitpid(child, 0)[1]\n"
+        "print(os.waitstatus_to_exitcode(status))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (run.stdout.strip(), run.stderr) == (str(code), "")
+
+
+# Worker processes -----------------------------------------------------------------------------------------------------
+
+CHILD = """
+import signal, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+from latentaug import Callback
+from tests.support.tiny_training import Squares, tiny_trainer
+
+class Slow(Squares):
+    def __getitem__(self, index):
+        time.sleep(0.3)
+        return super().__getitem__(index)
+
+class Say(Callback):
+    def on_step(self, trainer, losses):
+        print("step", flush=True)
+
+if __name__ == "__main__":
+    _, folder, context, started = sys.argv
+    loader = DataLoader(
+        Slow(400), batch_size=4, num_workers=2, prefetch_factor=1, persistent_workers=started != "in every epoch",
+        multiprocessing_context=context,
+    )
+    if started == "before":
+        next(iter(loader))
+    trainer = tiny_trainer(folder=folder, callbacks=[Say()], allocator=False)
+    try:
+        trainer.fit(loader, epochs=1)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        trainer.callbacks.clear()
+        Slow.__getitem__ = Squares.__getitem__
+        trainer.fit(loader, max_steps=trainer.global_step + 1)  # as in the next cell of a notebook
+        print("went on", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("started", ["before", "in fit", "in every epoch"])
+def test_signals_that_reach_the_workers_too_leave_a_checkpoint(
+    tmp_path: Path, started: str, context: str, signum: int
+) -> None:
+    root, script = Path(__file__).parents[2], tmp_path / "child.py"
+    script.write_text(CHILD)
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), context, started]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as child:
+        try:
+            assert child.stdout is not None
+            while (line := child.stdout.readline()) and line != "step\n":
+                pass
+            time.sleep(0.3)
+            os.killpg(child.pid, signum)
+            out, err = child.communicate(timeout=90)
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+    said = [line for line in out.splitlines() if line != "step"]
+    assert said == (["interrupted", "went on"] if signum == signal.SIGINT else []), err
+    assert child.returncode == (0 if signum == signal.SIGINT else 143), err
+    trainer = tiny_trainer()
+    trainer.resume(tmp_path / "last.pt")
+    assert trainer.global_step >= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly"), True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), True),
+        (EOFError(), True),
+        (ConnectionResetError(), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("DataLoader worker"), False),
+    ],
+    ids=repr,
+)
+def test_what_dead_workers_cause_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    interruption = Interruption()
+    interruption.signal = signal.SIGINT
+    assert interruption.explains(error) == expected
+
+
+def test_workers_that_die_by_themselves_are_an_error() -> None:
+    assert not Interruption().explains(RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."))
+
+
+def test_while_it_is_waited_for_data_a_signal_takes_effect_at_once() -> None:
+    interruption = Interruption()
+    interruption.remember(signal.SIGINT)
+    interruption = Interruption()
+    with pytest.raises(Terminated), interruption.at_once(True):
+        interruption.remember(signal.SIGTERM)
+    with interruption.at_once(False):
+        interruption.remember(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("forget", [True, False])
+def test_news_of_dead_workers_wait_for_the_end_of_an_update(forget: bool) -> None:
+    heard = []
+    previous = signal.signal(signal.SIGCHLD, lambda *_: heard.append("news"))
+    try:
+        with undisturbed(forget=forget):
+            signal.raise_signal(signal.SIGCHLD)
+            heard.append("through")
+        assert heard == ["through"] + ["news"] * (not forget)
+        heard.clear()
+        with undisturbed():
+            pass
+        signal.raise_signal(signal.SIGCHLD)
+        assert heard == ["news"]
+    finally:
+        signal.signal(signal.SIGCHLD, previous)

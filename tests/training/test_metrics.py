@@ -51,6 +51,29 @@ def test_evaluate_scores_both_outputs_as_counting_pixels_does(num_classes: int) 
     assert scores["loss"] == pytest.approx(means)
 
 
+@pytest.mark.parametrize("ignored", [0, 2])
+def test_an_ignored_class_enters_no_mean(ignored: int) -> None:
+    coop = tiny_coop(3, ignore_index=ignored)
+    with torch.no_grad():
+        coop.model.decoder[1].bias[ignored] = 0.3  # so that it is predicted somewhere
+    images, labels = torch.rand(4, 1, 8, 8), torch.randint(3, (4, 8, 8))
+    scores = tiny_trainer(coop).evaluate([(images, labels)])
+    predicted = coop.predict(images, refine=0)
+    assert (predicted[labels != ignored] == ignored).any()  # so that it would enter as 0
+    counted = [index for index in range(3) if index != ignored]
+    expected = [overlap_by_counting(predicted, labels, index, ignored) for index in counted]
+    for name, values in zip(("iou", "dice"), zip(*expected, strict=True), strict=True):
+        assert scores[name] == pytest.approx(sum(values) / 2)
+        assert [key for key in scores if key.startswith(f"{name}_")] == [f"{name}_{index}" for index in counted]
+
+
+def test_the_score_of_an_ignored_class_cannot_be_monitored() -> None:
+    trainer = tiny_trainer(tiny_coop(3, ignore_index=0))
+    batches = [(torch.rand(2, 1, 8, 8), torch.randint(3, (2, 8, 8)))]
+    with pytest.raises(ValueError, match=r"monitor must be a score of evaluate, one of iou, dice, iou_1.*got 'iou_0'"):
+        trainer.fit(batches, batches, epochs=1, monitor="iou_0")
+
+
 def test_evaluation_counts_without_a_wait_for_the_device() -> None:
     overlap = Overlap(num_classes=3, ignore_index=255)
     with NoSync():

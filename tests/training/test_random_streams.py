@@ -1,0 +1,138 @@
+"""Every stream that a training draws from is saved, wherever a loader holds it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SubsetRandomSampler
+
+from latentaug.training.random_streams import check_random_state, random_state, restore_random_state, streams_of
+from tests.support.random_streams import seed_all
+from tests.support.tiny_training import At, Squares, same_weights, tiny_trainer, weights_of
+
+CPU = torch.device("cpu")
+
+
+def test_random_state_covers_every_stream() -> None:
+    loader = DataLoader(Squares(), generator=torch.Generator().manual_seed(0))
+    device = torch.device("cpu")
+
+    def draw() -> list[float]:
+        own = torch.rand((), generator=loader.generator)
+        return [float(torch.rand(())), random.random(), np.random.rand(), np.random.normal(), float(own)]  # noqa: NPY002
+
+    draw()  # leaves NumPy with a normal deviate in store
+    state = random_state(device, loader)
+    expected = draw()
+    assert draw() != expected
+    restore_random_state(state, device, loader)
+    assert draw() == expected
+
+
+# Where loaders hold their own -----------------------------------------------------------------------------------------
+
+
+class Shuffled(Sampler):
+    """A sampler that shuffles by a stream of any kind."""
+
+    def __init__(self, length: int, rng: Any) -> None:
+        self.length, self.rng = length, rng
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.length))
+        self.rng.shuffle(order)
+        return iter(order)
+
+
+class Jittered(Dataset):
+    """A data set with a stream of its own, and another one within."""
+
+    def __init__(self) -> None:
+        self.dataset, self.rng = Squares(), np.random.default_rng(1)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        images, labels = self.dataset[index]
+        return images + self.rng.random() / 30, labels
+
+
+class Around:
+    """A loader around another."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def own() -> torch.Generator:
+    return torch.Generator().manual_seed(8)
+
+
+def batches_of(sampler: Any) -> DataLoader:
+    return DataLoader(Squares(), batch_sampler=BatchSampler(sampler, 2, False))
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "batch sampler": lambda: batches_of(RandomSampler(Squares(), generator=own())),
+    "batch sampler, NumPy": lambda: batches_of(Shuffled(6, np.random.default_rng(8))),
+    "batch sampler, NumPy's old kind": lambda: batches_of(Shuffled(6, np.random.RandomState(8))),
+    "batch sampler, Python": lambda: batches_of(Shuffled(6, random.Random(8))),
+    "sampler": lambda: DataLoader(Squares(), batch_size=2, sampler=SubsetRandomSampler(range(6), generator=own())),
+    "both": lambda: DataLoader(
+        Squares(), batch_size=2, sampler=RandomSampler(Squares(), generator=own()), generator=own()
+    ),
+    "data set": lambda: DataLoader(Jittered(), batch_size=2, shuffle=True),
+    "around another": lambda: Around(batches_of(RandomSampler(Squares(), generator=own()))),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("saved_after", [2, 3, 4])
+def test_resuming_is_exact_wherever_a_loader_holds_its_stream(tmp_path: Path, name: str, saved_after: int) -> None:
+    straight = tiny_trainer(callbacks=[At(saved_after, lambda trainer: trainer.save(tmp_path / "a.pt"))])
+    seed_all(5)
+    straight.fit(LOADERS[name](), epochs=3)
+    resumed = tiny_trainer()
+    resumed.resume(tmp_path / "a.pt")
+    resumed.fit(LOADERS[name](), epochs=3)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+
+
+@pytest.mark.parametrize(("name", "count"), [("both", 2), ("batch sampler", 1), ("data set", 1), ("around another", 1)])
+def test_each_stream_is_found_once(name: str, count: int) -> None:
+    assert len(streams_of(LOADERS[name]())) == count
+
+
+def test_a_loader_without_the_streams_of_the_checkpoint_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    state = random_state(CPU, LOADERS["both"]())
+    restore_random_state(state, CPU, LOADERS["batch sampler"]())
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "holds 1 random generators, and the checkpoint has the states of 2" in record.message
+
+
+@pytest.mark.parametrize("part", ["cpu", "python", "numpy", "loader"])
+def test_a_damaged_state_is_seen_and_nothing_is_restored(part: str) -> None:
+    state = random_state(CPU, ())
+    expected = torch.rand(())
+    restore_random_state(state, CPU, ())
+    with pytest.raises((TypeError, ValueError, AttributeError, RuntimeError)):
+        check_random_state({**state, part: "damaged"}, CPU)
+    assert torch.equal(torch.rand(()), expected)
