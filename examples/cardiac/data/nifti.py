@@ -166,11 +166,9 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
         return
     unpacker = zlib.decompressobj(wbits=31)
     while packed:
-        piece = unpacker.decompress(packed, _UNPACKED)
-        yield piece
-        while unpacker.unconsumed_tail or len(piece) == _UNPACKED:
-            piece = unpacker.decompress(unpacker.unconsumed_tail, _UNPACKED)
-            yield piece
+        yield unpacker.decompress(packed, _UNPACKED)
+        while unpacker.unconsumed_tail:
+            yield unpacker.decompress(unpacker.unconsumed_tail, _UNPACKED)
         packed = unpacker.unused_data if unpacker.eof else file.read(_PACKED)
         if unpacker.eof:  # other members may follow, and zeros that fill a block
             while not (packed := packed.lstrip(b"\0")) and (block := file.read(_PACKED)):
