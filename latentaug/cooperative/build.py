@@ -13,7 +13,8 @@ from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 from latentaug.discovery.codes import Codes, find_codes
-from latentaug.nets.heads import ReconstructionHead, ShapePrior, check_range
+from latentaug.nets.heads import ReconstructionHead, ShapePrior
+from latentaug.nets.heads import check_range as checked_range
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.sampling import Layer
 from latentaug.tracing.location import Location
@@ -156,7 +157,7 @@ def resolve_range(given: ImageRange | Literal["example"], example: Tensor, decod
             high,
         )
         return (0.0, 1.0) if bounded else None
-    check_range(given)
+    checked_range(given)
     low, high = given
     if not low < high:
         raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {given}.")
