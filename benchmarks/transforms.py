@@ -13,6 +13,7 @@ import latentaug
 from benchmarks.replay import LITTLE, TRAINED, Row, objective, prepared, timed
 from benchmarks.report import Options, Report, Table
 from latentaug import (
+    Adversarial,
     Compose,
     LatentTap,
     LatentTransform,
@@ -25,7 +26,7 @@ from latentaug import (
 )
 
 SIZES = TRAINED[:2]
-BASES = {LatentTransform, Masker, Compose, OneOf, RandomApply}
+BASES = {LatentTransform, Masker, Adversarial, Compose, OneOf, RandomApply}
 COLUMNS = ("where", "how", "step", "replays", "expected")
 FORMATS = {"step": "{:.3f}", "expected": "{:.2f}"}
 STEPS = (1, 5)

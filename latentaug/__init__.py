@@ -23,7 +23,7 @@ Tap a model at a latent code, change the code, replay the rest, and train on wha
 from importlib import metadata
 
 from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
-from latentaug.augment.ascent import ascend
+from latentaug.augment.ascent import Adversarial, ascend
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.augment.drop import ChannelDropout, Cutout, DropBlock
@@ -84,6 +84,7 @@ __all__ = [
     "VAT",
     "AdditiveNoise",
     "AdvStyle",
+    "Adversarial",
     "Callback",
     "Change",
     "ChannelDropout",

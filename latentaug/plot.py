@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +108,47 @@ def plot_hard_examples(
     return figure
 
 
+def plot_gallery(pictures: Mapping[str, Tensor], *, samples: int = 3, columns: int = 4) -> Figure:
+    """Draw batches of images side by side, each under its name: such as what several changes make of one batch.
+
+    Args:
+        pictures: Images by what they are called; the first channel is drawn, of volumes the middle slice. The grey
+            values of the first batch, from its lowest to its highest, are those of all.
+        samples: How many of each batch, at most. Default 3.
+        columns: Batches in a row. Default 4.
+
+    Shape:
+        pictures: [B, C, H, W] or [B, C, D, H, W] each.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: There are none, or some are neither 2-D nor 3-D.
+
+    Example:
+        >>> import torch
+        >>> from latentaug import GIN
+        >>> images = torch.rand(2, 1, 16, 16)
+        >>> figure = plot_gallery({"images": images, "GIN": GIN().augment(images)})
+        >>> [axes.get_title() for axes in figure.axes][:2]
+        ['images', 'GIN']
+    """
+    if not pictures or any(one.ndim not in (4, 5) for one in pictures.values()):
+        shapes = [tuple(one.shape) for one in pictures.values()]
+        raise ValueError(f"plot_gallery needs images [B, C, H, W] or [B, C, D, H, W]; got {shapes}.")
+    shown = {
+        name: np.hstack([_plane(one[i, 0].detach().float().cpu()) for i in range(min(samples, len(one)))])
+        for name, one in pictures.items()
+    }
+    first = next(iter(shown.values()))
+    columns = min(columns, len(shown))
+    figure, axes = _grid(-(-len(shown) // columns), columns, first.shape[0] / first.shape[1], width=4.0, titles=0.5)
+    for i, (name, picture) in enumerate(shown.items()):
+        place = axes[i // columns][i % columns]
+        place.imshow(picture, cmap="gray", vmin=first.min(), vmax=first.max())
+        place.set_title(name, fontsize=9)
+    return figure
+
+
 # Painters: each puts one sample of a tensor on one pair of axes ---------------------------------------------------
 def _image_painter() -> Callable[[Axes, int, Tensor], None]:
     def paint(axes: Axes, row: int, images: Tensor) -> None:
@@ -177,10 +218,10 @@ def _plane(tensor: Tensor) -> Array:
     return plane
 
 
-def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, Any]:
+def _grid(rows: int, columns: int, aspect: float, width: float = 1.6, titles: float = 0.0) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 * columns, 1.6 * rows * aspect + 0.3), layout="constrained")
+    figure = Figure(figsize=(width * columns, (width * aspect + titles) * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.set_axis_off()

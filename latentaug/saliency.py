@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+from latentaug.checks import scalar, shown
 
 # Gradients of a code are around 1e-5, where float16 has few digits left. A power of two changes no digit.
 _HALF_SCALE = 2.0**12
@@ -46,9 +48,12 @@ def latent_saliency(loss: Tensor, code: Tensor | Sequence[Tensor]) -> Tensor | l
         >>> latent_saliency((code**2).sum(), code)
         tensor([[ 2., -4.]])
     """
-    codes = [code] if isinstance(code, Tensor) else list(code)
-    if loss.numel() != 1:
-        raise ValueError(f"latent_saliency needs a scalar `loss`; got shape {tuple(loss.shape)}. Pass loss.mean().")
+    given: Any = code
+    codes: list[Tensor] = list(given) if isinstance(given, list | tuple) else [given]
+    for one in codes:
+        if not isinstance(one, Tensor):
+            raise TypeError(f"latent_saliency needs a `code`, a tensor or a list of them; got {shown(one)}.")
+    scalar("`loss`", loss, who="latent_saliency")
     if not loss.requires_grad:
         raise RuntimeError(
             "latent_saliency needs a `loss` with a graph; got one that requires no gradient. "

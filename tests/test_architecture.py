@@ -10,7 +10,7 @@ import latentaug
 
 PACKAGE = Path(latentaug.__file__).parent
 
-# Each room, and whom it may import from. `layout`, `saliency` and `divergence` are files that every room may stand on.
+# Each room, and whom it may import from. FLOOR are files that every room may stand on.
 ROOMS = {
     "tracing": (),
     "discovery": ("tracing",),
@@ -20,7 +20,7 @@ ROOMS = {
     "cooperative": ("tap", "discovery", "tracing", "augment", "nets"),
     "training": ("cooperative", "tap", "discovery", "tracing", "augment", "nets"),
 }
-FLOOR, BESIDE = ("layout", "saliency", "divergence"), {"plot": ("nets",)}
+FLOOR, BESIDE = ("layout", "saliency", "divergence", "checks"), {"plot": ("nets",)}
 CORE = {"torch", "numpy", "typing_extensions"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def test_the_readme_shows_tap_model_trainer_and_five_libraries() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_gallery_draws_every_transform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["transform_gallery.py", "--quick", str(tmp_path / "gallery.jpg")])
+    drawn = runpy.run_path(str(ROOT / "examples" / "transform_gallery.py"))
+    assert {name.split("\n")[0] for name in drawn["pictures"]} > {"images", "MaxStyle", "GIN", "RandomChannelMask"}
+    assert all(picture.isfinite().all() for picture in drawn["pictures"].values())
+    assert (tmp_path / "gallery.jpg").stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from latentaug.augment.change import Change, unpacked
 from latentaug.augment.context import Context
 from latentaug.augment.ranges import Range, as_range, draw, source_of, value_of
 from latentaug.augment.schedule import advance
+from latentaug.checks import random_source, tensor
+from latentaug.checks import shown as described
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 __all__ = ["Change", "Context", "Criterion", "LatentTransform", "LossAt", "Saliency"]
@@ -132,10 +134,10 @@ class LatentTransform(nn.Module):
             TypeError: The code is not floating-point.
             ValueError: The code does not fit the layout; or something that is asked for is missing or misshapen.
         """
-        if not code.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} needs a floating-point code; got {code.dtype}. Pass features, not labels."
-            )
+        tensor("code", code, who=type(self).__name__)
+        random_source(generator)
+        if not isinstance(layout, Layout):
+            raise TypeError(f"layout must be a Layout, such as latentaug.TOKENS; got {described(layout)}.")
         shown = layout.to_channels_first(code.detach())
         if isinstance(saliency, Context):
             context = saliency

@@ -19,6 +19,7 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
 )
 from latentaug.augment.ranges import Range, as_range, draw, source_of
+from latentaug.checks import shown
 from latentaug.layout import Layout
 
 
@@ -30,6 +31,11 @@ class _Composed(LatentTransform):
 
     def __init__(self, transforms: Iterable[LatentTransform]) -> None:
         super().__init__()
+        if isinstance(transforms, nn.Module) or not isinstance(transforms, Iterable):
+            raise TypeError(
+                f"{type(self).__name__} needs a list of transforms, such as maskers; got {shown(transforms)}. Put them "
+                "into a list."
+            )
         children = [_transform(self, one) for one in transforms]
         if not children:
             raise ValueError(f"{type(self).__name__} needs at least one transform; got none.")
@@ -213,5 +219,5 @@ def paper_masks(score: Score = "signed") -> OneOf:
 
 def _transform(owner: LatentTransform, candidate: object) -> LatentTransform:
     if not isinstance(candidate, LatentTransform):
-        raise TypeError(f"{type(owner).__name__} needs transforms; got {candidate!r}. Pass an instance of one.")
+        raise TypeError(f"{type(owner).__name__} needs transforms; got {shown(candidate)}. Pass an instance of one.")
     return candidate

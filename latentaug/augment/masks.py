@@ -14,6 +14,7 @@ from torch import Tensor
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.change import unpacked
 from latentaug.augment.ranges import Range, as_range, draw, value_of
+from latentaug.checks import tensor
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 Score: TypeAlias = Literal["signed", "magnitude", "harm"]
@@ -47,7 +48,19 @@ class LatentMask(Change):
         self.factor = factor
 
     def apply(self, code: Tensor) -> Tensor:
-        """Multiply the code by the factor, cast to the code's dtype and device."""
+        """Multiply the code by the factor, cast to the code's dtype and device.
+
+        Raises:
+            ValueError: The code is not of the shape that the factor was sampled for.
+        """
+        tensor("code", code, who=type(self.transform).__name__)
+        if code.ndim != self.factor.ndim or any(
+            m not in (1, n) for n, m in zip(code.shape, self.factor.shape, strict=True)
+        ):
+            raise ValueError(
+                f"This mask is for a code of shape {tuple(self.factor.shape)}, where 1 stands for any number; got a "
+                f"code of shape {tuple(code.shape)}. Sample one for that code."
+            )
         return code * self.factor.to(code.device, code.dtype)
 
     __call__ = apply
@@ -360,7 +373,10 @@ def averaged(score: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def rank_at(n: int, percentile: Range | Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Return how many of n entries to mask as an index on the device: reading it back would stall a GPU."""
-    if not isinstance(percentile, Tensor):
+    if isinstance(percentile, Tensor):
+        if percentile.ndim or (percentile.is_cpu and not 0 <= percentile <= 1):
+            raise ValueError(f"percentile must be one number in [0, 1], as a 0-dim tensor; got {percentile}.")
+    else:
         percentile = value_of(as_range("percentile", percentile))
         if not isinstance(percentile, tuple):
             return torch.full((1,), int(n * percentile), device=device)

@@ -89,7 +89,7 @@ def as_number(name: str, value: object, *, most: float = 1.0) -> float:
         TypeError: It is no number.
         ValueError: It is outside.
     """
-    if not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a pair (low, high); got {value!r}.")
     number = float(value)
     if not (0 <= number <= most and number < math.inf):

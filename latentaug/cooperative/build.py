@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
 from latentaug.discovery.codes import Codes, find_codes
-from latentaug.nets.heads import ReconstructionHead, ShapePrior
+from latentaug.nets.heads import ReconstructionHead, ShapePrior, check_range
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.sampling import Layer
 from latentaug.tracing.location import Location
@@ -155,6 +155,7 @@ def resolve_range(given: ImageRange | Literal["example"], example: Tensor, decod
             high,
         )
         return (0.0, 1.0) if bounded else None
+    check_range(given)
     low, high = given
     if not low < high:
         raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {given}.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from latentaug.checks import scalar
 from latentaug.saliency import latent_saliency
 
 
@@ -72,7 +73,7 @@ class Losses:
 
     def add(self, name: str, loss: Tensor) -> None:
         """Take a loss that needs the trunk, and is backpropagated with it."""
-        self._plain[name] = loss
+        self._plain[name] = scalar("loss", loss, who="CooperativeModel")
         self._weighted[name] = self._weights[name] * loss
 
     def saliencies(self, name: str, codes: Sequence[Tensor]) -> list[Tensor]:

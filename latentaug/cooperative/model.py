@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.augment.base import LatentTransform
+from latentaug.checks import called_on_example, whole
+from latentaug.cooperative.arguments import Expected, check_decoder, check_model
 from latentaug.cooperative.build import (
     ImageRange,
     Layers,
@@ -131,15 +133,19 @@ class CooperativeModel(nn.Module):
         logits: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_model(model, num_classes, example, ignore_index, reconstruction, shape_prior)
         self.model = model
         self.num_classes = num_classes
+        self._expected = Expected(example)
         self.objective = Objective(weights, loss, ignore_index)
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
         self.image_transform, self.shape_transform = transform_pair(augment)
-        found = resolve_codes(model, codes, example, logits)
+        with called_on_example("CooperativeModel", model, example):
+            found = resolve_codes(model, codes, example, logits)
         decoder = model.get_submodule("image_decoder") if found.declared else None
         self._image_range = resolve_range(image_range, example, decoder if reconstruction is None else reconstruction)
+        own_decoder = reconstruction is not None
         if reconstruction is None and not found.declared:
             head = new_reconstruction_head(found.image, example, self._image_range)
             reconstruction = placed_like(head, model, example)
@@ -157,7 +163,7 @@ class CooperativeModel(nn.Module):
         )
         self.hard = hard
         self._checkpointed: tuple[str, ...] = ()
-        self._try(example)
+        self._try(example, own_decoder=own_decoder)
 
     # What it was made of ------------------------------------------------------------------------------------------
 
@@ -267,8 +273,7 @@ class CooperativeModel(nn.Module):
         Raises:
             ValueError: `steps` is negative.
         """
-        if steps < 0:
-            raise ValueError(f"The shape prior needs 0 or more steps of refinement; got {steps}.")
+        whole("refine", steps, least=0, of="steps")
         if self.shape_prior is not None:
             for _ in range(steps):
                 logits = self.shape_prior.refine(logits)
@@ -277,6 +282,8 @@ class CooperativeModel(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
         """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients."""
+        self._expected.check(self.model, images, None, None)
+        whole("refine", refine, least=0, of="steps")
         with preserved_modes(self):
             self.eval()
             logits = self.reader.read(self.model(images), images.shape[2:]).main
@@ -338,6 +345,7 @@ class CooperativeModel(nn.Module):
         scaler: torch.amp.GradScaler | None = None,
     ) -> CooperativeOutput:
         """Compute the losses of a step or of one stage of it; eagerly, each is backpropagated as its branch ends."""
+        self._expected.check(self.model, images, labels, generator)
         labels = squeeze_labels(labels, images.ndim - 2)
         self._check_once(images, labels)
         labels = labels.long()
@@ -364,15 +372,17 @@ class CooperativeModel(nn.Module):
 
     # Checking -----------------------------------------------------------------------------------------------------
 
-    def _try(self, example: Tensor) -> None:
+    def _try(self, example: Tensor, *, own_decoder: bool) -> None:
         """Read the logits of one pass, so that what does not fit is refused here and not in the first step."""
         with preserved_modes(self.model), sandbox(unwrap(self.model), example.device):
             self.model.eval()
             with torch.no_grad():
                 outputs = read_logits(self.model(example), self.num_classes, example.ndim - 2, self.reader.reader)
-            if len(finest(outputs)) > 1:
+            if len(finest(outputs)) > 1 or own_decoder:
                 with self.tapped() as taps:
                     self.reader.read(self.model(example), example.shape[2:], [*taps.codes.values()])
+                    if own_decoder:
+                        check_decoder(self.reconstruction, taps.codes[self.image_code].detach(), example)
             self._try_size(example)
 
     def _try_size(self, example: Tensor) -> None:

@@ -62,7 +62,10 @@ def _translated(moved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     fields = {IN_HARD[name]: value for name, value in moved.items() if name in IN_HARD}
     if fields:
-        new["hard"] = HardExamples(**{**vars(given.get("hard", HardExamples())), **fields})
+        try:
+            new["hard"] = HardExamples(**{**vars(given.get("hard", HardExamples())), **fields})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{', '.join(name for name in moved if name in IN_HARD)}: {error}") from None
     if moved.get("masker") is not None:
         new["augment"] = moved["masker"]
     both = moved.get("layer")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentaug.checks import shown
 from latentaug.cooperative.eager_losses import Losses
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -66,8 +67,8 @@ class Objective:
     """
 
     def __init__(self, weights: Mapping[str, float] | None, loss: Loss | None, ignore_index: int) -> None:
-        if loss is not None and not callable(loss):
-            raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {loss!r}.")
+        if loss is not None and (isinstance(loss, type) or not callable(loss)):
+            raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
         self.segmentation: Loss = (
             functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else loss
         )
@@ -90,7 +91,7 @@ class Objective:
 
 def _checked(weights: Mapping[str, object]) -> dict[str, float]:
     if unknown := sorted(set(weights) - set(WEIGHTS)):
-        raise ValueError(f"CooperativeModel has no loss {', '.join(unknown)} to weigh; it has {', '.join(WEIGHTS)}.")
+        raise ValueError(f"weights must name losses; there is no {', '.join(unknown)}, but {', '.join(WEIGHTS)}.")
     checked = {}
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, Real):

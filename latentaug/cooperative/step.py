@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from latentaug.cooperative.arguments import check_step
 from latentaug.cooperative.eager_losses import backpropagate
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
@@ -52,6 +53,7 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
+    check_step("cooperative_backward", model, scaler, generator)
     _see_that_it_trains("cooperative_backward", model)
     if _can_backpropagate_inside(model):
         return model.run_step(images, labels, generator, "all", eager=True, scaler=scaler)
@@ -77,6 +79,7 @@ def standard_backward(
 
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
+    check_step("standard_backward", model, scaler, generator)
     _see_that_it_trains("standard_backward", model)
     if _can_backpropagate_inside(model):
         return model.run_step(images, labels, generator, "standard", eager=True, scaler=scaler)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentaug.checks import called_on_example
 from latentaug.discovery.candidates import (
     Candidate,
     Look,
@@ -59,7 +60,8 @@ def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], A
         >>> print(find_bottleneck(model, torch.randn(1, 1, 32, 32)))
         1
     """
-    return bottleneck(unwrap(model), *as_inputs(example), logits=logits)
+    with called_on_example("find_bottleneck", model, example):
+        return bottleneck(unwrap(model), *as_inputs(example), logits=logits)
 
 
 def bottleneck(
@@ -106,7 +108,7 @@ def _best(model: nn.Module, found: list[Candidate], look: Look, again: Seen | No
         ValueError: There is none.
     """
     found = [c for c in found if not _passed_through(c.call, c.tensor, look.ways)]
-    lacking = f"on a coarser grid than its input {(look.batch, *look.image[1:])}"
+    lacking = f"on a coarser grid than the input, `example`, of shape {(look.batch, *look.image[1:])}"
     while level := _level(look.trace, found, look):
         coarsest = _by_preference(model, level, look)
         for candidate in coarsest:

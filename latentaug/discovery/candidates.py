@@ -173,7 +173,7 @@ def seen_again(model: nn.Module, look: Look) -> Seen | None:
 
 
 def read_past(model: nn.Module, look: Look, names: Collection[str]) -> set[str]:
-    """Name those of some modules, which change in place what they are given, past whose returned tensors it is read."""
+    """Name those, of modules that change in place what they are given, past whose returned tensors that is read."""
     modules = {name: model.get_submodule(name) for name in names}
     if not modules:
         return set()

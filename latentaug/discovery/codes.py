@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from latentaug.checks import called_on_example
 from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate
 from latentaug.tracing.location import Location, as_inputs, unwrap
@@ -47,7 +48,8 @@ def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any
         >>> str(codes.image), str(codes.shape)
         ('0', '2')
     """
-    bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
+    with called_on_example("find_codes", model, example):
+        bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
     return Codes(fine_code(bottleneck, others).location, bottleneck.location)
 
 

@@ -69,19 +69,24 @@ def stages_of(model: nn.Module, look: Look, again: Seen | None) -> Stages:
     stages = encoder.stages(encoder.modules(), split=True)
     stem = stages[0] if encoder.begins_with_a_stem(stages) else None
     stages = stages[stem is not None :]
-    by_depth = len(stages) < 2
-    if by_depth:
-        parts = [c for c in encoder.modules(whole=False) if c.learned]
-        if parts and finest_input(parts[0].call, look.image) < 1:  # what comes before are several streams
-            parts = []
-        ends = dict.fromkeys(-(-len(parts) * n // _PARTS) - 1 for n in range(1, _PARTS + 1))
-        stages = [parts[end] for end in ends if end >= 0] or stages
+    parts = _cut_by_depth(encoder, look) if len(stages) < 2 else []
+    by_depth = len(parts) > 1
+    stages = parts or stages
     if not stages or _level(stages[-1]) < _level(bottleneck):
         if len(stages) < 2 or not bottleneck.pooled:
             stages.append(bottleneck)
-    elif stages[-1].stride != bottleneck.stride:  # the layout of one was misread
+    elif stages[-1].path or stages[-1].stride != bottleneck.stride:  # of several results, or a layout was misread
         stages[-1] = bottleneck
     return Stages(bottleneck, stem, stages, _decoder(model, look, found, bottleneck), by_depth)
+
+
+def _cut_by_depth(encoder: _Road, look: Look) -> list[Candidate]:
+    """List the ends of equal parts of an encoder; of none that begins with several streams."""
+    modules = [c for c in encoder.modules(whole=False) if c.learned]
+    if not modules or finest_input(modules[0].call, look.image) < 1:
+        return []
+    ends = [-(-len(modules) * part // _PARTS) - 1 for part in range(1, _PARTS + 1)]
+    return [modules[end] for end in dict.fromkeys(ends)]
 
 
 def _decoder(model: nn.Module, look: Look, found: Sequence[Candidate], bottleneck: Candidate) -> list[Candidate]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from latentaug.discovery.bottleneck import looked
+from latentaug.checks import called_on_example, module
+from latentaug.discovery.bottleneck import bottleneck, looked
+from latentaug.discovery.candidates import Candidate
 from latentaug.discovery.stages import Stages, stages_of
 from latentaug.tracing.location import Location, as_inputs, unwrap
 
@@ -52,9 +54,11 @@ def suggest_layers(
         >>> down = (nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1))
         >>> model = nn.Sequential(*down, nn.Upsample(scale_factor=8))
         >>> print(suggest_layers(model, torch.randn(2, 1, 32, 48), MixStyle()))
-        0, 1: the first two of the encoder's 3 stages, of strides 2x2 and 4x4, where all that follows sees the change
+        0, 1: the first two of the encoder's 3 stages, of strides 2x2 and 4x4
     """
-    return suggest(unwrap(model), *as_inputs(example), transform, logits=logits)
+    module("transform", transform, who="suggest_layers")
+    with called_on_example("suggest_layers", model, example):
+        return suggest(unwrap(model), *as_inputs(example), transform, logits=logits)
 
 
 def suggest(
@@ -66,15 +70,19 @@ def suggest(
     logits: Callable[[Any], Any] | None = None,
 ) -> Suggestion:
     """Do what `suggest_layers` does, for a model that is not wrapped and arguments that are spelled out."""
-    name, place = type(transform).__name__, getattr(transform, "place", "bottleneck")
+    name, place = type(transform).__name__, getattr(transform, "place", BOTTLENECK)
     if place == IMAGE:
-        return Suggestion((), f"its paper changes what the model is given: call {name}(...).augment(images) on it")
-    if place not in _PLACES:
+        return Suggestion((), f"its paper changes them before the model sees them: call {name}(...).augment(images)")
+    places = (IMAGE, BOTTLENECK, *_PLACES)
+    if place not in places:
         raise ValueError(
-            f"suggest_layers needs a transform whose `place` is one of {', '.join((IMAGE, *_PLACES))}; got "
+            f"suggest_layers needs a transform whose `place` is one of {', '.join(places)}; got "
             f"{name} with {place!r}. Ask for each transform by itself, and name the layers."
         )
     try:
+        if place == BOTTLENECK:
+            location = bottleneck(model, args, kwargs, logits=logits)
+            return Suggestion((location,), f"the bottleneck, of stride {_stride(location.stride)}")
         stages = stages_of(model, *looked(model, args, kwargs, logits))
     except ValueError as error:
         raise ValueError(
@@ -92,45 +100,36 @@ def suggest(
 
 
 # Places -----------------------------------------------------------------------------------------------------------
-IMAGE, LATE = "image", "late decoder"
-
-
-def _bottleneck(stages: Stages) -> Suggestion:
-    return Suggestion((stages.bottleneck.location,), f"the bottleneck, of stride {_strides([stages.bottleneck])}")
+IMAGE, BOTTLENECK, LATE = "image", "bottleneck", "late decoder"
 
 
 def _encoder(stages: Stages) -> Suggestion:
-    ends = [*([stages.stem] if stages.stem else []), *stages.encoder]
-    return _told(ends, f"the ends of all {len(ends)} stages of the encoder{_cut(stages)}, of strides {{}}")
+    ends = [stages.stem, *stages.encoder] if stages.stem else stages.encoder
+    return _in_encoder(ends, "the stem and all" if stages.stem else "all", stages)
 
 
-def _early(stages: Stages) -> Suggestion:
-    count = len(stages.encoder)
-    before = stages.encoder[:-1][:2]  # the last is the bottleneck's
-    which = "the first two" if len(before) > 1 else "the first"
-    return _told(before, f"{which} of the encoder's {count} stages{_cut(stages)}, of strides {{}}, {_SEEN}")
+def _early(stages: Stages, most: int = 2) -> Suggestion:
+    ends = stages.encoder[:-1][:most]  # the last is the bottleneck's
+    return _in_encoder(ends, f"the first{_two(ends)}", stages)
 
 
 def _first(stages: Stages) -> Suggestion:
-    found = _early(stages)
-    stride = "x".join(map(str, found.layers[0].stride)) if found.layers else ""
-    reason = f"the first of the encoder's {len(stages.encoder)} stages{_cut(stages)}, of stride {stride}, {_SEEN}"
-    return Suggestion(found.layers[:1], reason)
+    return _early(stages, most=1)
 
 
 def _input_or_early(stages: Stages) -> Suggestion:
     found = _early(stages)
-    return found._replace(reason=f"at one of these, or on the images: {found.reason}")
+    return found._replace(reason=f"one of these, or the images: {found.reason}")
 
 
 def _deep(stages: Stages) -> Suggestion:
-    count = len(stages.encoder)
-    return _told(stages.encoder[-2:], f"the last of the encoder's {count} stages{_cut(stages)}, of strides {{}}")
+    ends = stages.encoder[-2:]
+    return _in_encoder(ends, f"the last{_two(ends)}", stages)
 
 
 def _late_decoder(stages: Stages) -> Suggestion:
-    last = [c for c in stages.decoder[-2:] if c.sites > stages.bottleneck.sites] or stages.decoder[-1:]
-    return _told(last, f"the last of the decoder's {len(stages.decoder)} stages before the logits, of strides {{}}")
+    ends = [c for c in stages.decoder[-2:] if c.sites > stages.bottleneck.sites] or stages.decoder[-1:]
+    return _told(ends, f"the last{_two(ends)} of the decoder's {len(stages.decoder)} stages before the logits")
 
 
 _PLACES: dict[str, Callable[[Stages], Suggestion]] = {
@@ -139,20 +138,24 @@ _PLACES: dict[str, Callable[[Stages], Suggestion]] = {
     "early": _early,
     "encoder": _encoder,
     "deep": _deep,
-    "bottleneck": _bottleneck,
     LATE: _late_decoder,
 }
-_SEEN = "where all that follows sees the change"
 
 
-def _told(ends: list[Any], reason: str) -> Suggestion:
-    return Suggestion(tuple(c.location for c in ends), reason.format(_strides(ends)))
+def _in_encoder(ends: Sequence[Candidate], which: str, stages: Stages) -> Suggestion:
+    cut = ", cut by depth as its grid is one" if stages.by_depth else ""
+    return _told(ends, f"{which} of the encoder's {len(stages.encoder)} stages{cut}")
 
 
-def _strides(ends: list[Any]) -> str:
-    *most, last = ["x".join(map(str, c.stride)) for c in ends] or [""]
-    return f"{', '.join(most)} and {last}" if most else last
+def _told(ends: Sequence[Candidate], which: str) -> Suggestion:
+    *most, last = [_stride(c.stride) for c in ends] or [""]
+    strides = f"of strides {', '.join(most)} and {last}" if most else f"of stride {last}"
+    return Suggestion(tuple(c.location for c in ends), f"{which}, {strides}")
 
 
-def _cut(stages: Stages) -> str:
-    return ", cut by depth as its grid is one" if stages.by_depth else ""
+def _stride(stride: tuple[int, ...]) -> str:
+    return "x".join(map(str, stride))
+
+
+def _two(ends: Sequence[Candidate]) -> str:
+    return " two" if len(ends) == 2 else ""

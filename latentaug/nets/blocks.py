@@ -20,6 +20,16 @@ _CONV_TRANSPOSE: dict[int, Callable[..., nn.Module]] = {
 BATCH_NORM: dict[int, Callable[..., nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
+def check_spatial_dims(spatial_dims: int) -> None:
+    """See that there is a network of so many spatial axes.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if isinstance(spatial_dims, bool) or spatial_dims not in CONV:
+        raise ValueError(f"spatial_dims must be 1, 2 or 3; got {spatial_dims!r}.")
+
+
 class Encoder(nn.Module):
     """Halve an image `depth` times: a stem, residual blocks, and a projection to a code that is never negative."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from latentaug.nets.blocks import Decoder, Encoder
+from latentaug.checks import whole
+from latentaug.nets.blocks import Decoder, Encoder, check_spatial_dims
 from latentaug.nets.functional import crop
-from latentaug.nets.heads import CodeDecoupler, ReconstructionHead
+from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, check_range
 
 
 class FTN(nn.Module):
@@ -55,6 +56,15 @@ class FTN(nn.Module):
         image_range: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("num_classes", num_classes),
+            ("width", width),
+            ("depth", depth),
+        ):
+            whole(name, value)
+        check_spatial_dims(spatial_dims)
+        check_range(image_range)
         channels = 8 * width
         self.encoder = Encoder(in_channels, width, depth, spatial_dims)
         self.decoupler = CodeDecoupler(channels, spatial_dims)

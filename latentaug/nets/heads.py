@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from latentaug.checks import number, shown, whole
 from latentaug.layout import CHANNELS_FIRST, Layout
-from latentaug.nets.blocks import Decoder, Encoder, conv_norm_relu, double_conv, initialize
+from latentaug.nets.blocks import Decoder, Encoder, check_spatial_dims, conv_norm_relu, double_conv, initialize
 from latentaug.nets.functional import crop, resize, to_probabilities
 
 
@@ -88,8 +89,9 @@ class ReconstructionHead(nn.Module):
         layout: Layout = CHANNELS_FIRST,
     ) -> None:
         super().__init__()
-        if image_range is not None and not image_range[0] < image_range[1]:
-            raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {image_range}.")
+        for name, value in (("channels", channels), ("out_channels", out_channels), ("width", width)):
+            whole(name, value)
+        check_range(image_range)
         self.stride = tuple(stride)
         self.image_range = image_range
         self.layout = layout
@@ -128,6 +130,23 @@ class ReconstructionHead(nn.Module):
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
         return f"stride={self.stride}, image_range={self.image_range}, layout={self.layout}"
+
+
+def check_range(image_range: object) -> tuple[float, float] | None:
+    """Return a range of images, or None.
+
+    Raises:
+        TypeError: It is no pair of numbers.
+        ValueError: It is empty or has no end.
+    """
+    if image_range is None:
+        return None
+    if not isinstance(image_range, tuple | list) or len(image_range) != 2:
+        raise TypeError(f"image_range must be a pair (low, high), or None; got {shown(image_range)}.")
+    low, high = image_range
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {image_range}.")
+    return float(low), float(high)
 
 
 class ShapePrior(nn.Module):
@@ -171,10 +190,10 @@ class ShapePrior(nn.Module):
         temperature: float = 2.0,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, which means one logit; got {num_classes}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive; got {temperature}. 1 leaves logits as they are.")
+        for name, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
+            whole(name, value)
+        check_spatial_dims(spatial_dims)
+        number("temperature", temperature, above=0)
         self.num_classes = num_classes
         self.temperature = temperature
         self.encoder = Encoder(num_classes, width, depth, spatial_dims)

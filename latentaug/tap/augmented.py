@@ -20,7 +20,7 @@ from latentaug.tap.plan import initialise
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
-from latentaug.tracing.intercept import is_compiled, stand_in
+from latentaug.tracing.intercept import Override, is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
@@ -163,18 +163,29 @@ class Augmented:
 
     def _put(self, transform: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Put a transform where its paper does, by dry runs on what the first pass is given."""
-        shared, key = cache_of(self._root), (type(transform).__name__, transform.place)
+        name, shared = type(transform).__name__, cache_of(self._root)
+        if any(type(module.__dict__.get("forward")) is Override for module in list(self._root.modules())[1:]):
+            raise RuntimeError(
+                f"augmented finds layers for {name} on its first pass, which a LatentTap opened later captures as it "
+                f"was. Open the tap first, or name them: suggest_layers({type(self._root).__name__}, images, {name}())."
+            )
+        key = name, getattr(transform, "place", "")
         if key not in shared.suggested:
             with shared.ours():
                 initialise(self._root, args, kwargs)
                 shared.suggested[key] = suggest(self._root, args, kwargs, transform)
-            logger.info("augmented puts %s of %s at %s.", key[0], type(self._root).__name__, shared.suggested[key])
+            logger.info("augmented puts %s of %s at %s.", name, type(self._root).__name__, shared.suggested[key])
         layers = shared.suggested[key].layers
         self._set(dict.fromkeys(layers[-1:] if transform.whole_pass else layers, transform))
         self._unplaced = None
-        if self._undo is not None:
-            undo, layers_undo = self._undo, stand_in(self._tapped_modules(), self._handle)
-            self._undo = lambda: (layers_undo(), undo())[0]
+        remove_root, remove_layers = self._undo, stand_in(self._tapped_modules(), self._handle)
+
+        def undo() -> None:
+            remove_layers()
+            if remove_root is not None:
+                remove_root()
+
+        self._undo = undo
 
     # Standing in --------------------------------------------------------------------------------------------------
 
@@ -260,7 +271,7 @@ class Augmented:
         if not change.whole_pass:
             try:
                 changed: Tensor = change.apply(code)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 if layer.together is None:
                     raise
                 raise ValueError(

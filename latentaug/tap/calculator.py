@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +14,9 @@ from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.saliency import latent_saliency
-from latentaug.tracing.location import Location, find_spot, spot_in, unwrap
+from latentaug.tracing.intercept import is_compiled, stand_in
+from latentaug.tracing.location import Location, compiled_wrappers, find_spot, spot_in, unwrap
+from latentaug.tracing.own_passes import depth_of
 from latentaug.tracing.tree import item_at, map_tensors
 
 
@@ -43,6 +47,7 @@ class SaliencyCalculator:
         self._code: Tensor | None = None
         self._path: tuple[Any, ...] | None = None
         self._handles: list[RemovableHandle] = []
+        self._undo = self._uncompiled(model)
         if layer is None:
             hook = _Hook(self._find)
             self._handles.append(self._model.register_forward_pre_hook(hook, with_kwargs=True))
@@ -66,6 +71,7 @@ class SaliencyCalculator:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._undo()
         self._code = None
 
     def __enter__(self) -> Self:
@@ -76,11 +82,19 @@ class SaliencyCalculator:
     ) -> None:
         self.remove()
 
+    def _uncompiled(self, model: nn.Module) -> Callable[[], None]:
+        """Let a model that is compiled as a whole run uncompiled: compiled code ignores hooks that come late."""
+        compiled = [*compiled_wrappers(model), *([self._model] if is_compiled(self._model) else [])]
+        modules = {f"wrapper {i}": module for i, module in enumerate(compiled)}
+        return stand_in({**modules, "": self._model}, _call) if modules else lambda: None
+
     def _attach(self, name: str) -> None:
         self._name = name
         self._handles.append(self._model.get_submodule(name).register_forward_hook(_Hook(self._keep)))
 
     def _find(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if depth_of(self._model):  # a dry run of another one that is looking too
+            return
         for handle in self._handles:
             handle.remove()
         location = bottleneck(self._model, args, kwargs)
@@ -98,6 +112,10 @@ class SaliencyCalculator:
         return map_tensors(output, lambda tensor: code.clone() if tensor is found else tensor)
 
 
+def _call(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return original(*args, **kwargs)
+
+
 class _Hook:
     """A hook that stays behind when its model is copied or pickled: the copy would report to the original's owner."""
 
@@ -105,6 +123,11 @@ class _Hook:
         self._function = function
 
     def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # what is kept must be a tensor, and no stand-in of the compiler's
+            return import_module("torch._dynamo").disable(self._call)(*args)
+        return self._call(*args)
+
+    def _call(self, *args: Any) -> Any:
         return None if self._function is None else self._function(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from latentaug.checks import called_on_example
 from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate
 from latentaug.discovery.codes import fine_code
@@ -107,7 +108,8 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | N
     """
     root = unwrap(model)
     inputs = as_inputs(example)
-    candidates = ranked(root, *inputs, logits)
+    with called_on_example("describe", root, example):
+        candidates = ranked(root, *inputs, logits)
     with preserved_modes(root), sandbox(root, device_of(root, *inputs)):
         root.eval()
         bottleneck, *others = candidates

@@ -59,7 +59,7 @@ class Drawing:
             try:
                 with torch.no_grad():
                     change.apply(code)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"LatentTap.draw with same=True needs a transform whose parameters fit every code; those of "
                     f"{type(transform).__name__} do not fit {tuple(code.shape)}: {error}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -13,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from latentaug.checks import called_on_example, shown
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.discovery.suggest import suggest
 from latentaug.layout import Layout
 from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.draw import Drawing, is_sampler
 from latentaug.tap.plan import initialise, make_plan
-from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.plan_cache import PlanCache, cache_of
 from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Divergence, Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
-from latentaug.tracing.intercept import Override, overridden
+from latentaug.tracing.fast_path import modules_are_called
+from latentaug.tracing.intercept import LIVE, Handler, Override, overridden
 from latentaug.tracing.isolation import submodules
 from latentaug.tracing.location import (
     Location,
@@ -36,6 +40,7 @@ from latentaug.tracing.location import (
     layout_of,
     unwrap,
 )
+from latentaug.tracing.own_passes import depth_of
 from latentaug.tracing.tree import Path
 
 logger = logging.getLogger("latentaug")
@@ -99,10 +104,12 @@ class LatentTap:
         self._capture: Capture | None = None
         self._context: ExitStack | None = None
         self._running = False
+        self._depth, self._thread = 0, 0
         if example is not None:
-            with self._shared.lock, self._shared.ours():
+            with self._shared.lock.held(), self._shared.ours():
                 args, kwargs = as_inputs(example)
-                self._spots(args, kwargs)
+                with called_on_example("LatentTap", self._root, example):
+                    self._spots(args, kwargs)
                 shapes = self._shared.spots[self._sought].values()
                 self._seen = list(shapes), _image_shape(args, kwargs)
 
@@ -141,11 +148,13 @@ class LatentTap:
         if self._context is not None:
             raise RuntimeError("This LatentTap is open already. Make another one for a nested context.")
         with ExitStack() as stack:
-            stack.enter_context(self._shared.lock)
+            stack.enter_context(self._shared.lock.held())
             wrappers = {f"wrapper {i}": module for i, module in enumerate(compiled_wrappers(self._model))}
             stack.enter_context(overridden({**wrappers, "": self._root}, self._handle))
-            hook = Override("", self._root.forward, self._before)
-            stack.callback(self._root.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
+            stack.enter_context(_prepared(self._root, self._before))
+            stack.enter_context(_uncopied(self._root, self._shared))
+            stack.enter_context(modules_are_called(self._root, [name for name, _ in self._targets or ()]))
+            self._depth, self._thread = depth_of(self._root), threading.get_ident()
             self._context = stack.pop_all()
         self._shared.open.append(weakref.ref(self))
         return self
@@ -155,22 +164,18 @@ class LatentTap:
     ) -> None:
         if self._context is None:
             raise RuntimeError("This LatentTap is not open.")
-        if self._shared.open[-1]() is not self:
-            raise RuntimeError(
-                "Taps of one model must be left in the reverse order of their opening; leave the last first."
-            )
-        self._shared.open.pop()
+        self._shared.open[:] = [one for one in self._shared.open if one() not in (None, self)]
         context, self._context, self._capture = self._context, None, None
         context.close()
 
     def _before(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare before the model's own hooks run, which may gather sharded weights for this one pass."""
         _, args, kwargs = args
-        if not self._shared.busy and not self._running:
+        if not self._is_none_of_the_user_s():
             self._prepare(args, kwargs)
 
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name != "" or self._shared.busy or self._running:
+        if name != "" or self._is_none_of_the_user_s():
             return original(*args, **kwargs)
         self._capture = None
         plan = self._prepare(args, kwargs)
@@ -185,6 +190,11 @@ class LatentTap:
         if not capture.fits and plan.fast:
             self._shared.distrust(self._root, self._key(plan.spots))
         return output
+
+    def _is_none_of_the_user_s(self) -> bool:
+        """Tell whether a pass is one of the library's own, or within one that is captured."""
+        own = self._shared.busy or self._running or depth_of(self._root) > self._depth
+        return own or threading.get_ident() != self._thread
 
     def draw(
         self,
@@ -343,6 +353,8 @@ class LatentTap:
     def _resolve(self, layer: Layer | Sequence[Layer] | None) -> tuple[Layer, ...] | None:
         if layer is None:
             return None
+        if not isinstance(layer, str | nn.Module | Location | list | tuple):
+            raise TypeError(f"layer must be a dotted name, a module, a Location or a list of them; got {shown(layer)}.")
         layers = (layer,) if isinstance(layer, str | nn.Module | Location) else tuple(layer)
         if not layers:
             raise ValueError("LatentTap needs at least one layer; got an empty list. Pass None for the bottleneck.")
@@ -393,6 +405,33 @@ class LatentTap:
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
         return spots, self._call, tuple([module.training for module in submodules(self._root)])
+
+
+@contextmanager
+def _prepared(root: nn.Module, before: Handler) -> Iterator[None]:
+    """Call something before the model's own hooks of each pass."""
+    hook = Override("", lambda *_: None, before)
+    handle = root.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _uncopied(root: nn.Module, shared: PlanCache) -> Iterator[None]:
+    """Refuse `copy.copy` of a tapped model, which would share what stands in for its parts."""
+
+    def refuse(protocol: Any) -> Any:
+        asked_by_copy = sys._getframe(1).f_globals.get("__name__") == "copy"
+        raise RuntimeError(LIVE.format("copied" if asked_by_copy else "pickled"))
+
+    root.__dict__["__reduce_ex__"] = refuse
+    try:
+        yield
+    finally:
+        if not any(one() for one in shared.open):
+            root.__dict__.pop("__reduce_ex__", None)
 
 
 def _is_identity(change: object) -> bool:

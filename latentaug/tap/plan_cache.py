@@ -19,11 +19,39 @@ if TYPE_CHECKING:
     from latentaug.tap.latent_tap import LatentTap
 
 
+class Turn:
+    """A lock that the thread which holds it may take again, and that any thread may give back.
+
+    Generators that hold a tap open may be closed by another thread than the one that ran them.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._owner: int | None = None
+        self._count = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait for one's turn, and hold it within the context."""
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: self._owner in (None, me))
+            self._owner, self._count = me, self._count + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count -= 1
+                if not self._count:
+                    self._owner = None
+                    self._changed.notify_all()
+
+
 class PlanCache:
     """What all taps of one model share: a lock, the order of the open ones, and the plans already made."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = Turn()
         self.open: list[weakref.ref[LatentTap]] = []
         self.busy = False  # a pass of our own is running: no tap takes it for the user's
         self.spots: dict[Any, dict[Spot, tuple[int, ...]]] = {}  # with the shape of the code at each

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import torch
@@ -30,22 +32,29 @@ class Override:
         self.handler: Handler | None = handler
         self.original = original
         self.before = before  # what stood in its place
+        self.thread = threading.get_ident()
         functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the call over; but for calls of other threads, which are none of ours."""
+        if torch.compiler.is_compiling():  # traced as part of something compiled, which must not see the handler
+            return import_module("torch._dynamo").disable(self.hand_over)(*args, **kwargs)
+        return self.hand_over(*args, **kwargs)
+
+    def hand_over(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the call over."""
-        if self.handler is None:
+        if self.handler is None or self.thread != threading.get_ident():
             return self.original(*args, **kwargs)
         return self.handler(self.name, self.original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise RuntimeError(_LIVE.format("copied"))
+        raise RuntimeError(LIVE.format("copied"))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError(_LIVE.format("pickled"))
+        raise RuntimeError(LIVE.format("pickled"))
 
 
-_LIVE = (
+LIVE = (
     "A model cannot be {} while a LatentTap is open on it: the copy would call back into this model. "
     "Leave the `with LatentTap(...)` block first."
 )
@@ -63,8 +72,14 @@ class StandIn(Override):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the call over."""
         dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second
-        call = super().__call__
+        call = self.hand_over
         return call(*args, **kwargs) if dynamo is None else dynamo.disable(call)(*args, **kwargs)
+
+    def hand_over(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the call over, whatever the thread: checkpointing computes again in threads of its own."""
+        if self.handler is None:
+            return self.original(*args, **kwargs)
+        return self.handler(self.name, self.original, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._plain(), memo)
@@ -90,11 +105,12 @@ def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[N
 
     Compiled modules keep their graphs, except the model itself and those that hold another one to stand in for.
     """
-    remove = _placed(modules, handler, Override)
+    placed: _Placed = []
     try:
+        _place(modules, handler, Override, placed)
         yield
     finally:
-        remove()
+        _remove(placed)
 
 
 def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[], None]:
@@ -102,36 +118,49 @@ def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[],
 
     Those that stand in for the same module may leave in any order.
     """
-    return _placed(modules, handler, StandIn)
+    placed: _Placed = []
+    try:
+        _place(modules, handler, StandIn, placed)
+    except BaseException:
+        _remove(placed)
+        raise
+    return functools.partial(_remove, placed)
 
 
-def _placed(modules: Mapping[str, nn.Module], handler: Handler, kind: type[Override]) -> Callable[[], None]:
+_Placed: TypeAlias = list[tuple[dict[str, Any], str, Override]]
+"""Where something stands in for what: attributes of a module, the name of one, and what stands there."""
+
+
+def _remove(placed: _Placed) -> None:
+    """Put back what stood there before, all of it, also where Ctrl-C comes in between."""
+    interrupted: BaseException | None = None
+    while placed:
+        try:
+            _withdraw(*placed[-1])
+            placed.pop()
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _place(modules: Mapping[str, nn.Module], handler: Handler, kind: type[Override], placed: _Placed) -> None:
     watched = set(modules.values())
-    placed: list[tuple[dict[str, Any], str, Override]] = []
 
     def put(name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler) -> None:
         attributes = module.__dict__
         placed.append((attributes, key, kind(name, original, handler, attributes.get(key, _ABSENT))))
         attributes[key] = placed[-1][2]
 
-    def remove() -> None:
-        for attributes, key, one in reversed(placed):
-            _withdraw(attributes, key, one)
-
-    try:
-        for name, module in modules.items():
-            compiled = module.__dict__.get("_compiled_call_impl")  # module.compile(): calls bypass forward
-            if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
-                key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
-                put(name, module, key, original, handler)
-                continue
-            put(name, module, "forward", _eager_forward(module), handler)
-            if compiled is not None:
-                put(name, module, "_compiled_call_impl", module._call_impl, _uncompiled)
-    except BaseException:
-        remove()
-        raise
-    return remove
+    for name, module in modules.items():
+        compiled = module.__dict__.get("_compiled_call_impl")  # module.compile(): calls bypass forward
+        if name and is_compiled(module) and not any(inner in watched for inner in _inside(module)):
+            key, original = ("forward", module.forward) if compiled is None else ("_compiled_call_impl", compiled)
+            put(name, module, key, original, handler)
+            continue
+        put(name, module, "forward", _eager_forward(module), handler)
+        if compiled is not None:
+            put(name, module, "_compiled_call_impl", module._call_impl, _uncompiled)
 
 
 def _withdraw(attributes: dict[str, Any], key: str, one: Override) -> None:
@@ -166,7 +195,9 @@ def _eager_forward(module: nn.Module) -> Callable[..., Any]:
     original = getattr(module, "_orig_mod", None)
     if isinstance(original, nn.Module) and is_compiled(module):
         return original.__call__  # compiled code would not see what stands in for the modules inside it
-    return module.forward
+    forward: Callable[..., Any] = module.forward
+    # model.forward = torch.compile(model.forward)
+    return getattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable", forward)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from latentaug.tracing.own_passes import own_passes
 from latentaug.tracing.random_state import preserved_random_state
 
 
@@ -29,6 +30,7 @@ def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
     with torch.inference_mode(False):  # where copies of inference tensors are plain ones
         lent = {name: value.clone() for name, value in plain_buffers(model)}
     with (
+        own_passes(model),
         preserved_random_state(device),
         frozen_norm_statistics(model),
         borrowed_buffers(model, lent),

@@ -23,6 +23,7 @@ from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.allocator import tune_allocator
+from latentaug.training.arguments import check_fit, check_images, check_options
 from latentaug.training.batches import as_pair, check_batch, grouped, length_of, planned_steps
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import (
@@ -127,8 +128,18 @@ class CooperativeTrainer:
         callbacks: Sequence[Callback] | None = None,
         allocator: bool = True,
     ) -> None:
-        if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1 batch per update; got {accumulate}.")
+        check_options(
+            model=model,
+            num_classes=num_classes,
+            example=example,
+            batch=batch,
+            step=step,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            seed=seed,
+            callbacks=callbacks,
+            allocator=allocator,
+        )
         self.device = torch.device(device) if device is not None else _device_of(model)
         # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
         self.generator = None if seed is None else torch.Generator().manual_seed(seed + _rank())
@@ -217,6 +228,7 @@ class CooperativeTrainer:
             TypeError: The loader yields something else than pairs of tensors.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
+        check_fit(loader, val_loader, epochs, max_steps)
         if self._cooperative is None:
             self._wrap(self._first_images(loader))
         self._check_fit(val_loader, epochs, max_steps, monitor)
@@ -281,6 +293,7 @@ class CooperativeTrainer:
             images: [B, C, *S].   output: [B, *S], on the trainer's device.
         """
         model = self._built("predict")
+        check_images(images)
         with self._optimization.autocast():
             return model.predict(images.to(self.device), refine=refine)
 

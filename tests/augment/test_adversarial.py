@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,45 +12,10 @@ from torch import Tensor
 from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
 from latentaug.augment.base import LatentTransform
 from tests.support.codes import KINDS, Kind, code_of, samples_of, seeded
+from tests.support.oracles import loss_of
+from tests.support.oracles.adversarial import max_style, moments
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-EPS = 1e-6
-
-
-def loss_of(kind: Kind) -> Callable[[Tensor], Tensor]:
-    """A loss with another gradient at every entry, prefix tokens included, which grows with the code."""
-    weight = kind.code(seed=9)
-    return lambda code: (weight.to(code.dtype) * code).tanh().mean() + code.square().mean() / 10
-
-
-def moments(values: Tensor) -> tuple[float, float]:
-    values = values.detach()
-    mean = values.sum() / values.numel()
-    variance = (values - mean).square().sum() / max(values.numel() - 1, 1)
-    return float(mean), math.sqrt(float(variance) + EPS)
-
-
-def deviation(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def styled_by_loop(code: Tensor, kind: Kind, params: dict[str, Any]) -> Tensor:
-    """MaxStyle's formula, one sample and one channel at a time."""
-    samples = samples_of(code, kind.layout)
-    table = [[moments(values) for values in channels] for channels in samples]
-    rows: list[list[Tensor]] = []
-    for i, channels in enumerate(samples):
-        partner, own = int(params["order"][i]), float(params["own"][i])
-        rows.append([])
-        for c, values in enumerate(channels):
-            (mean, sigma), (mean2, sigma2) = table[i][c], table[partner][c]
-            spread_of_mean = deviation([row[c][0] for row in table])
-            spread_of_sigma = deviation([row[c][1] for row in table])
-            new_sigma = own * sigma + (1 - own) * sigma2 + float(params["scale_noise"][i, c]) * spread_of_sigma
-            new_mean = own * mean + (1 - own) * mean2 + float(params["shift_noise"][i, c]) * spread_of_mean
-            rows[-1].append((values - mean) / sigma * new_sigma + new_mean)
-    return code_of(rows, code, kind.layout)
 
 
 @EVERY_KIND
@@ -59,7 +23,7 @@ def styled_by_loop(code: Tensor, kind: Kind, params: dict[str, Any]) -> Tensor:
 def test_maxstyle_agrees_with_a_loop_in_values_and_gradients(kind: Kind, steps: int) -> None:
     code = kind.code().requires_grad_()
     change = MaxStyle(p=1, steps=steps)(code, layout=kind.layout, loss_at=loss_of(kind), generator=seeded())
-    changed, expected = change.apply(code), styled_by_loop(code, kind, change.params)
+    changed, expected = change.apply(code), max_style(code, kind, change.params)
     torch.testing.assert_close(changed, expected, rtol=1e-6, atol=1e-6)
     target = kind.code(seed=1)
     gradient, wanted = (torch.autograd.grad((one * target).sum(), code)[0] for one in (changed, expected))
@@ -69,11 +33,11 @@ def test_maxstyle_agrees_with_a_loop_in_values_and_gradients(kind: Kind, steps: 
 def test_the_loop_tells_parameters_apart() -> None:
     kind = KINDS["2-D"]
     code, change = kind.code(), MaxStyle(p=1, steps=0)(kind.code(), generator=seeded())
-    right = styled_by_loop(code, kind, change.params)
+    right = max_style(code, kind, change.params)
     for name, value in (("own", change.params["own"].flip(0)), ("order", change.params["order"].roll(2))):
-        assert not torch.allclose(styled_by_loop(code, kind, change.params | {name: value}), right)
+        assert not torch.allclose(max_style(code, kind, change.params | {name: value}), right)
     for name in ("scale_noise", "shift_noise"):
-        assert not torch.allclose(styled_by_loop(code, kind, change.params | {name: change.params[name] * 0}), right)
+        assert not torch.allclose(max_style(code, kind, change.params | {name: change.params[name] * 0}), right)
 
 
 @EVERY_KIND

@@ -270,7 +270,7 @@ def test_children_are_checked(kind: Callable[[list[object]], Masker]) -> None:
         kind([])
     with pytest.raises(TypeError, match=rf"{name} needs transforms; got ReLU\(\)\. Pass an instance"):
         kind([Multiply(1), nn.ReLU()])
-    with pytest.raises(TypeError, match=rf"{name} needs transforms; got <class .*TargetedChannelMask"):
+    with pytest.raises(TypeError, match=rf"{name} needs transforms; got the class TargetedChannelMask"):
         kind([TargetedChannelMask])
 
 
@@ -409,3 +409,8 @@ def test_a_layout_matters_if_it_does_to_any_child() -> None:
 def test_what_is_asked_for_is_what_any_child_asks_for() -> None:
     assert Compose([GIN(), OneOf([MixStyle(), TargetedChannelMask()]), TargetedSpatialMask()]).needs == ("saliency",)
     assert OneOf([GIN(), RandomChannelMask()]).needs == ()
+
+
+def test_the_place_is_that_of_all_children_or_none_that_is_known() -> None:
+    assert OneOf([MixStyle(), RandomApply(MixStyle())]).place == MixStyle.place == "early"
+    assert Compose([DropBlock(), MixStyle(), DropBlock()]).place == "deep and early"

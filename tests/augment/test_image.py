@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -12,54 +11,12 @@ from torch.nn import functional as F
 
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.image import GIN, IPA, RandConv, convolved, smooth_field, with_moments_of
-from tests.support.codes import KINDS, Kind, code_of, samples_of, seeded
+from tests.support.codes import KINDS, Kind, seeded
+from tests.support.oracles.image import bump, field_by_loop, filtered_by_loop, gin, ipa, randconv, randconv_by_loop
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 EVERY_TRANSFORM = pytest.mark.parametrize("transform", [RandConv(), GIN(), IPA()], ids=repr)
 SHAPES = [(3, 1, 30), (3, 1, 12, 15), (3, 4, 12, 15), (3, 1, 6, 8, 9), (3, 2, 6, 8, 9)]
-
-
-def randconv_by_loop(image: Tensor, kernel: Tensor, strength: float) -> Tensor:
-    """What becomes of one image [C, *S], entry by entry of its kernel."""
-    reach, axes = kernel.shape[-1] // 2, tuple(range(1, image.ndim))
-    filtered = torch.zeros_like(image)
-    padded = F.pad(image, [reach] * 2 * len(axes))
-    for out, channel in itertools.product(range(len(image)), repeat=2):
-        for place in itertools.product(range(kernel.shape[-1]), repeat=len(axes)):
-            window = tuple(slice(at, at + n) for at, n in zip(place, image.shape[1:], strict=True))
-            filtered[out] += kernel[(out, channel, *place)] * padded[(channel, *window)]
-    mixed = strength * filtered + (1 - strength) * image
-    return (mixed - mixed.mean()) / mixed.std() * image.std() + image.mean()
-
-
-def bump(x: float) -> float:
-    """The quadratic B-spline."""
-    return 0.75 - x * x if abs(x) < 0.5 else max(0.0, 1.5 - abs(x)) ** 2 / 2
-
-
-def field_by_loop(points: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The field of one sample's control points [*points], position by position."""
-    field = torch.zeros(size, dtype=points.dtype)
-    for position in itertools.product(*map(range, size)):
-        for control in itertools.product(*map(range, points.shape)):
-            weight = 1.0
-            for at, length, c, n in zip(position, size, control, points.shape, strict=True):
-                weight *= bump(0.5 + (n - 2) * (at + 0.5) / length - c)
-            field[position] += weight * points[control]
-    return (field - field.min()) / (field.max() - field.min())
-
-
-def filtered_by_loop(image: Tensor, weights: list[Tensor], shifts: list[Tensor], strength: float) -> Tensor:
-    """What becomes of one image [C, *S]."""
-    filtered = image
-    for layer, (weight, shift) in enumerate(zip(weights, shifts, strict=True)):
-        conv, padding = CONV[image.ndim - 1], [size // 2 for size in weight.shape[2:]]
-        filtered = conv(filtered.unsqueeze(0), weight, shift, padding=padding).squeeze(0)
-        if layer < len(weights) - 1:
-            filtered = torch.where(filtered > 0, filtered, 0.01 * filtered)
-    mixed = strength * filtered + (1 - strength) * image
-    return mixed * (image.square().sum().sqrt() / mixed.square().sum().sqrt())
 
 
 @EVERY_KIND
@@ -67,26 +24,14 @@ def filtered_by_loop(image: Tensor, weights: list[Tensor], shifts: list[Tensor],
 def test_randconv_agrees_with_a_loop_in_values_and_gradients(kind: Kind, options: dict[str, Any]) -> None:
     code = kind.code().requires_grad_()
     change = RandConv(**options)(code, layout=kind.layout, generator=seeded())
-    rows = []
-    for i, channels in enumerate(samples_of(code, kind.layout)):
-        kernel, strength = change.params["weights"][i].double(), float(change.params["strength"][i])
-        rows.append(list(randconv_by_loop(torch.stack(channels), kernel, strength)))
-    agree(code, change.apply(code), code_of(rows, code, kind.layout), kind.code(seed=1))
+    agree(code, change.apply(code), randconv(code, kind, change.params), kind.code(seed=1))
 
 
 @EVERY_KIND
 def test_ipa_agrees_with_a_loop_in_values_and_gradients(kind: Kind) -> None:
     code = kind.code().requires_grad_()
     change = IPA(intervals=3)(code, layout=kind.layout, generator=seeded())
-    rows = []
-    for i, channels in enumerate(samples_of(code, kind.layout)):
-        image, both = torch.stack(channels), []
-        for name in ("first", "second"):
-            weights, shifts = ([one[i].double() for one in change.params[name][part]] for part in ("weights", "shifts"))
-            both.append(filtered_by_loop(image, weights, shifts, float(change.params[name]["strength"][i])))
-        field = field_by_loop(change.params["points"][i, 0].double(), tuple(image.shape[1:]))
-        rows.append(list(field * both[0] + (1 - field) * both[1]))
-    agree(code, change.apply(code), code_of(rows, code, kind.layout), kind.code(seed=1))
+    agree(code, change.apply(code), ipa(code, kind, change.params), kind.code(seed=1))
 
 
 def agree(code: Tensor, changed: Tensor, expected: Tensor, target: Tensor) -> None:
@@ -103,12 +48,7 @@ def test_gin_agrees_with_a_loop_in_values_and_gradients(kind: Kind, options: dic
     change = GIN(**options)(code, layout=kind.layout, generator=seeded())
     weights, shifts = ([one.double() for one in change.params[name]] for name in ("weights", "shifts"))
     assert len(weights) == len(shifts) == options.get("layers", 4)
-    strength = change.params["strength"].tolist()
-    rows = []
-    for i, channels in enumerate(samples_of(code, kind.layout)):
-        own = [weight[i] for weight in weights], [shift[i] for shift in shifts]
-        rows.append(list(filtered_by_loop(torch.stack(channels), *own, strength[i])))
-    agree(code, change.apply(code), code_of(rows, code, kind.layout), kind.code(seed=1))
+    agree(code, change.apply(code), gin(code, kind, change.params), kind.code(seed=1))
 
 
 def test_the_loop_tells_networks_and_strengths_apart() -> None:

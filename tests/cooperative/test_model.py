@@ -227,7 +227,7 @@ def test_an_unknown_stage_is_refused() -> None:
 
 
 def test_fewer_than_no_steps_of_refinement_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs 0 or more steps of refinement; got -1"):
+    with pytest.raises(ValueError, match="refine must be a whole number of steps, 0 or more; got -1"):
         cooperative().predict(batch()[0], refine=-1)
 
 

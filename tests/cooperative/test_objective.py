@@ -135,7 +135,9 @@ def test_the_default_loss_ignores_the_label_it_is_told_to() -> None:
 
 
 def test_unknown_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="has no loss total to weigh; it has segmentation, reconstruction"):
+    with pytest.raises(
+        ValueError, match="weights must name losses; there is no total, but segmentation, reconstruction"
+    ):
         cooperative(weights={"total": 1.0})
 
 

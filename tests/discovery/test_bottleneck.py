@@ -116,7 +116,10 @@ class Functional(nn.Module):
 @pytest.mark.parametrize(
     ("model", "match"),
     [
-        (VectorBottleneck(), r"no code in VectorBottleneck on a coarser grid than its input \(2, 3, 32, 48\)"),
+        (
+            VectorBottleneck(),
+            r"no code in VectorBottleneck on a coarser grid than the input, `example`, of shape \(2, 3, 32, 48\)",
+        ),
         (Functional(), r"its modules return head \(2, 2, 32, 48\). Pass layer="),
         (nn.Sequential(conv(3, 8), conv(8, 2)), r"its modules return 0 \(2, 8, 32, 48\), 1 \(2, 2, 32, 48\)"),
         (nn.ReLU(), r"its modules return nothing"),

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.discovery.bottleneck import find_bottleneck
+from latentaug.discovery.bottleneck import find_bottleneck, looked
+from latentaug.discovery.candidates import candidates, read_past
 from latentaug.layout import CHANNELS_LAST, TOKENS, Layout
 from tests.models.hostile.table import CASES
 from tests.models.parts import conv
@@ -138,3 +139,31 @@ def test_compiled_parts_are_looked_into_without_compiling() -> None:
     model.encoder = torch.compile(model.encoder, backend=backend)
     assert str(find_bottleneck(model, images())) == "encoder[2]"
     assert not compiled
+
+
+def test_codes_as_fine_as_the_image_are_listed_if_told() -> None:
+    model = nn.Sequential(conv(1, 4), conv(4, 8, 2), nn.Upsample(scale_factor=2))
+    look, again = looked(model, (torch.randn(2, 1, 16, 24),), {}, None)
+    coarser, every = (candidates(model, look, again, guess=True, coarser=coarser) for coarser in (True, False))
+    assert [str(c.location) for c in coarser] == ["1"]
+    assert [(str(c.location), c.stride) for c in every] == [("0", (1, 1)), ("1", (2, 2)), ("2", (1, 1))]
+
+
+def test_what_a_module_changes_in_place_may_be_read_past_what_it_returns() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.ReLU(inplace=True) for _ in range(3))
+            self.a, self.b, self.c = conv(1, 4), conv(4, 4, 2), conv(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            self.first(a)  # what it returns is ignored
+            b = self.b(a)
+            c = self.c(self.second(b)) + b  # and here it is one of two readers that takes it
+            return self.third(c)
+
+    model = InPlace()
+    look, _ = looked(model, (torch.randn(2, 1, 16, 24),), {}, None)
+    assert read_past(model, look, {"first", "second", "third"}) == {"first", "second"}
+    assert read_past(model, look, set()) == set()

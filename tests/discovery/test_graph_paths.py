@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -73,6 +74,12 @@ def test_ways_are_counted_as_a_list_of_them_counts(graph: Graph, data: st.DataOb
     assert ways.leading_past(some) == set(graph.needed(some))
     node, end = data.draw(st.sampled_from(needed)), data.draw(st.sampled_from(needed))
     assert ways.all_over(node, end) is all(node in way for way in graph.into(end))
+    into = list(graph.into(end))
+    assert ways.arriving(end) == len(into)
+    leading = {node: all(node in way for way in into) for node in needed if any(node in way for way in into)}
+    found = ways.leading_to(end)
+    assert found == leading
+    assert not any(precedes(after, before) for before, after in itertools.combinations(found, 2))
     assert ways.after(node) == {other for other in needed if other is not node and precedes(node, other)}
 
 

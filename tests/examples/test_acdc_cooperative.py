@@ -25,6 +25,7 @@ from cardiac.run.outputs import Finished, Outputs
 from cardiac.run.presets import Preset
 from cardiac.run.scores import METRICS, read_scores
 
+from tests.support.damage import NO_FILES, in_place_of
 from tests.support.patients import write_patient
 
 pytest.importorskip("torchio")
@@ -478,6 +479,35 @@ def test_a_broken_file_is_named_and_nothing_is_written(
     assert error.count("\n") == 1
     assert str(broken) in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config", "--split", "--published"])
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_file_is_named_and_not_waited_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, what: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    in_place_of(file, what)
+    flags = ["--acdc", str(data / "acdc"), *TINY, flag, str(file), "--output", str(tmp_path / "run")]
+    assert acdc_cooperative.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert str(file) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_volume_ends_the_command_with_code_2_and_one_line(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "acdc", tmp_path / "acdc")
+    damaged = tmp_path / "acdc" / "B" / "ES_img.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    flags = ["--acdc", str(tmp_path / "acdc"), *TINY, "--output", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, acdc_cooperative.__file__, *flags], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"error: {damaged}: cannot be read, it is truncated or no NIfTI file (it ends too early); copy it again.\n"
+    )
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

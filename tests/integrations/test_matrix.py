@@ -166,7 +166,7 @@ def _pickles(model: nn.Module) -> bool:
 
 def test_a_network_without_a_coarser_grid_is_refused() -> None:
     nets = pytest.importorskip("monai.networks.nets")
-    with pytest.raises(ValueError, match="found no code in HighResNet on a coarser grid than its input"):
+    with pytest.raises(ValueError, match="found no code in HighResNet on a coarser grid than the input"):
         find_bottleneck(nets.HighResNet(2, 1, 2), torch.randn(2, 1, 32, 32))
 
 

@@ -145,8 +145,8 @@ def test_an_image_more_leaves_the_others_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be at least 1, which means one logit; got 0"),
-        ({"num_classes": 3, "temperature": 0.0}, r"temperature must be positive; got 0\.0"),
+        ({"num_classes": 0}, "num_classes must be a whole number, 1 or more; got 0"),
+        ({"num_classes": 3, "temperature": 0.0}, r"temperature must be a finite number above 0; got 0\.0"),
     ],
 )
 def test_a_prior_of_nothing_is_refused(options: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ import latentaug
 from latentaug import (
     CHANNELS_FIRST,
     DSU,
+    Adversarial,
     Change,
     Compose,
     Cutout,
@@ -39,7 +40,7 @@ pytestmark = [
 
 PUBLIC = [getattr(latentaug, name) for name in latentaug.__all__]
 TRANSFORMS = [one for one in PUBLIC if inspect.isclass(one) and issubclass(one, LatentTransform)]
-BASES = {LatentTransform, Masker}
+BASES = {Adversarial, LatentTransform, Masker}
 COMPOSED: dict[type[LatentTransform], Callable[..., LatentTransform]] = {
     Compose: lambda: Compose([DSU(p=1), DropBlock(0.3, 3), Cutout()]),
     OneOf: lambda: OneOf([DSU(p=1), TargetDrop()]),

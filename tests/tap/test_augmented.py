@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import io
 import itertools
+import logging
 import os
 import pickle
 import subprocess
@@ -36,6 +37,7 @@ from latentaug import (
     RandomChannelMask,
     TargetedChannelMask,
     augmented,
+    suggest_layers,
 )
 from latentaug.layout import TOKENS, Layout
 from latentaug.tracing.location import Location
@@ -299,6 +301,118 @@ def test_under_autocast(whole: bool) -> None:
     hook(reference, "bottom", (), change.apply)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(output, reference(images))
+
+
+# Where no layer is named --------------------------------------------------------------------------------------------
+
+
+class Early(Scaled):
+    """Goes to the first two stages."""
+
+    place = "early"
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_transform_by_itself_goes_where_it_is_suggested(attached: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "latentaug")
+    model, reference, images = unet(), unet(), images_of()
+    before = forwards(model)
+    suggestion = suggest_layers(model, images, Early())
+    assert list(map(str, suggestion.layers)) == ["enc1", "enc2"]
+    for layer in ("enc1", "enc2"):
+        hook(reference, layer, (), lambda code: code * 0.5 + 1)
+    seed_all(0)
+    expected, stream = reference(images), random_state()
+    run = augmented(model, Early())
+    run = run.attach() if attached else run.__enter__()
+    for _ in range(2):
+        seed_all(0)
+        torch.testing.assert_close(model(images), expected)
+        assert random_state() == stream
+        assert list(run.changes) == ["enc1", "enc2"]
+    run.remove()
+    assert forwards(model) == before
+    with augmented(model, Early()):
+        torch.testing.assert_close(model(images), expected)
+    said = [record.message for record in caplog.records if "augmented puts" in record.message]
+    assert said == [f"augmented puts Early of FunctionalUNet at {suggestion}."]
+
+
+def test_it_samples_for_each_layer_anew() -> None:
+    model, images = unet(), images_of()
+    with augmented(model, MixStyle(p=1)) as run:
+        model(images)
+        model(images)
+        first, second = (change.params["own"] for change in run.changes.values())
+    assert not torch.equal(first.flatten()[: len(images)], second.flatten()[: len(images)])
+
+
+def test_a_change_of_the_whole_pass_is_made_at_the_last_of_its_layers() -> None:
+    images, labels = images_of(), labels_of()
+    losses = []
+    for transforms in (ManifoldMixup(), {"enc2": ManifoldMixup()}):
+        seed_all(0)
+        model = unet()
+        with augmented(model, transforms, generator=seeded()) as run:
+            losses.append(run.loss(F.cross_entropy, model(images), labels))
+            assert list(run.changes) == ["enc2"]
+    assert torch.equal(*losses)
+
+
+def test_the_pass_that_finds_the_layers_may_be_of_evaluation() -> None:
+    model, images = unet().eval(), images_of()
+    expected = model(images)
+    with augmented(model, Early()) as run:
+        with torch.no_grad():
+            assert torch.equal(model(images), expected)
+        model.train()
+        assert not torch.allclose(model(images), expected)
+        assert list(run.changes) == ["enc1", "enc2"]
+
+
+def test_a_copy_before_the_first_pass_is_plain() -> None:
+    model, images = unet().eval(), images_of()
+    attached = augmented(model, Early()).attach()
+    twin = copy.deepcopy(model).train()
+    attached.remove()
+    plain = unet().train()
+    assert torch.equal(twin(images), plain(images))
+
+
+def test_a_model_without_such_layers_is_refused_at_its_first_pass() -> None:
+    model, images = nn.Sequential(conv(3, 4), conv(4, 2)), images_of().float()
+    before = forwards(model)
+    with augmented(model, MixStyle()), pytest.raises(ValueError, match="suggest_layers cannot place MixStyle"):
+        model(images)
+    assert forwards(model) == before
+
+
+def test_layers_are_found_inside_a_tap_s_context_and_not_around_it() -> None:
+    model, images = unet(), images_of()
+    with LatentTap(model, "bottom") as tap, augmented(model, Early()):
+        output = model(images)
+        for full in (False, True):
+            assert torch.equal(tap.replay(None, full=full), output)
+    message = (
+        r"augmented finds layers for Early on its first pass, .* suggest_layers\(FunctionalUNet, images, Early\(\)"
+    )
+    for known in (model, unet()):  # the first knows the layers already
+        with augmented(known, Early()), LatentTap(known, "bottom"), pytest.raises(RuntimeError, match=message):
+            known(images)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "compile"])
+def test_layers_are_found_in_a_model_that_is_compiled_as_a_whole(how: str) -> None:
+    model, reference, images = unet(), unet(), images_of()
+    compiled: Any = model
+    if how == "compile":
+        model.compile(backend="eager")
+    else:
+        compiled = torch.compile(model, backend="eager")
+    for layer in ("enc1", "enc2"):
+        hook(reference, layer, (), lambda code: code * 0.5 + 1)
+    with augmented(compiled, Early()):
+        torch.testing.assert_close(compiled(images), reference(images))
 
 
 # Losses -----------------------------------------------------------------------------------------------------------
@@ -999,6 +1113,9 @@ def test_what_one_pass_cannot_give_is_refused_by_name() -> None:
             ValueError,
             r"augmented needs `transforms`, a dict from layer to transform, or a transform; got \[MixStyle\(\)\]",
         ),
+        (GIN(), ValueError, r"GIN belongs on the images, before the model: call model\(GIN\(\).augment\(images\)\)"),
+        (TargetedChannelMask(), TypeError, "TargetedChannelMask asks for the saliency, for which one pass is not"),
+        (MixStyle, ValueError, r"a dict from layer to transform, or a transform; got <class"),
         ({"enc1": torch.relu}, TypeError, r"augmented needs a transform for 'enc1'; got .*relu.*Pass an instance"),
         ({"enc1": MixStyle}, TypeError, r"augmented needs a transform for 'enc1'; got <class"),
         ({"enc9": MixStyle()}, ValueError, r"found no submodule 'enc9' in FunctionalUNet; closest: 'enc"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.layout import CHANNELS_FIRST
 from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tracing.location import Location
@@ -197,3 +198,35 @@ def test_a_calculator_and_its_code_are_collectable(images: Tensor) -> None:
     del calculator
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+def test_two_that_find_the_bottleneck_at_the_first_call() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2))
+    images = torch.rand(1, 1, 8, 8)
+    first, second = SaliencyCalculator(model), SaliencyCalculator(model)
+    loss = model(images).square().mean()
+    saliency, same = first(loss), second(loss)
+    assert torch.equal(saliency, same)
+    expected: list[Tensor] = []
+    layer = model.get_submodule(find_bottleneck(model, images).name)
+    handle = layer.register_forward_hook(lambda _, __, output: (expected.append(output), output.clone())[1])
+    plain = model(images).square().mean()
+    handle.remove()
+    torch.testing.assert_close(saliency, torch.autograd.grad(plain, expected[0])[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*attribute of a Tensor that is not a leaf.*", "ignore:.*deprecated.*")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_on_a_model_that_is_compiled(when: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 2, 2, 2))
+    images = torch.rand(2, 1, 16, 16)
+    code = model[1](model[0](images)).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(model[2](code).square().mean(), code)
+    compiled = torch.compile(model, backend="aot_eager")
+    if when == "after":
+        compiled(images)
+    with SaliencyCalculator(compiled, "1") as calculator:
+        torch.testing.assert_close(calculator(compiled(images).square().mean()), expected)
+    torch.testing.assert_close(compiled(images), model(images))

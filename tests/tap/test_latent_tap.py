@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import pickle
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from tests.models.unet import UNet, hooked, unet
 from tests.support.compare import close
 from tests.support.random_streams import seed_all
 from tests.support.traces import traces
+
+COMPILED = pytest.mark.filterwarnings("ignore:.*attribute of a Tensor that is not a leaf.*", "ignore:.*deprecated.*")
 
 # Which layer ----------------------------------------------------------------------------------------------------------
 
@@ -342,16 +345,164 @@ def test_nested_taps_both_skip(model: UNet, images: Tensor) -> None:
     assert not stems
 
 
-def test_taps_left_in_another_order_are_refused(model: UNet, images: Tensor) -> None:
+def test_taps_may_be_left_in_any_order(model: UNet, images: Tensor) -> None:
     before = traces(model)
     outer, inner = LatentTap(model, "encoder[1]"), LatentTap(model, "up")
     outer.__enter__()
     inner.__enter__()
-    with pytest.raises(RuntimeError, match="left in the reverse order"):
-        outer.__exit__(None, None, None)
-    inner.__exit__(None, None, None)
     outer.__exit__(None, None, None)
+    logits = model(images)
+    assert torch.equal(inner.replay(inner.code), logits)
+    inner.__exit__(None, None, None)
     assert traces(model) == before
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("from_another_thread", [False, True])
+def test_generators_that_hold_taps_may_be_closed_in_any_order(
+    model: UNet, images: Tensor, from_another_thread: bool
+) -> None:
+    def codes(layer: str) -> Iterator[Tensor]:
+        with LatentTap(model, layer) as tap:
+            while True:
+                model(images)
+                yield tap.code
+
+    before = traces(model)
+    first, second = codes("encoder[1]"), codes("up")
+    next(first), next(second)
+    for one in (first, second):
+        if from_another_thread:
+            run(one.close)
+        else:
+            one.close()
+    assert traces(model) == before
+
+    def use() -> bool:
+        with LatentTap(model, "up") as tap:
+            output = model(images)
+            return torch.equal(tap.replay(None), output)
+
+    assert run(use)
+
+
+def run(call: Any) -> Any:
+    """Call something in another thread, and return what it returns."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert results, "the other thread waits for ever"
+    return results[0]
+
+
+def test_a_call_of_another_thread_passes_through(model: UNet, images: Tensor) -> None:
+    other = torch.randn_like(images)
+    alone = model(other)
+    with LatentTap(model, "encoder[1]") as tap:
+        logits = model(images)
+        result = run(lambda: model(other))
+        assert torch.equal(result, alone)
+        assert result.requires_grad
+        assert torch.equal(tap.replay(tap.code), logits)
+
+
+def test_two_threads_with_taps_take_turns(model: UNet, images: Tensor) -> None:
+    seen: list[str] = []
+
+    def use() -> bool:
+        with LatentTap(model, "up") as tap:
+            seen.append("inner")
+            output = model(images)
+            return torch.equal(tap.replay(None), output)
+
+    with LatentTap(model, "up") as tap:
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        output = model(images)
+        assert torch.equal(tap.replay(None), output)
+        seen.append("outer")
+    thread.join(60)
+    assert seen == ["outer", "inner"]
+
+
+def test_discovery_works_within_an_open_tap(model: UNet, images: Tensor) -> None:
+    outside = str(find_bottleneck(model, images))
+    with LatentTap(model, "up") as tap:
+        output = model(images)
+        assert str(find_bottleneck(model, images[:1])) == outside
+        assert torch.equal(tap.replay(None), output)
+        assert tap.code.shape[0] == len(images)
+        suggest_layers(model, images, TargetedChannelMask())
+        assert torch.equal(tap.replay(None), output)
+
+
+def test_a_tapped_model_is_not_copied_as_it_is(model: UNet, images: Tensor) -> None:
+    with LatentTap(model, "up"):
+        with pytest.raises(RuntimeError, match="cannot be copied while a LatentTap is open on it"):
+            copy.copy(model)
+        with LatentTap(model, "encoder[1]"):
+            pass
+        with pytest.raises(RuntimeError, match="cannot be copied while a LatentTap is open on it"):
+            copy.copy(model)
+    assert torch.equal(copy.copy(model)(images), model(images))
+
+
+def test_layers_within_a_transformer_encoder_are_called_in_eval_mode() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up = nn.Conv2d(1, 16, 4, 4), nn.ConvTranspose2d(16, 2, 4, 4)
+            layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.blocks = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            code = self.stem(images)
+            return self.up(self.blocks(code.flatten(2).mT).mT.reshape(code.shape))
+
+    torch.manual_seed(0)
+    model, images = Net().eval(), torch.randn(2, 1, 16, 16)
+    layer = model.blocks.layers[0].linear2
+    with torch.no_grad():
+        handle = layer.register_forward_hook(lambda _, __, output: output * 0.5)
+        expected = model(images)
+        handle.remove()
+        with LatentTap(model, "blocks.layers.0.linear2") as tap:
+            model(images)
+            assert torch.equal(tap.replay(tap.code * 0.5), expected)
+
+
+@COMPILED
+def test_a_forward_that_was_compiled_by_itself_is_tapped(model: UNet, images: Tensor) -> None:
+    expected = hooked(images, lambda code: code * 0.5)[1]
+    model.forward = torch.compile(model.forward, backend="eager")  # type: ignore[method-assign]
+    before = model.__dict__["forward"]
+    model(images)
+    with LatentTap(model, "encoder[1]") as tap:
+        model(images)
+        assert torch.equal(tap.replay(tap.code * 0.5), expected)
+    assert model.__dict__["forward"] is before
+
+
+@COMPILED
+def test_a_compiled_method_may_call_a_tapped_layer(model: UNet, images: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+            self.part = torch.compile(self.part, backend="eager")  # type: ignore[method-assign]
+
+        def part(self, images: Tensor) -> Tensor:
+            return 2 * self.inner(images)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.part(images) + 1
+
+    outer = Net()
+    expected = 2 * hooked(images, lambda code: code * 0.5)[1] + 1
+    with LatentTap(outer, "inner.encoder[1]") as tap:
+        outer(images)
+        torch.testing.assert_close(tap.replay(tap.code * 0.5), expected)
 
 
 def test_a_tap_on_a_part_works_within_a_tap_on_the_whole(images: Tensor) -> None:

@@ -299,9 +299,9 @@ def test_a_generator_cannot_size_the_heads() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
-        ({"epochs": -3}, "epochs must be at least 1; got -3"),
-        ({"max_steps": 0}, "max_steps must be at least 1; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more; got 0"),
+        ({"epochs": -3}, "epochs must be a whole number, 1 or more; got -3"),
+        ({"max_steps": 0}, "max_steps must be a whole number, 1 or more; got 0"),
         ({}, "fit needs epochs or max_steps; got neither"),
     ],
 )
@@ -326,8 +326,8 @@ def test_an_empty_validation_loader_is_refused() -> None:
     ("options", "message"),
     [
         ({"precision": "half"}, "precision must be 'float32', 'bfloat16' or 'float16'; got 'half'"),
-        ({"accumulate": 0}, "accumulate must be at least 1 batch per update; got 0"),
-        ({"clip_norm": 0.0}, r"clip_norm must be positive; got 0\.0\. Pass None"),
+        ({"accumulate": 0}, "accumulate must be a whole number of batches per update, 1 or more; got 0"),
+        ({"clip_norm": 0.0}, r"clip_norm must be a finite number above 0; got 0\.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

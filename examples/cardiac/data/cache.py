@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from cardiac.data.nifti import MAX_FILE_BYTES
+from cardiac.data.plain_files import open_file, read_text
 from cardiac.data.readers import Frame
 
 FORMAT = 1
 """Of an entry's files: raise it with every change of what they hold."""
 
-_CODE = ("readers.py", "preprocess.py", "corruptions.py")  # what decides about voxels, defaults and constants included
+_CODE = (
+    "readers.py",
+    "nifti.py",
+    "plain_files.py",
+    "preprocess.py",
+    "corruptions.py",
+)  # what decides about voxels, defaults and constants included
 _ARRAYS = ("image", "labels")
+_FILES = ("*.nii.gz", "*.nii", "Info.cfg")
 _PATIENTS = ("*", "*/*", "*/*/*")  # where a data set's layout may have the patients' folders
 _TICK = 2.0  # seconds within which a file may change without another time stamp, on the coarsest of file systems
 
@@ -94,6 +104,8 @@ class Cache:
 
     def _digest(self, path: Path) -> str:
         key, stat = str(path.absolute()), path.stat()
+        if stat.st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, "it is larger than any that is read", str(path))
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._digests.get(key)
         if isinstance(known, list) and known[:-1] == stamp:
@@ -155,7 +167,7 @@ def _load(entry: Path) -> list[Frame] | None:
         # Mapped for copying on write, which never reaches the file: torch warns of arrays that may only be read.
         images, labels = (np.asarray(np.load(entry / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS)
         frames, start = [], 0
-        for about in json.loads((entry / "frames.json").read_text()):
+        for about in json.loads(read_text(entry / "frames.json")):
             stop = start + about.pop("depth")
             values: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in about.items()
@@ -169,7 +181,7 @@ def _load(entry: Path) -> list[Frame] | None:
 
 def _data_files(root: Path) -> list[Path]:
     """Every file that says something about a data set; others, such as results below it, may come and go."""
-    patterns = ["*M&Ms*.csv", *(f"{place}/{name}" for place in _PATIENTS for name in ("*.nii.gz", "Info.cfg"))]
+    patterns = ["*M&Ms*.csv", *(f"{place}/{name}" for place in _PATIENTS for name in _FILES)]
     return sorted(path for pattern in patterns for path in root.glob(pattern))
 
 
@@ -178,7 +190,7 @@ def _is_read(path: Path, part: Path, patients: Collection[str] | None) -> bool:
     if path.suffix == ".csv":
         return True
     chosen = patients is None or path.parent.name.removeprefix("patient") in patients
-    return chosen and path.is_relative_to(part) and not path.name.endswith("_4d.nii.gz")
+    return chosen and path.is_relative_to(part) and not path.name.endswith(("_4d.nii.gz", "_4d.nii"))
 
 
 @cache
@@ -189,7 +201,7 @@ def _versions() -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -198,8 +210,8 @@ def _digest(path: Path) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; one that is missing or damaged is empty."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return dict(json.loads(read_text(path)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

@@ -54,6 +54,11 @@ def resample_labels(labels: Labels, spacing: tuple[float, float]) -> Labels:
     return labels
 
 
+def resampled_size(size: int, step: float) -> int:
+    """Return how many voxels of `SPACING` an axis of `size` voxels, `step` mm each, has."""
+    return max(round(size * step / SPACING), 1)
+
+
 def pad_and_crop(volume: npt.NDArray[_Scalar], size: int) -> npt.NDArray[_Scalar]:
     """Pad planes smaller than `PADDED`² with zeros, then cut the central `size`² out."""
     missing = [max(max(PADDED, size) - n, 0) for n in volume.shape[1:]]
@@ -89,6 +94,6 @@ def _to_unit_range(volume: npt.NDArray[np.floating], low: npt.ArrayLike, high: n
 
 def _positions(size: int, step: float) -> npt.NDArray[np.float64]:
     """Where the new voxels lie along an axis, counted in old voxels."""
-    new_size = max(round(size * step / SPACING), 1)
+    new_size = resampled_size(size, step)
     position = (np.arange(new_size) - (new_size - 1) / 2) * (SPACING / step) + (size - 1) / 2
     return np.clip(position, 0, size - 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from cardiac.data.plain_files import read_text
 from cardiac.data.readers import DataError
 
 POOL = tuple(f"{20 * block + place:03}" for block in range(5) for place in (1, 2, 3, 4, 5, 6, 12, 13))
@@ -124,10 +125,10 @@ def read_split(path: Path, available: Collection[str]) -> Split:
         DataError: the file cannot be read, lacks a list, names a patient who is not there, or names one twice.
     """
     try:
-        lists = json.loads(path.read_text())
+        lists = json.loads(read_text(path))
         train, validation, test = (tuple(map(str, lists[name])) for name in ("train", "validation", "test"))
         split = Split(train, validation, test, f"From {path}.")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         wanted = '{"train": [...], "validation": [...], "test": [...]}'
         raise DataError(f"{path}: not a split ({type(error).__name__}: {error}). Write {wanted}.") from None
     except DataError as error:

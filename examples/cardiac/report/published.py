@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections import defaultdict
 from pathlib import Path
 
+from cardiac.data.plain_files import read_text
 from cardiac.data.readers import DataError
 from cardiac.report.tables import Cell, Row
 
@@ -40,12 +42,11 @@ def read_published(file: str | os.PathLike[str]) -> list[Row]:
 
 def _lines(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if absent := [name for name in FIELDS if name not in (reader.fieldnames or ())]:
-                raise DataError(f"{path}: no column {', '.join(absent)}; begin with the line {','.join(FIELDS)}.")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
+        if absent := [name for name in FIELDS if name not in (reader.fieldnames or ())]:
+            raise DataError(f"{path}: no column {', '.join(absent)}; begin with the line {','.join(FIELDS)}.")
+        return list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Write CSV: {','.join(FIELDS)}.") from None
 
 

@@ -13,6 +13,7 @@ import torch
 
 from cardiac.data.corruptions import PARAMETERS
 from cardiac.data.phantom import cached_phantom
+from cardiac.data.plain_files import read_bytes
 from cardiac.data.readers import DataError
 from cardiac.methods import GROUPS, METHODS, chosen
 from cardiac.methods.augmentations import NONE
@@ -189,6 +190,6 @@ def describe(options: argparse.Namespace, preset: Preset, network: Network, sour
 def _with_digest(file: Path) -> str:
     """Name a file and what is in it, so that another content is another configuration."""
     try:
-        return f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+        return f"{file.name}, sha256 {hashlib.sha256(read_bytes(file)).hexdigest()[:12]}"
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Correct --split.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cardiac.data.plain_files import open_file, read_text
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import STRUCTURES, Frame
 from cardiac.run.files import replacing
@@ -121,8 +123,7 @@ class Cases:
 
 def read_slices(path: Path) -> list[SliceScore]:
     """Read the slices' scores that `Cases.save` wrote."""
-    with path.open(newline="") as file:
-        lines = [*csv.DictReader(file)]
+    lines = [*csv.DictReader(io.StringIO(read_text(path), newline=""))]
     numbers = ("position", *STRUCTURES)
     scores = []
     for line in lines:
@@ -133,7 +134,7 @@ def read_slices(path: Path) -> list[SliceScore]:
 
 def read_cases(path: Path) -> list[Case]:
     """Read the cases that `Cases.save` wrote."""
-    with np.load(path) as arrays:
+    with open_file(path) as file, np.load(file) as arrays:
         columns = [arrays[name] if arrays[name].ndim > 1 else arrays[name].tolist() for name in Case._fields]
     return [Case(*row) for row in zip(*columns, strict=True)]
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cardiac.data.plain_files import read_text
 from cardiac.data.readers import DataError
 
 if sys.version_info >= (3, 11):
@@ -51,8 +52,8 @@ def read_arguments(path: Path, known: Collection[str]) -> list[str]:
         DataError: the file can't be read, or holds a key that is unknown or no simple value.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--config {path}: cannot be read ({error}). Correct it or pass another file.") from None
     arguments: list[str] = []
     for key, value in settings.items():

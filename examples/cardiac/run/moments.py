@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cardiac.data.batches import Batch, middle_slices
+from cardiac.data.plain_files import open_file
 from cardiac.run.files import replacing
 from latentaug import Callback
 
@@ -89,7 +90,7 @@ def read_moments(folder: Path) -> list[Moment]:
     """Read what `Moments` kept, in order; an empty list where it kept nothing."""
     found = []
     for path in sorted(folder.glob("[0-9]*.npz")):
-        with np.load(path) as arrays:
+        with open_file(path) as file, np.load(file) as arrays:
             found.append(Moment(int(arrays["iteration"]), *(arrays[name] for name in Moment._fields[1:])))
     return found
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cardiac.data.plain_files import read_text
 from cardiac.data.readers import DataError
 from cardiac.run.files import write_text
 from cardiac.run.scores import Score, read_scores, write_scores
@@ -105,15 +107,14 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it holds something else.
     """
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return dict(json.loads(read_text(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a file of this script ({error}). Remove it, or pass another --output.") from None
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
     """Read losses and mean validation scores; what is logged for single classes is left out."""
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     left_out = ("epoch", "step", "lr", "seconds")
     names = [n for n in lines[0] if n not in left_out and (not n.startswith("val_") or n.endswith("iou"))]
     return [{"iteration": float(line["step"]), **{n: float(line[n]) for n in names if line[n]}} for line in lines]

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from cardiac.data.plain_files import read_bytes
 from cardiac.run.files import replacing
 
 FILE, UNCOMPRESSED = "scores.csv.gz", "scores.csv"
@@ -82,7 +83,7 @@ def read_scores(folder: Path) -> list[Score]:
     if not path.exists() and (folder / UNCOMPRESSED).exists():
         path = folder / UNCOMPRESSED
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         text = (gzip.decompress(data) if path.name == FILE else data).decode()
         lines = csv.DictReader(io.StringIO(text))
         if tuple(lines.fieldnames or ()) != Score._fields:

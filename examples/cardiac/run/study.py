@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from cardiac.data.cache import Cache
 from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
-from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
+from cardiac.data.readers import (
+    DataError,
+    Frame,
+    count_cropped,
+    halve,
+    patients_below,
+    read_acdc,
+    read_mnms,
+    read_preprocessed,
+)
 from cardiac.data.split import Split, choose_split, read_split
 from cardiac.run.presets import Preset
 from cardiac.run.progress import Progress
@@ -65,12 +74,10 @@ class Study:
     ) -> None:
         self.sources, self.preset, self.split_file = sources, preset, split_file
         self.cache = cache or Cache(None)
-        if not sources.acdc.is_dir():
-            raise DataError(f"{sources.acdc}: no such folder; pass the folder that ACDC was unpacked to.")
         # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
-        self.available = {path.parent.name.removeprefix("patient") for path in sources.acdc.rglob("*.nii.gz")}
+        self.available = patients_below(sources.acdc)
         if not self.available:
-            raise DataError(f"{sources.acdc}: no *.nii.gz in it. Pass the folder that ACDC was unpacked to.")
+            raise DataError(f"{sources.acdc}: no *.nii.gz or *.nii in it. Pass the folder that ACDC was unpacked to.")
         self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
         self._corrupted: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[Frame]]] = {}
         self._others: dict[str, list[Frame]] = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
@@ -15,11 +16,15 @@ import torch
 from cardiac.data import cache as cache_module
 from cardiac.data.cache import Cache, publish
 from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
+from cardiac.data.nifti import MAX_FILE_BYTES
 from cardiac.data.phantom import make_phantom
 from cardiac.data.readers import DataError, Frame, read_acdc, read_mnms
 from cardiac.run import study as study_module
 from cardiac.run.presets import PRESETS, Preset
 from cardiac.run.study import Sources, Study
+
+from tests.support.damage import in_place_of
+from tests.support.releases import write_acdc
 
 TINY = replace(PRESETS["quick"], image_size=32, corruption_draws=2)
 
@@ -285,6 +290,63 @@ def test_what_a_reader_does_not_open_need_only_be_there(tmp_path: Path, folder: 
     for path in [paths.acdc / "training/patient001/Info.cfg", *paths.mnms.glob("*.csv")]:
         flip_a_bit(path)
     assert not {*fingerprints()} & {*first}
+
+
+def test_unpacked_volumes_are_part_of_a_fingerprint(tmp_path: Path, folder: Path) -> None:
+    root = write_acdc(tmp_path / "acdc", suffix=".nii")
+    (root / "training/patient001/patient001_4d.nii").write_bytes(b"not read")
+    first = Cache(folder).fingerprint(root, patients=("001",))
+    flip_a_bit(root / "training/patient002/patient002_frame01.nii")
+    flip_a_bit(root / "training/patient001/patient001_4d.nii")
+    assert Cache(folder).fingerprint(root, patients=("001",)) == first
+    flip_a_bit(root / "training/patient001/patient001_frame01.nii")
+    assert Cache(folder).fingerprint(root, patients=("001",)) != first
+
+
+@pytest.mark.parametrize("name", ["Info.cfg", "patient001_frame01.nii.gz"])
+@pytest.mark.parametrize("what", ["pipe", "socket", "folder", "link to a device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, folder: Path, what: str, name: str) -> None:
+    root = write_acdc(tmp_path / "acdc")
+    in_place_of(root / "training/patient001" / name, what)
+    assert Cache(folder).fingerprint(root) is None
+    (folder / "digests.json").parent.mkdir()
+    (folder / "digests.json").write_text("{}")
+    in_place_of(folder / "digests.json", what)
+    assert Cache(folder).fingerprint(root) is None
+
+
+def test_an_entry_with_a_pipe_in_it_is_made_anew(folder: Path) -> None:
+    for name in ("image.npy", "frames.json", "digests.json"):
+        Cache(folder).frames(lambda: FRAMES, "source")
+        (entry,) = entries(folder)
+        in_place_of(entry / name, "pipe")
+        with pytest.raises(AssertionError, match="made again"):
+            Cache(folder).frames(never, "source")
+        assert same(Cache(folder).frames(lambda: FRAMES, "source"), FRAMES)
+
+
+def test_a_file_of_more_bytes_than_are_read_is_not_digested(tmp_path: Path, folder: Path) -> None:
+    root = write_acdc(tmp_path / "acdc")
+    os.truncate(root / "training/patient001/patient001_frame01.nii.gz", MAX_FILE_BYTES + 1)
+    assert Cache(folder).fingerprint(root) is None
+
+
+def test_a_study_of_unpacked_volumes_is_that_of_packed_ones(tmp_path: Path, folder: Path) -> None:
+    packed = study_of(write_acdc(tmp_path / "packed"), None)
+    root = write_acdc(tmp_path / "unpacked")
+    for path in sorted(root.rglob("*.nii.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    for _ in range(2):
+        unpacked = study_of(root, Cache(folder))
+        assert unpacked.available == packed.available == {"001", "002", "003"}
+        assert same(unpacked.training(0), packed.training(0))
+
+
+def study_of(root: Path, cache: Cache | None) -> Study:
+    made = Study(Sources(root, None, {}), TINY, None, cache)
+    made.load([0])
+    return made
 
 
 # A study

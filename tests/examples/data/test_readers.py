@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cardiac.data.preprocess import SPACING, pad_and_crop, resample_image, resample_labels
-from cardiac.data.readers import DataError, Frame, count_cropped, halve, read_acdc, read_mnms, read_preprocessed
+from cardiac.data.readers import (
+    DataError,
+    Frame,
+    count_cropped,
+    halve,
+    patients_below,
+    read_acdc,
+    read_mnms,
+    read_preprocessed,
+)
+
+from tests.support.damage import NO_FILES, in_place_of
 
 SHAPE = (20, 24, 3)  # x, y, z
 MNMS_CSV = "201014_M&Ms_Dataset_Information_-_opendataset.csv"
@@ -319,8 +333,14 @@ def break_acdc(root: Path, how: str) -> None:
         ("no labels", r"patient001_frame01_gt\.nii\.gz: missing, patient001_frame01\.nii\.gz needs it; copy"),
         ("shape", r"frame01_gt\.nii\.gz: shape \(20, 24, 4\), image \(20, 24, 3\); both must .* copy"),
         ("axes", r"frame01_gt\.nii\.gz: shape \(20, 24, 3, 2\), .* the same 3 axes"),
-        ("affine", r"frame01_gt\.nii\.gz: affine or voxel size differs from patient001_frame01\.nii\.gz's; resample"),
-        ("voxel size", r"frame01_gt\.nii\.gz: affine or voxel size differs"),
+        (
+            "affine",
+            r"frame01_gt\.nii\.gz: sform\[0, 3\] is 5, patient001_frame01\.nii\.gz has 0 in its sform: .*; copy",
+        ),
+        (
+            "voxel size",
+            r"frame01_gt\.nii\.gz: .*pixdim.* 1\.4 x 8 mm, patient001_frame01\.nii\.gz has .* 1\.4 x 9 mm; copy",
+        ),
         ("unknown label", r"frame01_gt\.nii\.gz: unknown label 7; allowed are 0 to 3, relabel"),
         ("fractional label", r"frame01_gt\.nii\.gz: unknown label 1\.5; allowed are 0 to 3, relabel"),
         ("not finite", r"frame01\.nii\.gz: has voxels that are not finite; export"),
@@ -423,6 +443,344 @@ def test_labels_cut_off_by_the_crop_are_added_up_per_patient() -> None:
 
     frames = [frame("046", "ED", {"LV": 0, "RV": 5}), frame("046", "ES", {"RV": 2}), frame("007", "ED", {"LV": 0})]
     assert count_cropped(frames) == {"046": {"RV": 7}}
+
+
+# Files as users have them
+
+
+def pair(root: Path, image: nib.Nifti1Image, labels: nib.Nifti1Image, suffix: str = ".nii.gz") -> Path:
+    """Write a patient of ACDC whose two moments are the same pair of files; return the data set's folder."""
+    folder = root / "training" / "patient001"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "Info.cfg").write_text("ED: 1\nES: 2\n")
+    for moment in (1, 2):
+        nib.save(image, folder / f"patient001_frame{moment:02}{suffix}")
+        nib.save(labels, folder / f"patient001_frame{moment:02}_gt{suffix}")
+    return root
+
+
+def same_frames(some: Sequence[Frame], others: Sequence[Frame]) -> bool:
+    return len(some) == len(others) and all(
+        (a.patient, a.phase, a.spacing, a.group) == (b.patient, b.phase, b.spacing, b.group)
+        and np.array_equal(a.image, b.image)
+        and np.array_equal(a.labels, b.labels)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+READERS = {"acdc": read_acdc, "mnms": read_mnms, "preprocessed": read_preprocessed}
+
+
+@pytest.fixture(params=READERS)
+def release(request: pytest.FixtureRequest) -> tuple[Path, Callable[..., list[Frame]]]:
+    """A data set of each layout, and what reads it."""
+    return request.getfixturevalue(request.param), READERS[request.param]
+
+
+def unpack(path: Path, *, keep: bool = False) -> None:
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    if not keep:
+        path.unlink()
+
+
+def test_unpacked_volumes_are_the_same_frames(release: tuple[Path, Callable[..., list[Frame]]]) -> None:
+    root, read = release
+    packed = read(root)
+    volumes = sorted(root.rglob("*.nii.gz"))
+    unpack(volumes[0])
+    assert same_frames(read(root), packed)
+    unpack(volumes[1], keep=True)
+    for path in volumes[2:]:
+        unpack(path)
+    assert same_frames(read(root), packed)
+    assert patients_below(root) == {path.parent.name.removeprefix("patient") for path in volumes}
+
+
+def test_a_missing_unpacked_volume_is_named(acdc: Path) -> None:
+    for path in acdc.rglob("*.nii.gz"):
+        unpack(path)
+    (acdc / "training/patient001/patient001_frame01.nii").unlink()
+    with pytest.raises(DataError, match=r"frame01\.nii\.gz: missing, patient001_frame01_gt\.nii needs it; copy"):
+        read_acdc(acdc)
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_a_voxel_size_in_another_unit_gives_the_same_frames(tmp_path: Path, unit: str) -> None:
+    frames = []
+    for name, factor in (("mm", 1.0), (unit, {"meter": 1e-3, "micron": 1e3}[unit])):
+        files = []
+        for voxels in (volume(0), label_map(0)):
+            one = nib.Nifti1Image(voxels, None)
+            one.header.set_zooms([step * factor for step in (1.36719, 1.5, 9.0)])
+            one.header.set_xyzt_units(name)
+            files.append(one)
+        frames.append(read_acdc(pair(tmp_path / name, *files)))
+    assert same_frames(*frames)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_voxel_size_that_is_none_is_refused_in_either_file(tmp_path: Path, broken: int) -> None:
+    files = [nib.Nifti1Image(volume(0), None), nib.Nifti1Image(label_map(0), None)]
+    for file in files:
+        file.header.set_zooms((1.5, 1.4, 9.0))
+    files[broken].header["pixdim"][1:4] = 0.0015, 0.0014, 0.009
+    name = ("frame01", "frame01_gt")[broken]
+    with pytest.raises(DataError, match=rf"{name}\.nii\.gz: voxel size 0\.0015 x .* it may be in metres; correct"):
+        read_acdc(pair(tmp_path, *files))
+
+
+def test_a_plane_that_would_grow_beyond_measure_is_refused_unread(tmp_path: Path) -> None:
+    files = [nib.Nifti1Image(np.zeros((600, 600, 2), np.uint8), np.diag([29.0, 29.0, 9.0, 1.0])) for _ in range(2)]
+    with pytest.raises(DataError, match=r"frame01\.nii\.gz: would have 12727 x 12727 x 2 voxels at 1\.36719 mm.* crop"):
+        read_acdc(pair(tmp_path, *files))
+
+
+@pytest.mark.parametrize("highest", [2, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint16, np.float32, np.float64])
+def test_labels_that_a_program_scaled_are_those_that_they_were(
+    tmp_path: Path, dtype: type[np.generic], highest: int
+) -> None:
+    labels, affine = np.minimum(label_map(0), highest), np.diag([1.5, 1.4, 9.0, 1.0])
+    image = nib.Nifti1Image(volume(0), affine)
+    plain = read_acdc(pair(tmp_path / "plain", image, nib.Nifti1Image(labels, affine)))
+    scaled = nib.Nifti1Image(labels.astype(np.float64), affine)
+    scaled.header.set_data_dtype(dtype)
+    assert same_frames(read_acdc(pair(tmp_path / "scaled", image, scaled)), plain)
+    nearly = (labels + np.random.default_rng(0).choice([-1e-3, 0, 1e-3], labels.shape)).astype(np.float32)
+    assert same_frames(read_acdc(pair(tmp_path / "nearly", image, nib.Nifti1Image(nearly, affine))), plain)
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "named"),
+    [
+        (1.4, np.float32, "1.4"),
+        (1.4, np.uint8, "1.4"),
+        (1.002, np.float64, "1.002"),
+        (0.99, np.float32, "0.99"),
+        (-0.4, np.float32, "-0.4"),
+        (-1, np.int16, "-1"),
+        (4, np.uint8, "4"),
+        (65535, np.uint16, "65535"),
+        (1e20, np.float32, "1e[+]20"),
+    ],
+)
+def test_labels_that_are_none_are_refused_by_their_value(
+    tmp_path: Path, number: float, dtype: type[np.generic], named: str
+) -> None:
+    labels, affine = label_map(0).astype(np.float64), np.diag([1.5, 1.4, 9.0, 1.0])
+    labels[labels == 1] = number
+    file = nib.Nifti1Image(labels, affine)
+    file.header.set_data_dtype(dtype)
+    with pytest.raises(
+        DataError, match=rf"frame01_gt\.nii\.gz: unknown label {named}[0-9]*; allowed are 0 to 3, relabel"
+    ):
+        read_acdc(pair(tmp_path, nib.Nifti1Image(volume(0), affine), file))
+
+
+TRUE, OTHER = np.diag([-1.68, -1.68, 10.0, 1.0]), np.diag([-1.68, 1.68, 10.0, 1.0])
+WRONG = np.diag([-1.0, -1.0, 1.0, 1.0])  # ACDC's sforms have voxels of 1 mm
+MOVED = TRUE + np.diag([1.0], 3) * 4
+
+
+def placed(voxels: np.ndarray, sform: np.ndarray | None, qform: np.ndarray | None) -> nib.Nifti1Image:
+    file = nib.Nifti1Image(voxels, None)
+    file.header.set_zooms((1.68, 1.68, 10.0))
+    file.set_qform(qform, 1 if qform is not None else 0, update_affine=False)
+    file.set_sform(sform, 1 if sform is not None else 0, update_affine=False)
+    file.header["pixdim"][1:4] = 1.68, 1.68, 10
+    return file
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ((WRONG, None), (WRONG, None)),
+        ((WRONG, None), (TRUE, TRUE)),
+        ((TRUE, None), (WRONG, None)),
+        ((WRONG, TRUE), (None, TRUE)),
+        ((TRUE, OTHER), (None, TRUE)),
+        ((OTHER, TRUE), (TRUE, None)),
+        ((TRUE, OTHER), (TRUE, MOVED)),
+        ((None, None), (TRUE, TRUE)),
+        ((None, TRUE), (None, None)),
+        ((TRUE, None), (TRUE + 1e-3, None)),
+    ],
+)
+def test_either_placement_may_fit(tmp_path: Path, image: Any, labels: Any) -> None:
+    plain = read_acdc(pair(tmp_path / "plain", placed(volume(0), None, None), placed(label_map(0), None, None)))
+    files = placed(volume(0), *image), placed(label_map(0), *labels)
+    assert same_frames(read_acdc(pair(tmp_path / "placed", *files)), plain)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "field"),
+    [
+        ((TRUE, None), (OTHER, None), r"sform\[1, 1\] is 1\.68, patient001_frame01\.nii\.gz has -1\.68 in its sform"),
+        ((None, TRUE), (None, OTHER), r"qform\[1, 1\] is 1\.68, patient001_frame01\.nii\.gz has -1\.68 in its qform"),
+        ((TRUE, TRUE), (OTHER, OTHER), r"sform\[1, 1\] is 1\.68, patient001_frame01\.nii\.gz has -1\.68 in its sform"),
+        ((None, TRUE), (MOVED, None), r"sform\[0, 3\] is 4, patient001_frame01\.nii\.gz has 0 in its qform"),
+        ((WRONG, TRUE), (WRONG, MOVED), r"qform\[0, 3\] is 4, patient001_frame01\.nii\.gz has 0 in its qform"),
+    ],
+)
+def test_placements_of_which_none_fits_are_named(tmp_path: Path, image: Any, labels: Any, field: str) -> None:
+    with pytest.raises(DataError, match=rf"frame01_gt\.nii\.gz: {field}: one of them lies elsewhere; copy") as caught:
+        read_acdc(pair(tmp_path, placed(volume(0), *image), placed(label_map(0), *labels)))
+    assert "resample" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "latin-1", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_that_an_editor_saved_anew_gives_the_same_frames(acdc: Path, mnms: Path, encoding: str, end: str) -> None:
+    before = read_acdc(acdc), read_mnms(mnms)
+    for file in (acdc / "training/patient001/Info.cfg", mnms / MNMS_CSV):
+        text = file.read_text().replace("NOR", "Größe").replace("Siemens", "Müller")
+        file.write_bytes(text.replace("\n", end).encode(encoding))
+    assert all(map(same_frames, (read_acdc(acdc), read_mnms(mnms)), before))
+
+
+@pytest.mark.parametrize("comma", [";", "\t"])
+def test_a_table_that_a_spreadsheet_saved_anew_gives_the_same_frames(mnms: Path, comma: str) -> None:
+    before, table = read_mnms(mnms), mnms / MNMS_CSV
+    rows = [[f" {field} " for field in row] for row in csv.reader(table.read_text().splitlines())]
+    rows[1][5] = "1.0"
+    table.write_text("\r\n".join(comma.join(row) for row in rows), encoding="utf-16")
+    assert same_frames(read_mnms(mnms), before)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"ED: 1\nES: 12\nED: 2\n", "ED is '1' and '2'; copy"),
+        (b"ED: 12\nES: 12\n", "ED and ES are both frame 12; copy"),
+        ("ED: 1²\nES: 12\n".encode(), "ED must be a frame number, got '1²'; copy"),
+        (b"ED: " + b"1" * 5000 + b"\nES: 12\n", "ED must be a frame number"),
+        (b"ED: 7\nES: 12\n", r"ED is frame 7, which has no files; correct it, or copy patient001_frame07\.nii\.gz"),
+        (bytes(64), "is no text file .*; copy it again"),
+        (b"\xff\xfeE\0D\0:", "is no text file .*; copy it again"),
+    ],
+)
+def test_info_of_no_sense_is_refused_in_one_line(acdc: Path, text: bytes, reason: str) -> None:
+    (acdc / "training/patient001/Info.cfg").write_bytes(text)
+    with pytest.raises(DataError, match=rf"Info\.cfg: {reason}") as caught:
+        read_acdc(acdc)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["External code,Vendor,Centre,ED,ES", "A1B2C3,A,1,1,3", "A1B2C3,A,1,3,1"], "two rows for subject A1B2C3, and"),
+        (["External code,Vendor,Centre,ED,ES,ED", "A1B2C3,A,1,1,3,3"], "two columns called ED; copy"),
+        ([], "no column External code, Vendor, Centre, ED, ES; copy"),
+        (["External code,Vendor,Centre,ED,ES", "x" * 200_000], "is no CSV .*; copy"),
+        (["External code,Vendor,Centre,ED,ES", "A1B2C3,A,1,1\0,3"], "is no text file .*; copy"),
+    ],
+)
+def test_a_table_of_no_sense_is_refused_in_one_line(mnms: Path, lines: list[str], reason: str) -> None:
+    (mnms / MNMS_CSV).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"opendataset\.csv: {reason}") as caught:
+        read_mnms(mnms)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_names_one_frame_twice_is_refused(mnms: Path) -> None:
+    table = mnms / MNMS_CSV
+    table.write_text(table.read_text().replace("A,1,1,3", "A,1,3,3"))
+    with pytest.raises(DataError, match=r"frames \[1, 3\] have labels, ED and ES are both 3; correct .*csv"):
+        read_mnms(mnms)
+
+
+def test_a_row_that_comes_twice_alike_does_no_harm(mnms: Path) -> None:
+    before, table = read_mnms(mnms), mnms / MNMS_CSV
+    text = table.read_text()
+    table.write_text(text + "\n" + text.split("\n")[1] + "\n\n")
+    assert same_frames(read_mnms(mnms), before)
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_file_is_named_in_one_line(release: tuple[Path, Callable[..., list[Frame]]], what: str) -> None:
+    root, read = release
+    told = {"folder": "a folder", "pipe": "a named pipe", "socket": "a socket", "link to a device": "a device"}
+    for pattern in ("*_gt.nii.gz", "*_seg.nii.gz", "*_img.nii.gz", "Info.cfg", "*.csv"):
+        for path in sorted(root.rglob(pattern))[:1]:
+            content = path.read_bytes()
+            in_place_of(path, what)
+            reason = f"it is {told[what]}, not a file" if what in told else "missing|symbolic links|No such file"
+            name = path.name if what != "dangling link" else path.parent.name
+            with pytest.raises(DataError, match=rf"{name}.*({reason})") as caught:
+                read(root)
+            assert "\n" not in str(caught.value)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.write_bytes(content)
+
+
+@contextmanager
+def forbidden(name: str, path_is: Callable[[Path], bool]) -> Iterator[None]:
+    """Let a function of `os` refuse some paths, as it would a user who may not look there; tests may run as root."""
+    allowed = getattr(os, name)
+
+    def ask(path: Any, *rest: Any, **more: Any) -> Any:
+        if isinstance(path, str | Path) and path_is(Path(path)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, name, ask)
+        yield
+
+
+DENIED = ": cannot be read (Permission denied); allow it, or copy it again."
+
+
+def test_files_that_may_not_be_read_are_named(release: tuple[Path, Callable[..., list[Frame]]]) -> None:
+    root, read = release
+    for file in (path for path in root.rglob("*") if path.is_file() and "Unlabeled" not in path.parts):
+        with forbidden("open", file.__eq__), pytest.raises(DataError) as caught:
+            read(root)
+        assert str(caught.value) == f"{file}{DENIED}"
+
+
+def test_folders_that_may_not_be_entered_are_named(release: tuple[Path, Callable[..., list[Frame]]]) -> None:
+    root, read = release
+    for folder in {path.parent for pattern in ("*_gt.nii.gz", "*_seg.nii.gz") for path in root.rglob(pattern)}:
+        with forbidden("stat", lambda path, folder=folder: folder in path.parents), pytest.raises(DataError) as caught:
+            read(root)
+        assert str(caught.value).startswith(f"{folder}/")
+        assert str(caught.value).endswith(DENIED)
+
+
+def test_folders_that_may_not_be_listed_are_named(release: tuple[Path, Callable[..., list[Frame]]]) -> None:
+    root, read = release
+    parents = {read_acdc: root / "training", read_mnms: root / "Training/Labeled", read_preprocessed: root / "007"}
+    for folder in (root, parents[read]):
+        with forbidden("listdir", folder.__eq__), pytest.raises(DataError) as caught:
+            read(root)
+        assert str(caught.value) == f"{folder}{DENIED}"
+        with forbidden("scandir", folder.__eq__), pytest.raises(DataError) as caught:
+            patients_below(root)
+        assert str(caught.value) == f"{folder}{DENIED}"
+
+
+def test_reading_without_enough_memory_is_refused(acdc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*rest: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "frombuffer", fail)
+    with pytest.raises(DataError, match=r"frame01\.nii\.gz: needs more memory than there is; free some, or crop it"):
+        read_acdc(acdc)
+
+
+def test_an_error_is_one_line_whatever_the_files_are_called(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_acdc(tmp_path / "two\nlines")
+    assert str(caught.value).startswith(f"{tmp_path}/two lines: no such folder")
+
+
+def test_folders_of_the_disk_are_no_patients(preprocessed: Path) -> None:
+    before = read_preprocessed(preprocessed)
+    shutil.copytree(preprocessed / "007", preprocessed / "lost+found")
+    assert same_frames(read_preprocessed(preprocessed), before)
+    assert patients_below(preprocessed) == {"007", "SC-HF-I-1"}
 
 
 # Real data, where there are any

@@ -9,6 +9,8 @@ import pytest
 from cardiac.data.readers import DataError
 from cardiac.data.split import DRAWS, POOL, TEST, VALIDATION, Split, choose_split, paper_split, read_split
 
+from tests.support.damage import NO_FILES, in_place_of
+
 SPLITS = [(draw, setting) for setting in (10, 70) for draw in range(3)]
 
 
@@ -152,3 +154,27 @@ def test_a_missing_split_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_nobody_tested_validates() -> None:
     assert not {*TEST} & {patient for patients in VALIDATION for patient in patients}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+def test_a_split_that_an_editor_saved_anew_is_the_same(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "split.json"
+    text = '{"train": ["Jörg"],\r\n "validation": ["021"],\r\n "test": ["022"]}'
+    file.write_bytes(text.encode(encoding))
+    assert read_split(file, ["Jörg", "021", "022"]).train == ("Jörg",)
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_file_is_no_split(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "split.json"
+    file.write_text("{}")
+    in_place_of(file, what)
+    with pytest.raises(DataError, match=r"split\.json: not a split"):
+        read_split(file, ["003"])
+
+
+def test_a_split_nested_without_end_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text('{"train": ' + "[" * 200_000)
+    with pytest.raises(DataError, match=r"split\.json: not a split \(RecursionError"):
+        read_split(file, ["003"])

@@ -11,6 +11,8 @@ import pytest
 from cardiac.report import compare_runs
 from cardiac.run.scores import Score, read_scores, write_scores
 
+from tests.support.damage import in_place_of
+
 
 def write(folder: Path, method: str, dice: float, draws: Sequence[int] = (0,)) -> str:
     folder.mkdir()
@@ -112,3 +114,17 @@ def test_what_cannot_be_compared_is_one_line(
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert re.search(error, said)
+
+
+@pytest.mark.parametrize("name", ["scores.csv.gz", "configuration.json"])
+def test_a_pipe_in_a_runs_folder_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write(tmp_path / "a", "standard", 0.5)
+    (tmp_path / "a" / name).touch()
+    in_place_of(tmp_path / "a" / name, "pipe")
+    assert compare_runs.main([str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"a/{name}: " in said
+    assert "it is a named pipe, not a file" in said

@@ -7,6 +7,8 @@ from cardiac.data.readers import DataError
 from cardiac.report.published import read_published
 from cardiac.report.tables import Cell
 
+from tests.support.damage import NO_FILES, in_place_of
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -45,4 +47,20 @@ def test_a_file_that_is_not_there_or_is_no_text_is_refused(file: Path) -> None:
         read_published(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
+        read_published(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_that_a_spreadsheet_saved_anew_is_the_same(file: Path, encoding: str, end: str) -> None:
+    file.write_bytes(f"method,stage,column,value{end}Müller,FTN,ACDC,0.5{end}".encode(encoding))
+    (row,) = read_published(file)
+    assert (row.method, row.cells) == ("Müller", {"ACDC": Cell(0.5, None)})
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_file_is_refused_and_not_waited_for(file: Path, what: str) -> None:
+    file.write_text("")
+    in_place_of(file, what)
+    with pytest.raises(DataError, match=r"published\.csv: cannot be read"):
         read_published(file)

@@ -114,3 +114,17 @@ def test_a_missing_file_is_named_in_one_line(tmp_path: Path, capsys: pytest.Capt
 def test_a_value_of_the_file_is_no_flag_of_another_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no setting is called 'config'"):
         read_arguments(tmp_path / written(tmp_path, 'config = "x"'), ["seed"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_settings_that_an_editor_saved_anew_are_the_same(tmp_path: Path, encoding: str, end: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(f'iterations = 7{end}acdc = "Jörg"{end}'.encode(encoding))
+    assert read_arguments(file, ["iterations", "acdc"]) == ["--iterations=7", "--acdc=Jörg"]
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 200_000, "x = " + "1" * 5000, "iterations = 7\0"])
+def test_settings_of_no_sense_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"cannot be read .* Correct it"):
+        read_arguments(Path(written(tmp_path, text)), ["iterations", "x"])

@@ -9,15 +9,17 @@ parameters hold none, as those of masks do.
 from __future__ import annotations
 
 from latentaug.augment.base import LatentTransform
-from tests.support.oracles import drop, image, mix, noise, style
-from tests.support.oracles.compare import Errors, Oracle, errors, saliency_of
+from tests.support.oracles import adversarial, drop, image, intensity, mix, noise, style
+from tests.support.oracles.compare import Errors, Oracle, divergence_of, errors, loss_of, saliency_of
 
-__all__ = ["ORACLES", "Errors", "Oracle", "errors", "saliency_of"]
+__all__ = ["ORACLES", "Errors", "Oracle", "divergence_of", "errors", "loss_of", "saliency_of"]
 
 ORACLES: dict[type[LatentTransform], Oracle] = {
     **style.ORACLES,
     **mix.ORACLES,
     **drop.ORACLES,
     **noise.ORACLES,
+    **adversarial.ORACLES,
     **image.ORACLES,
+    **intensity.ORACLES,
 }

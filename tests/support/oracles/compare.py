@@ -37,13 +37,32 @@ def saliency_of(kind: Kind, dtype: torch.dtype = torch.float64) -> Tensor:
     return kind.code(seed=2, dtype=dtype)
 
 
+def loss_of(kind: Kind) -> Callable[[Tensor], Tensor]:
+    """Return a loss with another gradient at every entry, prefix tokens included, which grows with the code."""
+    weight = kind.code(seed=9)
+    return lambda code: (weight.to(code.dtype) * code).tanh().mean() + code.square().mean() / 10
+
+
+def divergence_of(kind: Kind) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return a divergence from the code, of second order in what is added as all are, and the root of its curvature."""
+    code, factor = kind.code(), 1 + kind.code(seed=3).abs()
+    return lambda new: (factor * (new - code)).square().sum(), factor
+
+
 def errors(transform: LatentTransform, expected: Expected, kind: Kind) -> Errors:
     """Compare a transform with a loop in float64: values, and the gradient of a weighted sum with respect to the code.
 
     Differences are relative to the largest number that is expected.
     """
     code = kind.code().requires_grad_()
-    change = transform(code, saliency_of(kind), layout=kind.layout, generator=seeded())
+    change = transform(
+        code,
+        saliency_of(kind),
+        layout=kind.layout,
+        generator=seeded(),
+        loss_at=loss_of(kind),
+        divergence_at=divergence_of(kind)[0],
+    )
     ours, theirs = change.apply(code), expected(code, kind, change.params)
     weight = kind.code(seed=1)
     ours_back, theirs_back = (torch.autograd.grad((one * weight).sum(), code)[0] for one in (ours, theirs))

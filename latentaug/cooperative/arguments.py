@@ -1,0 +1,143 @@
+"""Checks of what `CooperativeModel` and its steps are given, where it comes in."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentaug.checks import described, module, random_source, shown, tensor, whole
+from latentaug.tracing.isolation import preserved_modes, sandbox
+
+
+def check_model(
+    model: object,
+    num_classes: object,
+    example: object,
+    ignore_index: object,
+    reconstruction: object,
+    shape_prior: object,
+) -> None:
+    """See that a model and what goes with it are of the right kinds.
+
+    Raises:
+        TypeError: One is not.
+        ValueError: A number is out of range, or the example is no batch of images.
+    """
+    module("model", model, who="CooperativeModel")
+    whole("num_classes", num_classes)
+    check_images("example", example)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be a whole number, a label; got {shown(ignore_index)}.")
+    if reconstruction is not None:
+        module("reconstruction", reconstruction, who="CooperativeModel")
+    if not (
+        shape_prior is None
+        or shape_prior is False
+        or (isinstance(shape_prior, nn.Module) and hasattr(shape_prior, "refine"))
+    ):
+        raise TypeError(f"shape_prior must be a ShapePrior, None or False; got {shown(shape_prior)}.")
+
+
+def check_images(name: str, images: object) -> Tensor:
+    """Check a batch of images.
+
+    Raises:
+        TypeError: It is no floating-point tensor.
+        ValueError: It is empty, or has no batch, channel or spatial axis.
+    """
+    checked = tensor(name, images, who="CooperativeModel")
+    if checked.ndim < 3 or not checked.numel():
+        raise ValueError(
+            f"CooperativeModel needs {name}, a batch of images [B, C, *S] of one sample at least; got "
+            f"{described(checked)}."
+        )
+    return checked
+
+
+def check_decoder(decoder: nn.Module, code: Tensor, example: Tensor) -> None:
+    """See that a user's image decoder makes images like the example from a code.
+
+    Raises:
+        TypeError: It cannot be called with a code and a size.
+        ValueError: It returns something else.
+    """
+    try:
+        with preserved_modes(decoder), sandbox(decoder, example.device), torch.no_grad():
+            images = decoder.eval()(code, example.shape[2:])
+    except Exception as error:
+        raise TypeError(
+            f"reconstruction must be a module (code, size) -> images; {type(decoder).__name__} called with a code "
+            f"{tuple(code.shape)} and the size {tuple(example.shape[2:])} raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(images, Tensor) or images.shape != example.shape:
+        raise ValueError(
+            f"reconstruction must return images of shape {tuple(example.shape)} for the example; "
+            f"{type(decoder).__name__} returned {described(images)}."
+        )
+
+
+class Expected:
+    """What batches must be like: the example.
+
+    Args:
+        example: The images that the model was made with.
+    """
+
+    def __init__(self, example: Tensor) -> None:
+        self._axes = example.ndim
+        self._channels = example.shape[1]
+
+    def check(self, model: nn.Module, images: object, labels: Any, generator: object) -> None:
+        """Check a batch.
+
+        Raises:
+            TypeError: Images or labels are no tensors, or images are of another dtype than the model.
+            ValueError: They have another number of axes or channels than the example, are empty, or are elsewhere.
+        """
+        random_source(generator)
+        batch = check_images("images", images)
+        if batch.ndim != self._axes or batch.shape[1] != self._channels:
+            like = ("B", self._channels, *["n"] * (self._axes - 2))
+            raise ValueError(
+                f"CooperativeModel needs images like the example, [{', '.join(map(str, like))}]; got shape "
+                f"{tuple(batch.shape)}."
+            )
+        weight = next(model.parameters(), batch)
+        if batch.device != weight.device:
+            raise ValueError(
+                f"CooperativeModel needs images on {weight.device}, where the model is; got them on {batch.device}. "
+                f"Write images.to({str(weight.device)!r})."
+            )
+        precise = batch.dtype == weight.dtype or torch.is_autocast_enabled(batch.device.type)
+        if weight.is_floating_point() and not precise and batch.dtype != torch.float32:
+            raise TypeError(
+                f"CooperativeModel needs images of {weight.dtype}, as its weights are; got {batch.dtype}. Write "
+                f"images.to({weight.dtype}), or use torch.autocast."
+            )
+        if labels is None:
+            return
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"CooperativeModel needs labels, a tensor of class indices; got {shown(labels)}.")
+        if len(labels) != len(batch) or labels.device != batch.device:
+            raise ValueError(f"CooperativeModel needs labels [B, *S] for {described(batch)}; got {described(labels)}.")
+
+
+def check_step(function: str, model: nn.Module, scaler: object, generator: object) -> None:
+    """See that a step is one of a cooperative model.
+
+    Raises:
+        TypeError: It is not.
+    """
+    module("model", model, who=function)
+    takes = inspect.signature(model.forward).parameters
+    if "stage" not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+        raise TypeError(
+            f"{function} needs `model` to be a CooperativeModel, also wrapped; got a {type(model).__name__}. Write "
+            f"CooperativeModel({type(model).__name__.lower()}, num_classes=..., example=images)."
+        )
+    if scaler is not None and not hasattr(scaler, "scale"):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler or None; got {shown(scaler)}.")
+    random_source(generator)

@@ -1,0 +1,97 @@
+"""Checks of what `CooperativeTrainer` is given, where it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from latentaug.checks import flag, module, number, shown, whole
+from latentaug.training.callbacks import Callback
+
+
+def check_options(
+    *,
+    model: object,
+    num_classes: object,
+    example: object,
+    batch: object,
+    step: object,
+    accumulate: object,
+    clip_norm: object,
+    seed: object,
+    callbacks: object,
+    allocator: object,
+) -> None:
+    """See that options are of the right kinds.
+
+    Raises:
+        TypeError: One is not.
+        ValueError: A number is out of range.
+    """
+    module("model", model, who="CooperativeTrainer")
+    if num_classes is not None:
+        whole("num_classes", num_classes)
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(f"example must be a batch of images, a tensor; got {shown(example)}.")
+    for name, value in (("batch", batch), ("step", step)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a callable; got {shown(value)}.")
+    whole("accumulate", accumulate, of="batches per update")
+    if clip_norm is not None:
+        number("clip_norm", clip_norm, above=0)
+    if seed is not None:
+        whole("seed", seed, least=0)
+    if callbacks is not None:
+        check_callbacks(callbacks)
+    flag("allocator", allocator)
+
+
+def check_callbacks(callbacks: object) -> None:
+    """See that callbacks are some.
+
+    Raises:
+        TypeError: They are not, or one is a class or a function.
+    """
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a list of callbacks; got {shown(callbacks)}.")
+    for one in callbacks:
+        if isinstance(one, type) or not any(hasattr(one, name) for name in vars(Callback) if name.startswith("on_")):
+            raise TypeError(f"Each callback must be an instance of latentaug.Callback; got {shown(one)}.")
+
+
+def check_fit(loader: object, val_loader: object, epochs: object, max_steps: object) -> None:
+    """See that there is something to train on, and an end to it.
+
+    Raises:
+        TypeError: A loader is none.
+        ValueError: A number is no whole one, or below 1.
+    """
+    check_loader("loader", loader)
+    if val_loader is not None:
+        check_loader("val_loader", val_loader)
+    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
+        if value is not None:
+            whole(name, value)
+
+
+def check_loader(name: str, loader: object) -> None:
+    """See that batches can be drawn from a loader.
+
+    Raises:
+        TypeError: They cannot.
+    """
+    if isinstance(loader, Tensor | str | dict) or (
+        not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__")
+    ):
+        raise TypeError(f"{name} must yield batches, as a DataLoader or a list of pairs does; got {shown(loader)}.")
+
+
+def check_images(images: object) -> None:
+    """See that images are a tensor.
+
+    Raises:
+        TypeError: They are not.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [B, C, *S]; got {shown(images)}.")

@@ -1,0 +1,69 @@
+"""What comes in at the door; wrong calls of all kinds are in `tests/faults/test_wrong_calls.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentaug import CooperativeModel
+from latentaug.cooperative.arguments import Expected, check_decoder, check_images, check_step
+from latentaug.nets.ftn import FTN
+
+
+def test_images_like_the_example_are_let_through() -> None:
+    expected, model = Expected(torch.rand(2, 3, 8, 8)), nn.Conv2d(3, 1, 1)
+    expected.check(model, torch.rand(5, 3, 16, 4), torch.zeros(5, 16, 4), torch.Generator())
+    expected.check(model, torch.rand(1, 3, 8, 8), None, None)
+    expected.check(nn.Identity(), torch.rand(1, 3, 8, 8).double(), None, None)  # no weights, no precision
+
+
+def test_other_precisions_are_for_autocast_or_weights_alike() -> None:
+    expected, model = Expected(torch.rand(2, 3, 8, 8)), nn.Conv2d(3, 1, 1)
+    half = torch.rand(2, 3, 8, 8).bfloat16()
+    with pytest.raises(TypeError, match=r"needs images of torch.float32, as its weights are; got torch.bfloat16"):
+        expected.check(model, half, None, None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected.check(model, half, None, None)
+    expected.check(model.bfloat16(), half, None, None)
+
+
+def test_images_need_a_batch_and_a_size() -> None:
+    assert check_images("images", images := torch.rand(1, 1, 4)) is images
+    with pytest.raises(ValueError, match=r"needs images, a batch of images \[B, C, \*S\] of one sample at least; got"):
+        check_images("images", torch.rand(4, 4))
+
+
+def test_a_decoder_is_tried_and_left_as_it_was() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm = nn.ConvTranspose2d(8, 1, 4, 4), nn.BatchNorm2d(1)
+
+        def forward(self, code: Tensor, size: tuple[int, ...]) -> Tensor:
+            return self.norm(self.up(code))
+
+    decoder, code = Decoder(), torch.rand(2, 8, 4, 4)
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    check_decoder(decoder, code, torch.rand(2, 1, 16, 16))
+    assert decoder.training
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+    with pytest.raises(ValueError, match=r"must return images of shape \(2, 1, 12, 12\) for the example; Decoder ret"):
+        check_decoder(decoder, code, torch.rand(2, 1, 12, 12))
+
+
+def test_steps_take_cooperative_models_and_what_wraps_them() -> None:
+    coop = CooperativeModel(FTN(width=2, depth=2), num_classes=4, example=torch.rand(2, 1, 16, 16))
+    check_step("step", coop, None, None)
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = coop
+
+        def forward(self, *args: object, **kwargs: object) -> object:
+            return self.module(*args, **kwargs)
+
+    check_step("step", Wrapper(), torch.amp.GradScaler("cpu"), torch.Generator())
+    with pytest.raises(TypeError, match=r"step needs `model` to be a CooperativeModel, also wrapped; got a FTN"):
+        check_step("step", coop.model, None, None)
