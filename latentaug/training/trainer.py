@@ -406,14 +406,14 @@ class CooperativeTrainer:
         self._see_that_it_can_be_saved()
         if self._allocator and self.device.type == "cpu" and tune_allocator():
             _tell_of_allocator()
-        if self._resumed_random is not None:
-            restore_random_state(self._resumed_random, self.device, loader)
-            self._resumed_random = None
         with ExitStack() as stack:
             if self._folder is not None and _rank() == 0:
                 self._lock = stack.enter_context(folder_lock(self._folder))
                 stack.callback(setattr, self, "_lock", None)
                 keep_in(self._folder, self.best, self._folders())
+            if self._resumed_random is not None:
+                restore_random_state(self._resumed_random, self.device, loader)
+                self._resumed_random = None
             stack.enter_context(preserved_modes(self.model))
             put = put_in_train_mode(self.model, self._built("fit").model)
             if not self._told_of_modes and _rank() == 0:
@@ -430,6 +430,8 @@ class CooperativeTrainer:
                 safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
                 if safe or self._interruption.explains(error):
                     with undisturbed(forget=True):
+                        if self._position.batches == 0 and self._position.epoch_start:  # the epoch begins anew
+                            restore_random_state(self._position.epoch_start, self.device, loader)
                         self._save_last()
                         if self._interruption.signal is not None:
                             stop_workers(self._drawing)
