@@ -161,7 +161,7 @@ class Watched:
             Whether it was: a truth value where one may look, else one on the device.
         """
         flags = {name: loss.isfinite().all() for name, loss in losses.items()}
-        if not is_readable(images):
+        if _several_processes() or not is_readable(images):
             flags = {"images": all_finite(images), **flags}
         changed = _with_gradient(self._model)
         if self._gradients:

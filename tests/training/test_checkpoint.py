@@ -264,14 +264,6 @@ def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path: Path) -> No
     assert second.evaluate(val_loader)["refined_iou"] == first.best.value
 
 
-def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
-    tiny_trainer(callbacks=[At(2, save_to(tmp_path / "a.pt"))]).fit(squares(), epochs=1)
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="of which 2 batches were used; got one of 1"):
-        resumed.fit(squares(length=2), epochs=1)
-
-
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
