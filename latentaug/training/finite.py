@@ -149,7 +149,9 @@ class Watched:
     def __init__(self, guard: FiniteGuard, model: nn.Module, *, accumulated: bool, gradients: bool) -> None:
         self._guard, self._model, self._gradients = guard, model, gradients
         self._buffers = KeptBuffers(model)
-        there = [(id(one), one.grad.clone()) for one in model.parameters() if accumulated and one.grad is not None]
+        there = [
+            (id(one), _local(one.grad).clone()) for one in model.parameters() if accumulated and one.grad is not None
+        ]
         self._before = dict(there)
 
     def settle(self, epoch: int, batch: int, images: Tensor, losses: Mapping[str, Tensor]) -> Tensor | bool:
@@ -159,7 +161,7 @@ class Watched:
             Whether it was: a truth value where one may look, else one on the device.
         """
         flags = {name: loss.isfinite().all() for name, loss in losses.items()}
-        if not is_readable(images):
+        if _several_processes() or not is_readable(images):
             flags = {"images": all_finite(images), **flags}
         changed = _with_gradient(self._model)
         if self._gradients:
@@ -174,8 +176,8 @@ class Watched:
             return True
         self._buffers.put_back(None if known is False else finite)
         for parameter in changed:
-            gradient = parameter.grad
-            assert gradient is not None
+            assert parameter.grad is not None
+            gradient = _local(parameter.grad)
             with torch.no_grad():
                 if (before := self._before.get(id(parameter))) is not None:
                     gradient.copy_(before if known is False else torch.where(finite, gradient, before))
@@ -242,7 +244,7 @@ def gradients_finite(parameters: Iterable[nn.Parameter], device: torch.device) -
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     dense = [one.coalesce().values() if one.is_sparse else one.detach() for one in gradients]
-    dense = [one.to_local() if hasattr(one, "to_local") else one for one in dense]
+    dense = [_local(one) for one in dense]
     dense = [one for one in dense if one.numel()]
     if not dense:
         return torch.ones((), dtype=torch.bool, device=device)
@@ -258,6 +260,12 @@ def weights_finite(model: nn.Module) -> bool:
 
 def _with_gradient(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.grad is not None]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _several_processes() -> bool:

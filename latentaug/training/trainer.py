@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,10 +28,10 @@ from latentaug.training.batches import as_pair, check_batch, grouped, length_of,
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
+from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.finite import FiniteGuard, NotFiniteError, Watched, all_finite, weights_finite
 from latentaug.training.interrupt import (
     Interrupted,
-    Interruption,
     Terminated,
     deferred_interrupt,
     stop_workers,
@@ -169,8 +168,7 @@ class CooperativeTrainer:
         self._position = Position()
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
-        self._interruption = Interruption()
-        self._drawing: list[tuple[Iterable[Any], Iterator[Any]]] = []
+        self._drawing = Drawing()
         self._stopping = False
 
         self.model = model.to(self.device)
@@ -262,7 +260,8 @@ class CooperativeTrainer:
                 self._end_epoch(val_loader, monitor, self._position.batches == length, started)
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
-                for group in grouped(self._drawn(loader), self._accumulate):
+                batches = rest_of_epoch(loader, self._position, self.device)
+                for group in grouped(self._drawing.batches(loader, batches), self._accumulate):
                     with undisturbed():
                         losses = self._update(group)
                     self._position.seconds = time.monotonic() - started
@@ -298,7 +297,7 @@ class CooperativeTrainer:
             torch.no_grad(),
         ):
             model.eval()
-            for batch in self._drawn_from(iter(loader), loader):
+            for batch in self._drawing.batches(loader, iter(loader)):
                 images, labels = self._place(*self._to_pair(batch))
                 with self._optimization.autocast():
                     output = model(images, labels)
@@ -414,18 +413,18 @@ class CooperativeTrainer:
     @contextmanager
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
-        self._loader, self._drawing, self._stopping = loader, [], False
+        self._loader, self._drawing, self._stopping = loader, Drawing(), False
         self._see_that_it_can_be_saved()
         if self._allocator and self.device.type == "cpu" and tune_allocator():
             _tell_of_allocator()
-        if self._resumed_random is not None:
-            restore_random_state(self._resumed_random, self.device, loader)
-            self._resumed_random = None
         with ExitStack() as stack:
             if self._folder is not None and _rank() == 0:
                 self._lock = stack.enter_context(folder_lock(self._folder))
                 stack.callback(setattr, self, "_lock", None)
                 keep_in(self._folder, self.best, self._folders())
+            if self._resumed_random is not None:
+                restore_random_state(self._resumed_random, self.device, loader)
+                self._resumed_random = None
             stack.enter_context(preserved_modes(self.model))
             put = put_in_train_mode(self.model, self._built("fit").model)
             if not self._told_of_modes and _rank() == 0:
@@ -435,61 +434,29 @@ class CooperativeTrainer:
             for callback in self.callbacks:
                 callback.on_start(self)
                 stack.callback(callback.on_end, self)
-            self._interruption = stack.enter_context(deferred_interrupt())
+            interruption = stack.enter_context(deferred_interrupt())
+            self._drawing.interruption = interruption
             try:
                 yield
             except BaseException as error:
                 safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
-                if safe or self._interruption.explains(error):
+                if safe or interruption.explains(error):
                     with undisturbed(forget=True):
+                        if self._position.batches == 0 and self._position.epoch_start:  # the epoch begins anew
+                            restore_random_state(self._position.epoch_start, self.device, loader)
                         self._save_last()
-                        if self._interruption.signal is not None:
-                            stop_workers(self._drawing)
-                    self._interruption.check()  # which tells more than what a loader raised
+                        if interruption.signal is not None:
+                            stop_workers(self._drawing.under_way)
+                    interruption.check()  # which tells more than what a loader raised
                 raise
             finally:
-                self._interruption, self._drawing = Interruption(), []
+                self._drawing = Drawing()
 
     def _beat(self) -> None:
         """Do what is to be done now and then: stop if asked to, and tell others that this trainer lives."""
         if self._lock is not None:
             self._lock.beat()
-        self._interruption.check()
-
-    def _drawn(self, loader: Iterable[Any]) -> Iterator[Any]:
-        return self._drawn_from(self._draw(loader), loader)
-
-    def _drawn_from(self, batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
-        """Yield batches; a signal that arrives while worker processes are waited for takes effect at once."""
-        self._drawing.append((loader, batches))
-        while True:
-            with self._interruption.at_once(getattr(loader, "num_workers", 0) > 0):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    break
-            yield batch
-        self._drawing.pop()
-
-    def _draw(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Iterate over the running epoch's batches, from where it was left."""
-        position = self._position
-        set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(position.epoch)
-        if position.batches == 0:
-            position.epoch_start = random_state(self.device, loader)
-            return iter(loader)
-        with preserved_random_streams(self.device, loader):
-            restore_random_state(position.epoch_start, self.device, loader)
-            batches = iter(loader)
-            drawn = sum(1 for _ in islice(batches, position.batches))
-        if drawn < position.batches:
-            raise ValueError(
-                f"fit needs the loader that this epoch was begun with, of which {position.batches} batches were used; "
-                f"got one of {drawn}."
-            )
-        return batches
+        self._drawing.interruption.check()
 
     def _update(self, group: list[Any]) -> dict[str, Tensor]:
         """Update the weights with the mean gradient of a group of batches; return the losses of the last.

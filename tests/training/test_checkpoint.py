@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import subprocess
 import sys
 import time
@@ -19,7 +20,9 @@ from torch.utils.data import DataLoader
 
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.training.callbacks import CSVLog
+from latentaug.training.checkpoint import save_checkpoint
 from latentaug.training.optimization import PerStep
+from latentaug.training.plain import NotPlainError
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
@@ -42,6 +45,100 @@ def test_a_checkpoint_holds_nothing_but_data(tmp_path: Path) -> None:
     trainer.save(tmp_path / "deep" / "a.pt")
     state = torch.load(tmp_path / "deep" / "a.pt", weights_only=True)
     assert set(state["model"]) == set(trainer.model.state_dict())
+
+
+# Disks and processes --------------------------------------------------------------------------------------------------
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from tests.support.tiny_training import squares, tiny_trainer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+trainer = tiny_trainer(folder=folder, allocator=False)
+trainer.fit(squares(), epochs=1)
+before = (folder / "last.pt").read_bytes()
+for share in (0.01, 0.5, 0.99):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), resource.RLIM_INFINITY))
+    try:
+        trainer.fit(squares(), epochs=trainer.epoch + 1)
+    except OSError as error:
+        print(error.filename == str(folder / "last.pt"), error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    print((folder / "last.pt").read_bytes() == before, [path.name for path in folder.iterdir()])
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_is_named_and_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "ignore", "-c", FULL, str(tmp_path)]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 6, run.stderr
+    for told, left in zip(lines[::2], lines[1::2], strict=True):
+        assert told.startswith("True ")
+        assert f"last.pt can't be written in {tmp_path}: File too large. What it held before is still there" in told
+        assert left == "True ['last.pt']"
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.support.tiny_training import tiny_trainer
+trainer, end = tiny_trainer(allocator=False), time.monotonic() + 4
+print("ready", flush=True)
+while time.monotonic() < end:
+    trainer.save(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_two_processes_write_is_whole_at_every_moment(tmp_path: Path) -> None:
+    root, path, trainer = Path(__file__).parents[2], tmp_path / "last.pt", tiny_trainer()
+    trainer.save(path)
+    command = [sys.executable, "-W", "ignore", "-c", WRITER, str(path)]
+    writers = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+        read = 0
+        while any(writer.poll() is None for writer in writers):
+            trainer.resume(path)
+            read += 1
+    finally:
+        for writer in writers:
+            writer.kill() if writer.poll() is None else None
+            writer.communicate()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert read > 5
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_flipped_bit_is_refused_and_the_trainer_is_as_it_was(tmp_path: Path, seed: int) -> None:
+    path, generator = tmp_path / "a.pt", random.Random(seed)
+    tiny_trainer().save(path)
+    content, trainer = path.read_bytes(), tiny_trainer()
+    for _ in range(10):
+        damaged = bytearray(content)
+        damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(bytes(damaged))
+        refused(trainer, path, "can't be read as a checkpoint")
+
+
+class Odd(torch.Tensor):
+    """A tensor of a class that reading back doesn't know; it passes for a sharded one."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return self
+
+
+def test_a_state_that_torch_could_not_read_back_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(NotPlainError, match=r"a\.pt would hold what can't be read back"):
+        save_checkpoint({"model": {"weight": torch.ones(2).as_subclass(Odd)}}, tmp_path / "a.pt")
+    assert os.listdir(tmp_path) == []
 
 
 KILLED_RUN = """
@@ -165,14 +262,6 @@ def test_best_weights_in_memory_travel_with_the_checkpoint(tmp_path: Path) -> No
     second.resume(tmp_path / "a.pt")
     second.load_best()
     assert second.evaluate(val_loader)["refined_iou"] == first.best.value
-
-
-def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
-    tiny_trainer(callbacks=[At(2, save_to(tmp_path / "a.pt"))]).fit(squares(), epochs=1)
-    resumed = tiny_trainer()
-    resumed.resume(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="of which 2 batches were used; got one of 1"):
-        resumed.fit(squares(length=2), epochs=1)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

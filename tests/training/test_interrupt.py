@@ -298,6 +298,40 @@ def test_while_it_is_waited_for_data_a_signal_takes_effect_at_once() -> None:
         interruption.remember(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("pressed_at", [0, 1, 4])
+def test_a_signal_while_a_batch_of_worker_processes_is_waited_for_leaves_an_exact_checkpoint(
+    tmp_path: Path, pressed_at: int
+) -> None:
+    class Waits:
+        """A loader that is interrupted when it has begun to draw, and before it yields some batch."""
+
+        num_workers, drawn, pressed = 2, 0, False
+
+        def __iter__(self) -> Iterator[Any]:
+            for batch in squares(num_workers=2):
+                if self.drawn == pressed_at and not self.pressed:
+                    self.pressed = True
+                    press_ctrl_c(None)
+                    pytest.fail("should have stopped at once")
+                self.drawn += 1
+                yield batch
+
+        def __len__(self) -> int:
+            return 3
+
+    interrupted = tiny_trainer(folder=tmp_path)
+    seed_all(5)
+    with pytest.raises(Interrupted, match=NOTHING):
+        interrupted.fit(Waits(), squares(), epochs=2)
+    assert interrupted.global_step == pressed_at
+    resumed, straight = tiny_trainer(), tiny_trainer()
+    resumed.resume(tmp_path / "last.pt")
+    resumed.fit(squares(num_workers=2), squares(), epochs=2)
+    seed_all(5)
+    straight.fit(squares(num_workers=2), squares(), epochs=2)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+
+
 @pytest.mark.parametrize("forget", [True, False])
 def test_news_of_dead_workers_wait_for_the_end_of_an_update(forget: bool) -> None:
     heard = []

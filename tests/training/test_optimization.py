@@ -10,16 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import latentaug.training.optimization
 from latentaug.augment.masks import RandomChannelMask
 from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
+from latentaug.training.callbacks import Callback
 from latentaug.training.optimization import PerStep, Precision
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
+    At,
     TinyNet,
     squares,
     tiny_coop,
@@ -167,3 +170,201 @@ def test_an_emulated_precision_is_told_of_once(
     messages = [record.message for record in caplog.records if "emulated" in record.message]
     assert len(messages) == (not native)
     assert all("in bfloat16" in message and "precision='float32'" in message for message in messages)
+
+
+# Optimizers of other kinds --------------------------------------------------------------------------------------------
+
+
+class SAM(torch.optim.SGD):
+    """Needs the loss twice, as sharpness-aware minimisation does."""
+
+
+class InTwoSteps(torch.optim.SGD):
+    def first_step(self) -> None: ...
+
+    def second_step(self) -> None: ...
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> Any:
+        return super().step(closure)
+
+
+CLOSURES = [torch.optim.LBFGS, partial(SAM, lr=0.1), partial(InTwoSteps, lr=0.1), partial(NeedsClosure, lr=0.1)]
+
+
+@pytest.mark.parametrize("kind", CLOSURES, ids=["LBFGS", "SAM", "InTwoSteps", "NeedsClosure"])
+@pytest.mark.parametrize("instance", [True, False])
+def test_optimizers_that_call_the_loss_are_refused_by_name_when_the_trainer_is_built(kind: Any, instance: bool) -> None:
+    coop = tiny_coop()
+    name = getattr(kind, "func", kind).__name__
+    with pytest.raises(ValueError, match=rf"optimizer must step along .*; {name} calls the loss itself, by a closure"):
+        tiny_trainer(coop, optimizer=kind(coop.parameters()) if instance else kind)
+    if instance:  # also where the model is yet to be wrapped
+        with pytest.raises(ValueError, match=f"{name} calls the loss itself"):
+            CooperativeTrainer(TinyNet(), kind(coop.parameters()), num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.NAdam]
+)
+def test_optimizers_whose_closure_may_be_left_out_are_taken(kind: Any) -> None:
+    tiny_trainer(optimizer=partial(kind, lr=1e-3)).fit(squares(), epochs=1)
+
+
+class ScheduleFree(torch.optim.SGD):
+    """Has two sets of weights, and refuses to step along the wrong one, as schedule-free optimizers do."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        self.calls: list[str] = []
+        self.param_groups[0]["train_mode"] = False
+
+    @torch.no_grad()
+    def switch(self, mode: bool) -> None:
+        self.calls.append("train" if mode else "eval")
+        if self.param_groups[0]["train_mode"] != mode:
+            self.param_groups[0]["train_mode"] = mode
+            for parameter in self.param_groups[0]["params"]:
+                parameter.add_(0.01 if mode else -0.01)
+
+    def train(self) -> None:
+        self.switch(True)
+
+    def eval(self) -> None:
+        self.switch(False)
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.param_groups[0]["train_mode"]
+        return super().step(closure)
+
+
+def test_a_schedule_free_optimizer_steps_in_one_set_of_weights_and_is_evaluated_and_saved_in_the_other(
+    tmp_path: Path,
+) -> None:
+    seen: list[bool] = []
+
+    def mode(trainer: Any) -> bool:
+        value: bool = trainer.optimizer.param_groups[0]["train_mode"]
+        return value
+
+    class Look(Callback):
+        def on_step(self, trainer: Any, losses: Any) -> None:
+            seen.append(mode(trainer))
+            trainer.save(tmp_path / "mid.pt")
+            assert mode(trainer)
+
+    class Validation:
+        def __iter__(self) -> Any:
+            assert not mode(trainer)
+            return iter(squares())
+
+    trainer = tiny_trainer(optimizer=partial(ScheduleFree, lr=0.01), folder=tmp_path / "run", callbacks=[Look()])
+    trainer.fit(squares(), Validation(), epochs=2)
+    assert seen == [True] * 6
+    assert not mode(trainer)  # so that the model predicts with the right ones
+    for path in ("mid.pt", "run/last.pt"):
+        state = torch.load(tmp_path / path, weights_only=True)
+        assert not state["optimization"]["optimizer"]["param_groups"][0]["train_mode"]
+        for name, parameter in trainer.model.named_parameters():
+            torch.testing.assert_close(state["model"][name], parameter.detach(), atol=1e-5, rtol=1e-5)
+    resumed = tiny_trainer(optimizer=partial(ScheduleFree, lr=0.01))
+    resumed.resume(tmp_path / "run/last.pt")
+    resumed.fit(squares(), epochs=3)
+    assert resumed.epoch == 3
+
+
+def test_it_is_evaluated_in_the_right_set_after_trouble_too() -> None:
+    def fail(trainer: Any) -> None:
+        raise KeyError("mine")
+
+    trainer = tiny_trainer(optimizer=partial(ScheduleFree, lr=0.01), callbacks=[At(2, fail)])
+    with pytest.raises(KeyError, match="mine"):
+        trainer.fit(squares(), epochs=1)
+    assert not trainer.optimizer.param_groups[0]["train_mode"]
+
+
+def test_the_rate_of_every_group_is_logged() -> None:
+    def in_groups(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.2}], lr=0.3)
+
+    trainer = tiny_trainer(optimizer=in_groups, scheduler=lambda optimizer: LambdaLR(optimizer, lambda n: 0.5**n))
+    trainer.fit(squares(), epochs=2)
+    assert [(row["lr"], row["lr_1"]) for row in trainer.history] == [(0.1, 0.2), (0.05, 0.1)]
+
+
+# Plateaus -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+def test_a_plateau_takes_a_higher_score_for_better(mode: Any, threshold_mode: Any) -> None:
+    trainer = tiny_trainer(
+        scheduler=partial(ReduceLROnPlateau, mode=mode, threshold_mode=threshold_mode, patience=1, factor=0.5)
+    )
+    rates = []
+    for score in (0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0.5):
+        trainer._optimization.end_epoch(score)
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / 1e-4)
+    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5]
+
+
+def test_a_plateau_cannot_be_watched_with_every_update() -> None:
+    with pytest.raises(ValueError, match=r"PerStep needs a scheduler that counts updates; got ReduceLROnPlateau"):
+        tiny_trainer(scheduler=PerStep(ReduceLROnPlateau))
+
+
+def test_a_plateau_of_an_older_checkpoint_is_turned_round(tmp_path: Path) -> None:
+    first = tiny_trainer(scheduler=ReduceLROnPlateau)
+    first.fit(squares(), squares(), epochs=1)
+    first.save(tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    state["optimization"]["scheduler"] |= {"mode": "min", "mode_worse": float("inf"), "best": 0.01}
+    torch.save(state, tmp_path / "a.pt")
+    second = tiny_trainer(scheduler=ReduceLROnPlateau)
+    second.resume(tmp_path / "a.pt")
+    assert isinstance(second.scheduler, ReduceLROnPlateau)
+    assert (second.scheduler.mode, second.scheduler.best) == ("max", -float("inf"))
+
+
+# Averages of weights --------------------------------------------------------------------------------------------------
+
+
+class Average(Callback):
+    def __init__(self, averaged: AveragedModel) -> None:
+        self.averaged = averaged
+
+    def on_step(self, trainer: Any, losses: Any) -> None:
+        self.averaged.update_parameters(trainer.model)
+
+
+def test_a_moving_average_of_weights_and_statistics_follows_training() -> None:
+    trainer = tiny_trainer(optimizer=partial(torch.optim.Adam, lr=0.01))
+    averaged = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    expected: dict[str, Tensor] = {}
+
+    class ByHand(Callback):
+        def on_step(self, trainer: Any, losses: Any) -> None:
+            for name, value in weights_of(trainer).items():
+                whole = not value.is_floating_point() or name not in expected
+                expected[name] = value if whole else 0.9 * expected[name] + 0.1 * value
+
+    trainer.callbacks = [Average(averaged), ByHand()]
+    trainer.fit(squares(), squares(), epochs=2)
+    for name, value in averaged.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+    images = next(iter(squares()))[0]
+    assert averaged.module.predict(images).shape == (2, 8, 8)
+
+
+def test_statistics_of_averaged_weights_are_computed_anew_on_the_network_within() -> None:
+    trainer = tiny_trainer(optimizer=partial(torch.optim.Adam, lr=0.01))
+    averaged = AveragedModel(trainer.model)
+    trainer.callbacks = [Average(averaged)]
+    trainer.fit(squares(), epochs=2)
+    network, batches = averaged.module.model, list(squares())
+    update_bn(batches, network)
+    codes = torch.cat([network.encoder[0](images) for images, _ in batches])
+    torch.testing.assert_close(network.encoder[1].running_mean, codes.mean((0, 2, 3)))
+    assert averaged.module.predict(batches[0][0], refine=0).shape == (2, 8, 8)

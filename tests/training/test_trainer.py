@@ -445,17 +445,3 @@ def test_a_model_inside_ddp_trains_alike(tmp_path: Path) -> None:
     again = tiny_trainer()  # a checkpoint doesn't know about the wrapper
     again.resume(tmp_path / "run" / "last.pt")
     assert same_weights(weights_of(plain), weights_of(again))
-
-
-def test_epochs_of_a_distributed_sampler_are_set() -> None:
-    epochs: list[int] = []
-
-    class Sampler:
-        def set_epoch(self, epoch: int) -> None:
-            epochs.append(epoch)
-
-    class Loader(list):
-        sampler = Sampler()
-
-    tiny_trainer().fit(Loader(squares()), epochs=3)
-    assert epochs == [0, 1, 2]

@@ -1,0 +1,57 @@
+"""Drawing batches: an epoch from where it was left, and with an eye on what asks to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+
+from latentaug.training.checkpoint import Position
+from latentaug.training.interrupt import Interruption
+from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
+
+
+class Drawing:
+    """Draws from loaders, and knows which ones are under way."""
+
+    def __init__(self) -> None:
+        self.interruption = Interruption()
+        self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
+
+    def batches(self, loader: Iterable[Any], batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield batches of a loader; a signal that arrives while its workers are waited for takes effect at once."""
+        self.under_way.append((loader, batches))
+        while True:
+            with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+            yield batch
+        self.under_way.pop()
+
+
+def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.device) -> Iterator[Any]:
+    """Iterate over the running epoch's batches, from where it was left.
+
+    Raises:
+        ValueError: The loader has fewer batches than were drawn already.
+    """
+    set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(position.epoch)
+    if position.batches == 0:
+        position.epoch_start = random_state(device, loader)
+        return iter(loader)
+    with preserved_random_streams(device, loader):
+        restore_random_state(position.epoch_start, device, loader)
+        batches = iter(loader)
+        drawn = sum(1 for _ in islice(batches, position.batches))
+    if drawn < position.batches:
+        raise ValueError(
+            f"fit needs the loader that this epoch was begun with, of which {position.batches} batches were used; "
+            f"got one of {drawn}."
+        )
+    return batches

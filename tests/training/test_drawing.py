@@ -1,0 +1,65 @@
+"""Epochs are drawn from where they were left, and what is under way is known."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentaug.training.drawing import Drawing
+from latentaug.training.interrupt import Interrupted
+from tests.support.tiny_training import At, squares, tiny_trainer
+
+
+def test_epochs_of_a_distributed_sampler_are_set() -> None:
+    epochs: list[int] = []
+
+    class Sampler:
+        def set_epoch(self, epoch: int) -> None:
+            epochs.append(epoch)
+
+    class Loader(list):
+        sampler = Sampler()
+
+    tiny_trainer().fit(Loader(squares()), epochs=3)
+    assert epochs == [0, 1, 2]
+
+
+def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
+    tiny_trainer(callbacks=[At(2, lambda trainer: trainer.save(tmp_path / "a.pt"))]).fit(squares(), epochs=1)
+    resumed = tiny_trainer()
+    resumed.resume(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="of which 2 batches were used; got one of 1"):
+        resumed.fit(squares(length=2), epochs=1)
+
+
+def test_loaders_are_under_way_until_they_are_through() -> None:
+    drawing, outer, inner = Drawing(), [1, 2], [3]
+    for _ in drawing.batches(outer, iter(outer)):
+        for _ in drawing.batches(inner, iter(inner)):
+            assert [loader for loader, _ in drawing.under_way] == [outer, inner]
+        assert [loader for loader, _ in drawing.under_way] == [outer]
+    assert drawing.under_way == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_signal_takes_effect_at_once_where_worker_processes_draw(num_workers: int) -> None:
+    class Loader:
+        def __init__(self) -> None:
+            self.num_workers = num_workers
+
+        def __iter__(self) -> Iterator[int]:
+            drawing.interruption.remember(signal.SIGINT)
+            yield 1
+
+    drawing, loader = Drawing(), Loader()
+    found: list[Any] = []
+    if num_workers:
+        with pytest.raises(Interrupted):
+            found.extend(drawing.batches(loader, iter(loader)))
+    else:
+        found.extend(drawing.batches(loader, iter(loader)))
+    assert found == [1] * (num_workers == 0)
