@@ -11,7 +11,7 @@ from torch import Tensor
 from latentaug.augment.ascent import Adversarial, Rule, ascend, unit
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import at_least_float32, moments
+from latentaug.augment.style import at_least_float32, moments, restyled
 
 Norm: TypeAlias = Literal["inf", "2"]
 """What measures what is added: its largest entry, or its length."""
@@ -105,8 +105,7 @@ class MaxStyle(Adversarial):
             + (params[f"{name}_noise"] * params[f"{name}_spread"]).to(values.dtype).view(per_channel)
             for name, one in (("scale", deviation), ("shift", mean))
         }
-        changed: Tensor = (values - mean) / deviation * new["scale"] + new["shift"]
-        return changed
+        return restyled(values, mean, deviation, new["shift"], new["scale"])
 
 
 class AdvStyle(Adversarial):

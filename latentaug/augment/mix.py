@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentaug.augment.base import Context, Criterion, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import as_eps, at_least_float32, moments
+from latentaug.augment.style import as_eps, at_least_float32, moments, restyled
 
 Statistics = Literal["positional", "instance", "layer"]
 """What a mean and a deviation are taken over; see `MoEx`."""
@@ -149,7 +149,7 @@ class MoEx(LatentTransform):
         values, everything = at_least_float32(code), tuple(range(1, code.ndim))
         axes = {"positional": everything[:1], "instance": everything[1:], "layer": everything}[self.statistics]
         mean, deviation = moments(values, self.eps, axes=axes, detach=self.detach_statistics)
-        return (values - mean) / deviation * deviation[order] + mean[order]
+        return restyled(values, mean, deviation, mean[order], deviation[order])
 
     def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor, **params: Any) -> Tensor:
         """Return λ times the loss of the samples' own labels and 1 - λ times that of their partners'."""

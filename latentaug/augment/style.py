@@ -97,8 +97,7 @@ class MixStyle(StyleMixer):
         mean, deviation = moments(values, self.eps, detach=self.detach_statistics)
         own = along(params["own"], values)
         new_mean, new_deviation = (own * one + (1 - own) * one[order] for one in (mean, deviation))
-        changed: Tensor = (values - mean) / deviation * new_deviation + new_mean
-        return changed
+        return restyled(values, mean, deviation, new_mean, new_deviation)
 
 
 class DSU(LatentTransform):
@@ -155,8 +154,7 @@ class DSU(LatentTransform):
             one + along(params[name], values) * moments(one, self.eps, axes=(0,))[1]
             for name, one in (("of_means", mean), ("of_deviations", deviation))
         )
-        changed: Tensor = (values - mean) / deviation * new_deviation + new_mean
-        return changed
+        return restyled(values, mean, deviation, new_mean, new_deviation)
 
 
 class PermutedStyle(LatentTransform):
@@ -211,7 +209,7 @@ class PermutedStyle(LatentTransform):
         order: Tensor = params["order"]
         values = at_least_float32(code)
         mean, deviation = moments(values, self.eps, detach=self.detach_statistics)
-        return (values - mean) / deviation * deviation[order] + mean[order]
+        return restyled(values, mean, deviation, mean[order], deviation[order])
 
 
 class TriD(LatentTransform):
@@ -291,7 +289,8 @@ class TriD(LatentTransform):
         chosen: Tensor = params["chosen"]
         values = at_least_float32(code)
         mean, deviation = moments(values, self.eps, detach=True)
-        changed = (values - mean) / deviation * along(params["deviation"], values) + along(params["mean"], values)
+        sampled = along(params["mean"], values), along(params["deviation"], values)
+        changed = restyled(values, mean, deviation, *sampled)
         return torch.where(chosen.view(*chosen.shape, *[1] * (code.ndim - 2)), changed, values)
 
 
@@ -309,6 +308,15 @@ def moments(
     axes = tuple(range(2, code.ndim)) if axes is None else axes
     variance = code.var(axes, keepdim=True, correction=min(1, math.prod([code.shape[axis] for axis in axes]) - 1))
     return code.mean(axes, keepdim=True), (variance + eps).sqrt()
+
+
+def restyled(values: Tensor, mean: Tensor, deviation: Tensor, new_mean: Tensor, new_deviation: Tensor) -> Tensor:
+    """Give a code another mean and deviation, in as few passes over it as can be.
+
+    Shape:
+        values: [B, C, *S].   all others: broadcastable to it.
+    """
+    return torch.addcmul(new_mean, values - mean, new_deviation / deviation)
 
 
 def along(sampled: Tensor, code: Tensor) -> Tensor:

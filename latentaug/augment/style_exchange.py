@@ -10,7 +10,7 @@ from torch import Tensor
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.boxes import inside, sampled_boxes
 from latentaug.augment.ranges import Range, as_share
-from latentaug.augment.style import StyleMixer, along, as_eps, at_least_float32, moments
+from latentaug.augment.style import StyleMixer, along, as_eps, at_least_float32, moments, restyled
 
 Crop = Literal["neither", "style", "content", "both"]
 """Of whom a box stands for the whole: of nobody, of the partner, of the sample itself, or of both."""
@@ -138,7 +138,7 @@ class CrossNorm(LatentTransform):
         content, style = (inside(params[name], size) if name in params else None for name in ("content", "style"))
         mean, deviation = self._moments(values, content)
         new_mean, new_deviation = self._moments(values[params["order"]], style)
-        changed = (values - mean) / deviation * new_deviation + new_mean
+        changed = restyled(values, mean, deviation, new_mean, new_deviation)
         return changed if content is None else torch.where(content, changed, values)
 
     def _moments(self, values: Tensor, within: Tensor | None) -> tuple[Tensor, Tensor]:
