@@ -116,7 +116,7 @@ def called_on_example(who: str, model: nn.Module, example: Any) -> Iterator[None
     try:
         yield
     except Exception as error:
-        if _is_ours(error):
+        if type(error).__module__ != "builtins" or _is_ours(error):  # a user's own kinds of errors are theirs
             raise
         raise RuntimeError(
             f"{who} calls {type(model).__name__} on `example`, {described(example)}, which raised "

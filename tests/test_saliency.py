@@ -81,7 +81,7 @@ CODE = torch.ones(2, requires_grad=True)
 @pytest.mark.parametrize(
     ("loss", "code", "error", "match"),
     [
-        (CODE * 2, CODE, ValueError, r"needs a scalar `loss`; got shape \(2,\). Pass loss.mean\(\)"),
+        (CODE * 2, CODE, ValueError, r"needs `loss` to be a scalar; got shape \(2,\)"),
         (torch.ones(()), CODE, RuntimeError, r"with a graph; got one that requires no gradient. .* torch.no_grad\(\)"),
         (CODE.sum(), torch.ones(2, requires_grad=True), RuntimeError, "The loss does not depend on it: pass tap.code"),
         (CODE.sum(), torch.ones(2), RuntimeError, "The loss does not depend on it: pass tap.code"),

@@ -121,8 +121,10 @@ class Expected:
             return
         if not isinstance(labels, Tensor):
             raise TypeError(f"CooperativeModel needs labels, a tensor of class indices; got {shown(labels)}.")
-        if len(labels) != len(batch) or labels.device != batch.device:
-            raise ValueError(f"CooperativeModel needs labels [B, *S] for {described(batch)}; got {described(labels)}.")
+        if labels.device != batch.device:
+            raise ValueError(
+                f"CooperativeModel needs labels on {batch.device}, where the images are; got {described(labels)}."
+            )
 
 
 def check_step(function: str, model: nn.Module, scaler: object, generator: object) -> None:

@@ -383,8 +383,6 @@ def _new_code(new: NewCode, current: Tensor) -> Tensor:
             f"LatentTap.replay needs a code of shape {tuple(current.shape)} on {current.device}; "
             f"got {tuple(code.shape)} on {code.device}."
         )
-    if not code.is_floating_point():
-        raise TypeError(f"LatentTap.replay needs a code of {current.dtype}; got {code.dtype}.")
     if code.dtype != current.dtype and not torch.is_autocast_enabled(code.device.type):  # which casts it
         raise TypeError(
             f"LatentTap.replay needs a code of {current.dtype}; got {code.dtype}. Write code.to({current.dtype})."

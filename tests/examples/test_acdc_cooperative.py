@@ -618,8 +618,13 @@ def test_the_weights_that_are_asked_for_are_tested(
 
 
 def test_lost_best_weights_are_one_line_and_exit_code_2(
-    untested: Callable[[str], Path], flags: list[str], capsys: pytest.CaptureFixture[str]
+    untested: Callable[[str], Path],
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # This run is a copy, whose weights would be found where they were written.
+    monkeypatch.setattr("latentaug.training.best.Best.folder", "")
     run = untested("best")
     folder = run / "standard" / "draw-0"
     (folder / "best.pt").unlink()
