@@ -148,6 +148,7 @@ class TestMeasuring:
         with pytest.raises(ZeroDivisionError):
             fits(lambda device: lambda: 1 / 0, CPU)
 
+    @pytest.mark.slow
     def test_rates_are_shares_of_what_a_matrix_product_reaches(self) -> None:
         options = Options("cpu", 1, 1, quick=True)
         peaks = matmuls(options)

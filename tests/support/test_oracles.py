@@ -50,6 +50,7 @@ def test_errors_sees_wrong_values_and_wrong_gradients() -> None:
     assert detached.gradients > 1
 
 
+@pytest.mark.slow  # it measures again what the tests above have
 def test_the_table_in_the_docs_is_what_the_loops_say() -> None:
     said = "run `python -m tests.support.oracles.table`"
     for documented, measured in zip(table.documented(), table.rows(), strict=True):
