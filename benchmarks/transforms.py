@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,8 +137,8 @@ def _parts(model: nn.Module, images: Tensor, steps: dict[str, tuple[Any, ...]]) 
     parts: dict[str, Callable[[], float]] = {}
     for where in {way[0] for way in steps.values() if way[1] == "tap"}:
         layers = where.split(", ")
-        parts[f"saliency {where}"] = lambda layers=layers: _alone(model, images, layers, saliency=True)  # type: ignore[misc]
-        parts[f"replay {where}"] = lambda layers=layers: _alone(model, images, layers, saliency=False)  # type: ignore[misc]
+        for name in ("saliency", "replay"):
+            parts[f"{name} {where}"] = partial(_alone, model, images, layers, saliency=name == "saliency")
     return parts
 
 

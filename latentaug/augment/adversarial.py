@@ -11,7 +11,8 @@ from torch import Tensor
 from latentaug.augment.ascent import Adversarial, Rule, ascend, unit
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import at_least_float32, moments, restyled
+from latentaug.augment.style import along, as_eps, at_least_float32, moments, restyled
+from latentaug.checks import whole
 
 Norm: TypeAlias = Literal["inf", "2"]
 """What measures what is added: its largest entry, or its length."""
@@ -71,10 +72,8 @@ class MaxStyle(Adversarial):
         eps: float = 1e-6,
     ) -> None:
         super().__init__(steps, lr, radius, p=p)
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0; got {eps}.")
         self.noise = noise
-        self.eps = eps
+        self.eps = as_eps(eps)
         if not noise:
             self.learned = ("own",)
 
@@ -97,12 +96,11 @@ class MaxStyle(Adversarial):
         """Exchange means and deviations."""
         values = at_least_float32(code)
         mean, deviation = (one.detach() for one in moments(values, self.eps))
-        per_channel = (-1, code.shape[1], *[1] * (code.ndim - 2))
-        own = params["own"].to(values.dtype).view(-1, *[1] * (code.ndim - 1))
+        own = along(params["own"], values)
         new = {
             name: own * one
             + (1 - own) * one[params["order"]]
-            + (params[f"{name}_noise"] * params[f"{name}_spread"]).to(values.dtype).view(per_channel)
+            + along(params[f"{name}_noise"] * params[f"{name}_spread"], values)
             for name, one in (("scale", deviation), ("shift", mean))
         }
         return restyled(values, mean, deviation, new["shift"], new["scale"])
@@ -148,9 +146,7 @@ class AdvStyle(Adversarial):
     def __init__(self, strength: Range = 0.3, *, steps: int = 1, p: Range = 1.0, eps: float = 1e-6) -> None:
         super().__init__(steps, 1.0 / max(steps, 1), 1.0, p=p)
         self.strength = as_range("strength", strength, most=math.inf)
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0; got {eps}.")
-        self.eps = eps
+        self.eps = as_eps(eps)
 
     def start(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Begin at the code's own statistics."""
@@ -161,10 +157,7 @@ class AdvStyle(Adversarial):
         """Shift and scale."""
         values = at_least_float32(code)
         mean, deviation = (one.detach() for one in moments(values, self.eps))
-        scale, shift = (
-            (params["strength"] * params[name]).to(values.dtype).view(*code.shape[:2], *[1] * (code.ndim - 2))
-            for name in ("scale", "shift")
-        )
+        scale, shift = (along(params["strength"] * params[name], values) for name in ("scale", "shift"))
         changed: Tensor = values + (values - mean) * scale + deviation * shift
         return changed
 
@@ -261,12 +254,10 @@ class VAT(LatentTransform):
 
     def __init__(self, strength: Range = 0.1, *, steps: int = 1, xi: float = 1e-2, p: Range = 1.0) -> None:
         super().__init__(p=p)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a whole number, 1 or more; got {steps!r}.")
         if not 0 < xi < math.inf:
             raise ValueError(f"xi must be above 0; got {xi}.")
         self.strength = as_range("strength", strength, most=math.inf)
-        self.steps = steps
+        self.steps = whole("steps", steps)
         self.xi = xi
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:

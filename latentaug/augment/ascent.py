@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.ranges import Range, as_number, as_range
+from latentaug.checks import whole
 from latentaug.layout import Layout
 
 Rule: TypeAlias = Literal["adam", "sign", "gradient", "power"]
@@ -62,8 +63,7 @@ def ascend(
         >>> ascend(lambda v: v["x"].sum(), {"x": torch.zeros(2)}, steps=3, lr=1.0, rule="sign", radius=2.0)["x"]
         tensor([2., 2.])
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be a whole number, 0 or more; got {steps!r}.")
+    whole("steps", steps, least=0)
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(map(repr, get_args(Rule)))}; got {rule!r}.")
     variables = {name: value.detach().clone() for name, value in start.items()}
@@ -115,9 +115,7 @@ class Adversarial(LatentTransform):
 
     def __init__(self, steps: int, lr: float, radius: Range | None, *, p: Range = 1.0) -> None:
         super().__init__(p=p)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be a whole number, 0 or more; got {steps!r}.")
-        self.steps = steps
+        self.steps = whole("steps", steps, least=0)
         self.lr = as_number("lr", lr, most=math.inf)
         self.radius = None if radius is None else as_range("radius", radius, most=math.inf)
         first = ("saliency",) if self.starts_at_identity and steps else ()

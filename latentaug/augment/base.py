@@ -14,8 +14,7 @@ from latentaug.augment.change import Change, unpacked
 from latentaug.augment.context import Context
 from latentaug.augment.ranges import Range, as_range, draw, source_of, value_of
 from latentaug.augment.schedule import advance
-from latentaug.checks import random_source, tensor
-from latentaug.checks import shown as described
+from latentaug.checks import random_source, shown, tensor
 from latentaug.layout import CHANNELS_FIRST, Layout
 
 __all__ = ["Change", "Context", "Criterion", "LatentTransform", "LossAt", "Saliency"]
@@ -137,19 +136,19 @@ class LatentTransform(nn.Module):
         tensor("code", code, who=type(self).__name__)
         random_source(generator)
         if not isinstance(layout, Layout):
-            raise TypeError(f"layout must be a Layout, such as latentaug.TOKENS; got {described(layout)}.")
-        shown = layout.to_channels_first(code.detach())
+            raise TypeError(f"layout must be a Layout, such as latentaug.TOKENS; got {shown(layout)}.")
+        seen = layout.to_channels_first(code.detach())
         if isinstance(saliency, Context):
             context = saliency
         else:
             given = {"saliency": saliency, "loss_at": loss_at, "divergence_at": divergence_at, "labels": labels}
-            context = Context(type(self).__name__, shown, code, layout, generator, given, training)
-        if not self._acts(shown, context):
+            context = Context(type(self).__name__, seen, code, layout, generator, given, training)
+        if not self._acts(seen, context):
             return self.unchanged(code, layout)
-        gate = self._gate(len(shown), context)
+        gate = self._gate(len(seen), context)
         if gate is not None and gate.is_cpu and not gate.any():
             return self.unchanged(code, layout)
-        return self.changed(code, layout, self.make_params(shown, context), gate)
+        return self.changed(code, layout, self.make_params(seen, context), gate)
 
     def changed(self, code: Tensor, layout: Layout, params: dict[str, Any], gate: Tensor | None) -> Change:
         """Wrap sampled parameters."""

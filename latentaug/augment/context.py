@@ -85,10 +85,10 @@ class Context:
         Raises:
             ValueError: None were given.
         """
-        labels = self._given.get("labels")
+        labels: Tensor | None = self._given.get("labels")
         if labels is None:
             raise ValueError(f"{self.asked_by} needs `labels`; got None. Pass the labels of the batch.")
-        return labels  # type: ignore[no-any-return]
+        return labels
 
     # Random numbers -----------------------------------------------------------------------------------------------
 

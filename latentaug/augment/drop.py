@@ -15,6 +15,7 @@ from latentaug.augment.boxes import inside, sampled_boxes
 from latentaug.augment.masks import Masker, RandomChannelMask
 from latentaug.augment.ranges import Range, as_range, draw
 from latentaug.augment.style import at_least_float32, moments
+from latentaug.checks import whole
 
 Fill = Literal["zero", "mean", "noise"]
 """What takes the place of what is cut out; see `Cutout`."""
@@ -61,7 +62,7 @@ class DropBlock(Masker):
     def __init__(self, p: Range = 0.1, block_size: int = 7, *, shared: bool = True, rescale: bool = True) -> None:
         super().__init__()
         self.p = as_range("p", p)
-        self.block_size = as_block_size(block_size)
+        self.block_size = whole("block_size", block_size, of="positions")
         self.shared = shared
         self.rescale = rescale
 
@@ -168,17 +169,6 @@ class Cutout(LatentTransform):
             if self.fill == "noise":
                 filling = filling + deviation * params["noise"].to(values.dtype)
         return torch.where(inside(params["box"], code.shape[2:]), filling, values)
-
-
-def as_block_size(block_size: object) -> int:
-    """Check the side of a block.
-
-    Raises:
-        ValueError: It is no whole number above 0.
-    """
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size must be a whole number of positions, 1 or more; got {block_size!r}.")
-    return block_size
 
 
 def clipped_block(name: str, block_size: int, code: Tensor) -> list[int]:

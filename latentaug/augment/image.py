@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
 from latentaug.augment.style import at_least_float32
+from latentaug.checks import whole
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -135,8 +136,8 @@ class GIN(LatentTransform):
     ) -> None:
         super().__init__(p=p, per_sample=per_sample)
         self.kernel_sizes = _odd_sizes(kernel_sizes)
-        self.layers = _counted("layers", layers)
-        self.channels = _counted("channels", channels)
+        self.layers = whole("layers", layers)
+        self.channels = whole("channels", channels)
         self.strength = as_range("strength", strength)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class IPA(GIN):
         per_sample: bool = True,
     ) -> None:
         super().__init__(layers, channels, kernel_sizes, strength, p=p, per_sample=per_sample)
-        self.intervals = _counted("intervals", intervals)
+        self.intervals = whole("intervals", intervals)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample two networks and the field's control points [B, 1, *points]."""
@@ -298,9 +299,3 @@ def _odd_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     if not (kept := tuple(sizes)) or any(size < 1 or size % 2 == 0 for size in kept):
         raise ValueError(f"kernel_sizes must be odd numbers, such as (1, 3); got {sizes!r}.")
     return kept
-
-
-def _counted(name: str, number: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be a whole number, 1 or more; got {number!r}.")
-    return number

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from latentaug.checks import whole
+
 Shape = Literal["linear", "cosine"]
 """How a number moves: as fast all the time, or slowly at both ends."""
 
@@ -55,8 +57,7 @@ class Schedule(nn.Module):
         if isinstance(start, tuple | list) != isinstance(stop, tuple | list):
             raise TypeError(f"Schedule needs two numbers or two pairs; got {start!r} and {stop!r}.")
         for name, number, least in (("iterations", iterations, 1), ("after", after, 0)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} must be a whole number of iterations, {least} or more; got {number!r}.")
+            whole(name, number, least=least, of="iterations")
         if shape not in get_args(Shape):
             raise ValueError(f"shape must be one of {', '.join(map(repr, get_args(Shape)))}; got {shape!r}.")
         self.start = tuple(start) if isinstance(start, list) else start

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.base import Context
-from latentaug.augment.drop import as_block_size, clipped_block, grown
+from latentaug.augment.drop import clipped_block, grown
 from latentaug.augment.masks import Masker, Score, averaged, is_informative, rank_at, scored, top_mask
 from latentaug.augment.ranges import Range, as_range, as_share
+from latentaug.checks import whole
 
 Axis = Literal["random", "channel", "spatial"]
 """What is dropped: channels, spatial positions, or either, each as likely."""
@@ -133,7 +134,7 @@ class TargetDrop(Masker):
         if score not in get_args(Score):
             raise ValueError(f"score must be one of {', '.join(map(repr, get_args(Score)))}; got {score!r}.")
         self.fraction = as_range("fraction", fraction)
-        self.block_size = as_block_size(block_size)
+        self.block_size = whole("block_size", block_size, of="positions")
         self.score = score
         self.rescale = rescale
 

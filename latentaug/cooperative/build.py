@@ -13,8 +13,7 @@ from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 from latentaug.discovery.codes import Codes, find_codes
-from latentaug.nets.heads import ReconstructionHead, ShapePrior
-from latentaug.nets.heads import check_range as checked_range
+from latentaug.nets.heads import ReconstructionHead, ShapePrior, as_image_range
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.sampling import Layer
 from latentaug.tracing.location import Location
@@ -140,14 +139,13 @@ def resolve_range(given: ImageRange | Literal["example"], example: Tensor, decod
     Raises:
         ValueError: It is no range.
     """
-    if given is None:
-        return None
     if isinstance(given, str):
         if given != "example":
             raise ValueError(f"image_range must be a pair (low, high), None or 'example'; got {given!r}.")
         if decoder is not None and hasattr(decoder, "image_range"):
             own: Any = decoder.image_range
-            return own  # type: ignore[no-any-return]
+            declared: ImageRange = own
+            return declared
         low, high = (float(value) for value in example.aminmax())
         bounded = low >= 0 and high <= 1
         logger.info(
@@ -157,11 +155,7 @@ def resolve_range(given: ImageRange | Literal["example"], example: Tensor, decod
             high,
         )
         return (0.0, 1.0) if bounded else None
-    checked_range(given)
-    low, high = given
-    if not low < high:
-        raise ValueError(f"image_range must be a pair (low, high) with low < high, or None; got {given}.")
-    return float(low), float(high)
+    return as_image_range(given)
 
 
 def existing_submodules(root: nn.Module, option: str, names: Sequence[str]) -> tuple[str, ...]:

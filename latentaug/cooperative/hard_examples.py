@@ -15,6 +15,7 @@ from latentaug.augment.base import Change, LatentTransform
 from latentaug.augment.masks import LatentMask
 from latentaug.augment.ranges import Range, as_range, as_share, draw
 from latentaug.augment.schedule import Schedule
+from latentaug.checks import whole
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.image_style import check_style, style_layers, styled
@@ -97,9 +98,7 @@ class HardExamples:
                     f"{name} must be above 0; got 0. To train without hard examples, use standard_backward."
                 )
             put(name, number)
-        every = self.saliency_every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"saliency_every must be a whole number of batches, 1 or more; got {every!r}.")
+        whole("saliency_every", self.saliency_every, of="batches")
         if isinstance(self.frozen_norms, str):
             raise TypeError(f"frozen_norms must be a list of names; got {self.frozen_norms!r}. Put it into a list.")
         put("frozen_norms", tuple(self.frozen_norms))

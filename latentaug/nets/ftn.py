@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from latentaug.checks import whole
 from latentaug.nets.blocks import Decoder, Encoder, check_spatial_dims
 from latentaug.nets.functional import crop
-from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, check_range
+from latentaug.nets.heads import CodeDecoupler, ReconstructionHead, as_image_range
 
 
 class FTN(nn.Module):
@@ -64,7 +64,7 @@ class FTN(nn.Module):
         ):
             whole(name, value)
         check_spatial_dims(spatial_dims)
-        check_range(image_range)
+        as_image_range(image_range)
         channels = 8 * width
         self.encoder = Encoder(in_channels, width, depth, spatial_dims)
         self.decoupler = CodeDecoupler(channels, spatial_dims)

@@ -91,7 +91,7 @@ class ReconstructionHead(nn.Module):
         super().__init__()
         for name, value in (("channels", channels), ("out_channels", out_channels), ("width", width)):
             whole(name, value)
-        check_range(image_range)
+        as_image_range(image_range)
         self.stride = tuple(stride)
         self.image_range = image_range
         self.layout = layout
@@ -132,7 +132,7 @@ class ReconstructionHead(nn.Module):
         return f"stride={self.stride}, image_range={self.image_range}, layout={self.layout}"
 
 
-def check_range(image_range: object) -> tuple[float, float] | None:
+def as_image_range(image_range: object) -> tuple[float, float] | None:
     """Return a range of images, or None.
 
     Raises:

@@ -80,7 +80,7 @@ class Optimization:
         clip_norm: Largest norm of the gradient; None leaves it alone.
 
     Raises:
-        ValueError: `precision` or `clip_norm` is out of range, or the optimizer can't be used here.
+        ValueError: `precision` is out of range, or the optimizer can't be used here.
     """
 
     model: nn.Module
@@ -97,8 +97,6 @@ class Optimization:
     ) -> None:
         if precision not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive; got {clip_norm}. Pass None to leave gradients alone.")
         if not is_native(precision, device):
             _tell_of_emulation(precision)
         self.device, self.precision, self.clip_norm = device, precision, clip_norm

@@ -560,9 +560,6 @@ class CooperativeTrainer:
     ) -> None:
         if epochs is None and max_steps is None:
             raise ValueError("fit needs epochs or max_steps; got neither.")
-        for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} must be at least 1; got {limit}.")
         if val_loader is None:
             if self._optimization.needs_score:
                 raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")

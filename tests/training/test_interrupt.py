@@ -115,17 +115,6 @@ def test_ctrl_c_without_a_folder_is_just_ctrl_c() -> None:
     assert trainer.global_step == 2
 
 
-def test_a_handler_of_the_users_own_stays_in_charge() -> None:
-    pressed = []
-    previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
-    try:
-        trainer = tiny_trainer(callbacks=[At(2, press_ctrl_c)])
-        trainer.fit(squares(), epochs=1)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert (pressed, trainer.epoch) == ([1], 1)
-
-
 # SIGTERM --------------------------------------------------------------------------------------------------------------
 
 
@@ -156,14 +145,15 @@ def test_sigterm_leaves_a_checkpoint_to_continue_from_and_exits_with_143(tmp_pat
     assert same_weights(weights_of(straight), weights_of(resumed))
 
 
-def test_a_handler_of_sigterm_of_the_users_own_stays_in_charge() -> None:
+@pytest.mark.parametrize(("number", "arrives"), [(signal.SIGINT, press_ctrl_c), (signal.SIGTERM, terminate)])
+def test_a_handler_of_the_users_own_stays_in_charge(number: int, arrives: Any) -> None:
     pressed = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: pressed.append(1))
+    previous = signal.signal(number, lambda *_: pressed.append(1))
     try:
-        trainer = tiny_trainer(callbacks=[At(2, terminate)])
+        trainer = tiny_trainer(callbacks=[At(2, arrives)])
         trainer.fit(squares(), epochs=1)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)
     assert (pressed, trainer.epoch) == ([1], 1)
 
 
