@@ -101,7 +101,7 @@ class Change:
     def to(self, device: torch.device | str) -> Change:
         """Return the same change with what was sampled on another device."""
         moved = copy.copy(self)
-        moved.params = {name: _moved(value, device) for name, value in self.params.items()}
+        moved.params = _moved(self.params, device)
         moved.gate = None if self.gate is None else self.gate.to(device)
         return moved
 
@@ -150,6 +150,8 @@ def unpacked(value: Any, transform: LatentTransform) -> Any:
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor | Change):
         return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(one, device) for name, one in value.items()}
     return [_moved(one, device) for one in value] if isinstance(value, list) else value
 
 
@@ -157,8 +159,11 @@ def _shown(value: Any) -> str:
     """Show a parameter in a few words, without asking a device."""
     if isinstance(value, Tensor):
         if value.is_cpu and value.numel() <= _FEW:
-            return str([round(one, 3) for one in value.flatten().tolist()] if value.ndim else round(value.item(), 3))
+            numbers = value.double().round(decimals=3) if value.is_floating_point() else value
+            return str(numbers.flatten().tolist() if value.ndim else numbers.item())
         return f"<{'x'.join(map(str, value.shape))}>"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_shown(one)}' for name, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_shown, value))}]"
     return repr(value)

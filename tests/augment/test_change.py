@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentaug import (
     GIN,
+    IPA,
     Change,
     Compose,
     DropBlock,
@@ -21,6 +22,7 @@ from latentaug import (
     OneOf,
     RandomApply,
     RandomChannelMask,
+    StrongIntensity,
     TargetedChannelMask,
     TargetedSpatialMask,
 )
@@ -34,6 +36,8 @@ TRANSFORMS: dict[str, LatentTransform] = {
     "never": MixStyle(p=0),
     "DropBlock": DropBlock(0.3, 3),
     "GIN": GIN(),
+    "IPA": IPA(),
+    "StrongIntensity": StrongIntensity(noise=1, gamma=0.5),
     "ManifoldMixup": ManifoldMixup(),
     "TargetedChannelMask": TargetedChannelMask(),
     "masks": Compose([RandomChannelMask(), TargetedSpatialMask()]),
@@ -119,4 +123,6 @@ def test_what_was_sampled_is_shown() -> None:
     change = MixStyle(p=1)(torch.ones(2, 1, 3), generator=seeded())
     change.params = {"order": torch.tensor([1, 0]), "own": torch.tensor(0.25), "weights": [torch.ones(3, 4, 5)], "n": 2}
     assert repr(change) == "Change(by MixStyle, order=[1, 0], own=0.25, weights=[<3x4x5>], n=2)"
+    change.params = {"noise": {"chosen": torch.tensor([True, False]), "by": torch.ones(2, 3, 9)}}
+    assert repr(change) == "Change(by MixStyle, noise={chosen: [True, False], by: <2x3x9>})"
     assert repr(MixStyle(p=0)(torch.ones(2, 1, 3))) == "Change(by MixStyle, leaves all as it is)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from latentaug import (
     Masker,
     OneOf,
     RandomApply,
+    Schedule,
     TargetDrop,
 )
 from tests.support.codes import KINDS, Kind, seeded
@@ -309,3 +311,37 @@ def test_a_change_compiles_without_a_graph_break(cls: Class, kind: Kind) -> None
     torch.compiler.reset()
     compiled = torch.compile(transform.transform, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(shown, **params), transform.transform(shown, **params))
+
+
+# Kept, and over a training ----------------------------------------------------------------------------------------
+
+NUMBERS = ("p", "strength", "radius", "fraction", "percentile")
+
+
+@EVERY_SINGLE
+def test_every_number_may_be_a_schedule_and_every_change_is_kept(cls: Class) -> None:
+    names = [name for name in NUMBERS if name in inspect.signature(cls).parameters]
+    transform = cls(**{name: Schedule(0.2, 0.9, iterations=2) for name in names})
+    assert sum(isinstance(one, Schedule) for one in transform.modules()) == len(names) > 0
+    code = KINDS["2-D"].code(dtype=torch.float32)
+    for _ in range(3):
+        change = drawn(transform, code)
+        file = io.BytesIO()
+        torch.save(change.state_dict(), file)
+        file.seek(0)
+        again = transform.change_from(torch.load(file, weights_only=True))
+        assert torch.equal(again.apply(code), change.apply(code))
+        transform.step()
+    assert {getattr(transform, name).value for name in names} <= {0.9}
+
+
+# On another device ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@EVERY_TRANSFORM
+def test_a_generator_on_the_cpu_samples_the_same_for_a_gpu(cls: Class) -> None:
+    code = KINDS["2-D"].code(dtype=torch.float32)
+    here, there = (drawn(acting(cls), one) for one in (code, code.cuda()))
+    torch.testing.assert_close(there.apply(code.cuda()).cpu(), here.apply(code), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(there.to("cpu").apply(code), here.apply(code), rtol=1e-3, atol=1e-3)
