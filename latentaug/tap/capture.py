@@ -89,6 +89,7 @@ class Record:
         self.cloned = cloned
         self.grad = torch.is_grad_enabled()
         self.codes: dict[Path, tuple[Tensor, Tensor]] = {}  # what stands in the tree, and the live code
+        self.cuts: list[tuple[Tensor, Tensor]] = []  # leaves that stand in the tree, and what the call returned
 
     def intact(self) -> bool:
         """Tell whether the recorded values are still what the call returned."""
@@ -102,9 +103,12 @@ class Record:
 class Capture:
     """One forward pass: its inputs, its codes, and the results that replays hand out."""
 
-    def __init__(self, model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(
+        self, model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], *, cut: bool = False
+    ):
         self.model = model
         self.plan = plan
+        self.cut = cut  # whether what follows the codes gets leaves, whose gradients somebody takes further
         self.device = device_of(model, args, kwargs)
         self.random = RandomState.capture(self.device)
         self.grad = torch.is_grad_enabled()
@@ -159,19 +163,46 @@ class Capture:
             self.records[key] = entry
         if paths:
             self.taps[key] = entry
+            if self.cut and self.grad:
+                self._cut(entry)
+                output = entry.tree
             entry.codes = {path: self._live(item_at(entry.tree, path)) for path in paths}
             live = {id(item_at(output, path)): code for path, (_, code) in entry.codes.items()}
+            live |= {id(leaf): leaf for leaf, _ in entry.cuts}
             with _gradients_if(self.grad):  # also where the model runs its encoder without them
                 output = map_tensors(output, lambda t: live[id(t)].clone() if id(t) in live else t)
         self.order.append(key)
         return output
 
     def _live(self, returned: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what stands in the output with the code to derive by, which a frozen encoder does not give."""
-        if not self.grad or returned.requires_grad or not is_differentiable(returned):
+        """Return what stands in the output with the code to derive by, which a frozen encoder does not give.
+
+        It is what the consumers of that output get: what the module computes from the same tensor is not derived.
+        """
+        if not self.grad or not is_differentiable(returned) or (returned.requires_grad and returned.is_leaf):
             return returned, returned
+        if returned.requires_grad:
+            with _gradients_if(True):
+                return returned, returned.view_as(returned)
         with _gradients_if(True):
             return returned, _hand_out(returned, clone=False, detach=True).requires_grad_()
+
+    def _cut(self, entry: Record) -> None:
+        """Let leaves stand for all that the call returned, so that what follows is derived without what precedes."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            entry.cuts.append((tensor.detach().requires_grad_(), tensor))
+            return entry.cuts[-1][0]
+
+        entry.tree = map_tensors(entry.tree, leaf)
+        entry.versions = [(t, version_of(t)) for _, t in tensors_in(entry.tree)]
+
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        """The leaves that stand for what the tapped calls returned, each with that."""
+        return [pair for key in dict.fromkeys(self.chosen) for pair in self.taps[key].cuts]
 
     def _settle(self) -> None:
         """Check the finished pass against the plan, and let go of what no replay can ask for."""

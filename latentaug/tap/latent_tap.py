@@ -97,6 +97,7 @@ class LatentTap:
         self._model = model
         self._root = unwrap(model)
         self._call = call
+        self._cut = False
         self._targets: tuple[tuple[str, Path | None], ...] | None = None
         self._wanted = self._resolve(layer)
         self._shared = cache_of(self._root)
@@ -142,6 +143,20 @@ class LatentTap:
         """The code of the last pass, live in its graph; with several layers, the first."""
         return self._captured("code").codes[0]
 
+    def cut(self) -> Self:
+        """Let what follows the codes be derived by itself, without what precedes them; return the tap.
+
+        In passes from here on, leaves stand for all that the tapped modules return. A loss that is backpropagated goes
+        as far as these, in `cuts`; whoever asks for this takes their gradients further, all at once.
+        """
+        self._cut = True
+        return self
+
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        """The leaves of the last pass, each with what it stands for; none without `cut`."""
+        return self._captured("cuts").cuts
+
     # Capturing ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -179,7 +194,7 @@ class LatentTap:
             return original(*args, **kwargs)
         self._capture = None
         plan = self._prepare(args, kwargs)
-        capture = Capture(self._root, plan, args, kwargs)
+        capture = Capture(self._root, plan, args, kwargs, cut=self._cut)
         self._running = True
         try:
             output = capture.run(original, args, kwargs)
