@@ -17,6 +17,9 @@ FINE = 8
 """Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
 skip connections carry the details: see "Which code" in `docs/explanation/cardiac-example.md`."""
 
+FINEST_LEVEL = 2
+"""Levels of an encoder up to this stride are left alone: they hold the image's details, and little else."""
+
 
 class Codes(NamedTuple):
     """The layers that images and segmentations are decoded from."""
@@ -51,6 +54,45 @@ def find_codes(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any
     with called_on_example("find_codes", model, example):
         bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
     return Codes(fine_code(bottleneck, others).location, bottleneck.location)
+
+
+def find_levels(model: nn.Module, example: Tensor, *, logits: Callable[[Any], Any] | None = None) -> list[Location]:
+    """Find the codes that a decoder reads at once: the bottleneck, and the finer levels that come with it.
+
+    Encoders that return a list of levels, as those of segmentation-models-pytorch do, have several: all that the
+    decoder reads, at strides above 2. Where the bottleneck is returned alone, it is the only one.
+
+    Args:
+        model: Any segmentation model.
+        example: A batch of images [B, C, *S].
+        logits: Reads from the model's output what must depend on the code, as in `find_bottleneck`.
+
+    Returns:
+        The levels, fine to coarse; the last is what `find_bottleneck` finds.
+
+    Raises:
+        ValueError: No submodule returns a code that is coarser than the input.
+
+    Example:
+        >>> import torch
+        >>> down = (nn.Conv2d(1, 8, 8, 8), nn.Conv2d(8, 16, 3, 2, 1))
+        >>> [str(level) for level in find_levels(nn.Sequential(*down, nn.Upsample(scale_factor=16)), torch.rand(1, 1, 64, 64))]
+        ['1']
+    """
+    with called_on_example("find_levels", model, example):
+        bottleneck, *others = ranked(unwrap(model), *as_inputs(example), logits)
+    return [level.location for level in levels(bottleneck, others)]
+
+
+def levels(bottleneck: Candidate, others: Sequence[Candidate]) -> list[Candidate]:
+    """Return what the call that returns the bottleneck returns with it, as far as it is read by what follows."""
+    found = [bottleneck]
+    for one in sorted(others, key=lambda c: c.sites):
+        deeper = {level.node for level in found}
+        if one.call is bottleneck.call and one.node not in deeper and max(one.stride) > FINEST_LEVEL:
+            if one.node in bottleneck.ways.leading_past(deeper):
+                found.append(one)
+    return found[::-1]
 
 
 def fine_code(bottleneck: Candidate, others: Sequence[Candidate]) -> Candidate:
