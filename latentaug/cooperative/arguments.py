@@ -31,14 +31,14 @@ def check_model(
     check_images("example", example)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be a whole number, a label; got {shown(ignore_index)}.")
-    if reconstruction is not None:
+    if reconstruction is not None and not isinstance(reconstruction, bool):
         module("reconstruction", reconstruction, who="CooperativeModel")
     if not (
         shape_prior is None
-        or shape_prior is False
+        or isinstance(shape_prior, bool)
         or (isinstance(shape_prior, nn.Module) and hasattr(shape_prior, "refine"))
     ):
-        raise TypeError(f"shape_prior must be a ShapePrior, None or False; got {shown(shape_prior)}.")
+        raise TypeError(f"shape_prior must be a ShapePrior, True, False or None; got {shown(shape_prior)}.")
 
 
 def check_images(name: str, images: object) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.compose import paper_masks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
-from latentaug.discovery.codes import Codes, find_codes
+from latentaug.discovery.codes import Codes, find_codes, find_levels
 from latentaug.nets.heads import ReconstructionHead, ShapePrior, as_image_range
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.sampling import Layer
@@ -22,6 +22,10 @@ logger = logging.getLogger("latentaug")
 
 ImageRange: TypeAlias = tuple[float, float] | None
 Layers: TypeAlias = Layer | Sequence[Layer]
+
+
+HALF = 0.5
+"""Resolution of the image decoders that are made: what they change in an image is smooth, and they cost a quarter."""
 
 
 class Declaration(NamedTuple):
@@ -49,11 +53,13 @@ def coarsest(locations: Sequence[Location]) -> Location:
 
 
 def new_reconstruction_head(
-    code: Location, example: Tensor, image_range: tuple[float, float] | None
+    code: Location, example: Tensor, image_range: tuple[float, float] | None, scale: float = HALF
 ) -> ReconstructionHead:
     """Make a reconstruction head for a code, with as many image channels as the example has."""
     channels = code.shape[code.layout.channel_dim]
-    return ReconstructionHead(channels, example.shape[1], code.stride, image_range=image_range, layout=code.layout)
+    return ReconstructionHead(
+        channels, example.shape[1], code.stride, image_range=image_range, layout=code.layout, scale=scale
+    )
 
 
 def new_shape_prior(num_classes: int, example: Tensor) -> ShapePrior:
@@ -71,19 +77,25 @@ def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
 class FoundCodes(NamedTuple):
     """Where images are decoded from, and where segmentations are replayed from."""
 
-    image: Location
+    image: Location | None
     shape: list[Location]
     declared: bool
-    """Whether the image code is the one that the model declares, and has its own decoder for."""
+    """Whether the codes are the model's own: images, if they are decoded, are by the decoder that it declares."""
 
 
 def resolve_codes(
-    model: nn.Module, codes: Codes | Mapping[str, Layers] | Layers | None, example: Tensor, logits: Any
+    model: nn.Module,
+    codes: Codes | Mapping[str, Layers] | Layers | None,
+    example: Tensor,
+    logits: Any,
+    *,
+    images: bool,
 ) -> FoundCodes:
-    """Find the codes that a user named, that the model declares, or that can be found.
+    """Find the codes that a user named, that the model declares, or that can be found; of images if these are decoded.
 
     Raises:
-        ValueError: A name in a mapping is not "image" or "shape", or there is no such layer.
+        ValueError: A name in a mapping is not "image" or "shape", there is no such layer, or an image code is named
+            and images are not decoded.
     """
     named: Mapping[str, Layers | None]
     if isinstance(codes, Codes):
@@ -96,6 +108,12 @@ def resolve_codes(
         named = {} if codes is None else {"image": codes, "shape": codes}
     image, shape = named.get("image"), named.get("shape")
     declared = declaration(model)
+    if not images:
+        if image is not None and isinstance(codes, Mapping):
+            raise ValueError("codes['image'] takes an image decoder. Pass reconstruction=True, or leave the code out.")
+        if shape is None:
+            shape = find_levels(model, example, logits=logits) if declared is None else declared.shape_code
+        return FoundCodes(None, located(model, shape, example), declared is not None)
     if declared is not None:
         image = declared.image_code if image is None else image
         shape = declared.shape_code if shape is None else shape

@@ -24,8 +24,10 @@ class CodeTaps:
 
     Args:
         model: The segmentation model.
-        image_code: Where images are decoded from.
-        shape_codes: Where segmentations are replayed from, all at once.
+        image_code: Where images are decoded from; None if they are not.
+        shape_codes: Where segmentations are replayed from, all at once; none if they are not.
+        cut: Whether leaves stand for the shape codes, and for all that is returned with them, so that what follows is
+            derived by itself; their gradients are to be taken further, through `cuts`.
 
     Example:
         >>> import torch
@@ -41,11 +43,15 @@ class CodeTaps:
         ([(2, 8, 8, 8), (2, 16, 4, 4)], torch.Size([2, 2, 64, 64]))
     """
 
-    def __init__(self, model: nn.Module, image_code: Location, shape_codes: Sequence[Location]) -> None:
+    def __init__(
+        self, model: nn.Module, image_code: Location | None, shape_codes: Sequence[Location], *, cut: bool = False
+    ) -> None:
         self._model = model
-        self._shapes = LatentTap(model, shape_codes)
-        self._image = None if image_code in shape_codes else LatentTap(model, image_code)
-        self._locations = [*shape_codes, *([] if self._image is None else [image_code])]
+        self._shapes = LatentTap(model, shape_codes) if shape_codes else None
+        self._image = None if image_code is None or image_code in shape_codes else LatentTap(model, image_code)
+        self._locations = [*shape_codes, *filter(None, [None if self._image is None else image_code])]
+        if cut and self._shapes is not None:
+            self._shapes.cut()
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -63,8 +69,13 @@ class CodeTaps:
     @property
     def codes(self) -> dict[Location, Tensor]:
         """The codes of the last pass by their locations, live in its graph."""
-        codes = [*self._shapes.codes, *(() if self._image is None else self._image.codes)]
+        codes = [code for tap in filter(None, (self._shapes, self._image)) for code in tap.codes]
         return dict(zip(self._locations, codes, strict=True))
+
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        """The leaves, each with what it stands for; see `LatentTap.cuts`."""
+        return [] if self._shapes is None else self._shapes.cuts
 
     def aside(self) -> AbstractContextManager[None]:
         """Return a context in which the model may be called without its codes being taken for those of the pass."""
@@ -72,4 +83,5 @@ class CodeTaps:
 
     def replay(self, shape_codes: Sequence[NewCode]) -> Any:
         """Run what follows the shape codes again, with others in their place; see `LatentTap.replay`."""
+        assert self._shapes is not None
         return self._shapes.replay(shape_codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ class Losses:
         self._weights, self._scaler = weights, scaler
         self._plain: dict[str, Tensor] = {}
         self._weighted: dict[str, Tensor] = {}
-        self._starts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._starts: dict[str, list[_Start]] = {}
+        self._ended: set[str] = set()
 
     @property
     def weighted(self) -> dict[str, Tensor]:
@@ -54,42 +56,68 @@ class Losses:
     @property
     def total(self) -> Tensor:
         """Sum of `weighted`."""
-        return functools.reduce(torch.add, self.weighted.values())
+        return functools.reduce(torch.add, self.weighted.values(), torch.zeros(()))
 
     def start(self, name: str, tensor: Tensor) -> Tensor:
         """Return what the branch of a loss is to be computed from in place of a tensor."""
         if not (self.eager and self._weights[name] and tensor.requires_grad):
             return tensor
         leaf = tensor.detach().requires_grad_()
-        self._starts[name] = leaf, tensor
+        self.stand_in(name, leaf, tensor)
         return leaf
+
+    def stand_in(self, name: str, leaf: Tensor, tensor: Tensor, *, further: bool = True) -> None:
+        """Note that the branch of a loss starts at a leaf that stands for a tensor.
+
+        Args:
+            name: The loss.
+            leaf: What the branch is computed from.
+            tensor: What it stands for.
+            further: Whether the gradients that arrive at the leaf are taken further, through the graph of the tensor.
+        """
+        self._starts.setdefault(name, []).append(_Start(leaf, tensor, further))
 
     def end(self, name: str, loss: Tensor) -> None:
         """Take the loss of a branch, and let go of the branch if possible."""
         self.add(name, loss)
         if self.eager and self._weights[name] and loss.requires_grad:
             backpropagate([self._weighted[name]], scaler=self._scaler)
+            self._ended.add(name)
             self._plain[name], self._weighted[name] = loss.detach(), self._weighted[name].detach()
 
     def add(self, name: str, loss: Tensor) -> None:
         """Take a loss that needs the trunk, and is backpropagated with it."""
         self._plain[name] = scalar("loss", loss, who="CooperativeModel")
-        self._weighted[name] = self._weights[name] * loss
+        weight = self._weights[name]
+        self._weighted[name] = weight * loss if weight else 0 * loss.detach()
 
     def saliencies(self, name: str, codes: Sequence[Tensor]) -> list[Tensor]:
         """Differentiate a loss, without its weight, by codes; where its branch has ended, by the code it started at."""
-        if name not in self._starts:
-            return latent_saliency(self._plain[name], list(codes))
-        arrived = self._starts[name][0].grad
-        assert arrived is not None
-        arrived = arrived.float() if arrived.dtype == torch.float16 else arrived
-        factor = torch.full((), self._weights[name], device=arrived.device)
-        return [arrived / (factor if self._scaler is None else self._scaler.scale(factor))]
+        starts = {id(given): start.leaf for start in self._starts.get(name, ()) for given in (start.leaf, start.tensor)}
+        leaves = [starts.get(id(code), code) for code in codes]
+        if name not in self._ended:
+            return latent_saliency(self._plain[name], leaves)
+        factor = torch.full((), self._weights[name], device=leaves[0].device)
+        factor = factor if self._scaler is None else self._scaler.scale(factor)
+        return [_arrived(leaf) / factor for leaf in leaves]
 
     def backward(self) -> None:
         """Backpropagate what `end` has left, but for losses that weigh nothing."""
         rest = [loss for name, loss in self._weighted.items() if loss.requires_grad and self._weights[name]]
-        backpropagate(rest, [(tensor, leaf.grad) for leaf, tensor in self._starts.values()], scaler=self._scaler)
+        further = (start for starts in self._starts.values() for start in starts if start.further)
+        backpropagate(rest, [(start.tensor, start.leaf.grad) for start in further], scaler=self._scaler)
+
+
+class _Start(NamedTuple):
+    leaf: Tensor
+    tensor: Tensor
+    further: bool
+
+
+def _arrived(leaf: Tensor) -> Tensor:
+    if leaf.grad is None:  # nothing of the branch reads it
+        return torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
+    return leaf.grad.float() if leaf.dtype == torch.float16 else leaf.grad
 
 
 def backpropagate(

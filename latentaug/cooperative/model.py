@@ -1,4 +1,4 @@
-"""CooperativeModel: any segmentation model, trained together with a reconstruction head and a shape prior."""
+"""CooperativeModel: any segmentation model, trained on hard examples that are made in its own latent space."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from latentaug.cooperative.build import (
     check_labels,
     check_range,
     check_shapes,
+    declaration,
     existing_submodules,
     new_reconstruction_head,
     new_shape_prior,
@@ -30,15 +31,24 @@ from latentaug.cooperative.build import (
 )
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
-from latentaug.cooperative.hard_examples import RESIDUAL, HardExampleMaker, HardExamples
+from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.labels import whole_numbers
 from latentaug.cooperative.logits import LogitsReader, finest, read_logits
+from latentaug.cooperative.maker import HardExampleMaker
 from latentaug.cooperative.moved import accepts_moved_arguments
-from latentaug.cooperative.objective import Loss, Objective, reconstruction_loss
+from latentaug.cooperative.objective import Loss, Objective
 from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
 from latentaug.cooperative.shortcuts import Every, shrink
-from latentaug.cooperative.stages import HardStage, hard_stage, second_stage, segmentation_at, standard_stage
+from latentaug.cooperative.stages import (
+    HardStage,
+    decoded,
+    hard_stage,
+    second_stage,
+    segmentation_at,
+    standard_stage,
+    work_of,
+)
 from latentaug.discovery.codes import Codes
 from latentaug.nets.functional import to_labels
 from latentaug.nets.heads import ShapePrior
@@ -48,21 +58,26 @@ from latentaug.tracing.isolation import (
     sandbox,
 )
 from latentaug.tracing.location import Location, unwrap
+from latentaug.tracing.record import ancestors
 
 
 class CooperativeModel(nn.Module):
-    """Train a segmentation model against hard examples made in its own latent space.
+    """Train a segmentation model on hard examples that are made in its own latent space.
 
-    Puts two heads beside the model: one that reconstructs the image from the latent code, and a shape prior that
-    corrects segmentations. In train mode a call computes the losses on the images given, changes the codes where the
-    losses are most sensitive, and computes the losses again on what the changed codes decode to.
-    `loss.backward()` on the result is all a loop of your own needs; `cooperative_backward` does the same in much
-    less memory. In eval mode a call without labels is a call of your model.
+    In train mode a call computes the loss on the images given, changes codes where that loss is most sensitive, and
+    computes the loss of what the model decodes from the changed codes. `loss.backward()` on the result is all a loop
+    of your own needs; `cooperative_backward` does the same in less time and memory. In eval mode a call without labels
+    is a call of your model.
+
+    Two heads may stand beside the model. With an image decoder (`reconstruction=True`), codes are changed into hard
+    images as well, which the model then segments: in a pass of their own, or, with `HardExamples(mix=...)`, among the
+    batch. With a shape prior (`shape_prior=True`), segmentations are corrected by what plausible shapes look like.
 
     Your model is neither copied nor changed: `.model` is the object you passed. A model that declares `image_code`,
     `shape_code` (names of submodules) and `image_decoder` (a module called with a code and a size), as `FTN` does, is
-    taken at its word; on any other, `find_codes` finds the codes: the bottleneck for segmentations, and for images a
-    code that is fine enough to hold one.
+    taken at its word, and trained as in the paper, with both heads. Of any other, `find_levels` finds the codes that
+    are changed; with an image decoder `find_codes` does: the bottleneck for segmentations, and for images a code that
+    is fine enough to hold one.
 
     Args:
         model: Any segmentation model that takes a batch of images.
@@ -75,16 +90,19 @@ class CooperativeModel(nn.Module):
         augment: What changes the codes: any transform that asks for no more than the saliency; or a pair, for the image
             code and the shape codes. Default: `paper_masks()`.
         loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
-        weights: Weights that differ from the paper's, by the names of the losses. With a weight for
-            "hard_code_segmentation" the model also learns to segment from the changed shape codes themselves.
+        weights: Weights that differ from the paper's, by the names of the losses. "hard_code_segmentation", by which
+            the model learns to segment from the changed shape codes themselves, weighs 1 where there is no image
+            decoder, and 0 otherwise. What weighs 0 is not computed, and is not among the losses.
         image_range: Lowest and highest image value: the noisy images and the reconstruction stay in it. None for images
             without bounds, such as z-scored ones: nothing is clamped, and noise is relative to the batch's deviation.
             Default "example": (0, 1) where the example lies in it, else None; it is logged which.
         ignore_index: Label of pixels that don't count; the shape prior sees zeros there.
         hard: How hard examples are made; see `HardExamples`.
-        reconstruction: Your own module (code, size) -> images, in place of the head that would be made.
-        shape_prior: Your own `ShapePrior`, in place of the one that would be made; or False for none, at no cost: then
-            "refined" is the model's own segmentation, and hard segmentations are made only if they have a weight.
+        reconstruction: The image decoder: True for a head at half of the images' resolution; False for none; or a
+            module (code, size) -> images of your own, called with a smaller size if it has a `scale` below 1. Default
+            None: what the model declares, or none.
+        shape_prior: True for one that fits; False for none; or a `ShapePrior` of your own. Default None: one for a
+            model that declares its codes, none for any other. Without one, "refined" is the model's own segmentation.
         logits: Callable that returns the logits, or a list of them, from what the model returns. Default: a tensor,
             "out" and "aux", "logits", or all that fit in a list or tuple. Under deep supervision all enter the
             segmentation losses, each by its resolution, and the finest that passes through the codes is the
@@ -111,8 +129,8 @@ class CooperativeModel(nn.Module):
         >>> coop = CooperativeModel(model, num_classes=3, example=images, codes="1")
         >>> output = coop(images, labels)
         >>> output.loss.backward()
-        >>> len(output.losses), output.hard_images.shape
-        (8, torch.Size([2, 1, 32, 32]))
+        >>> len(output.losses), output.hard_images
+        (2, None)
         >>> coop.predict(images).shape
         torch.Size([2, 32, 32])
     """
@@ -131,8 +149,8 @@ class CooperativeModel(nn.Module):
         image_range: ImageRange | Literal["example"] = "example",
         ignore_index: int = -100,
         hard: HardExamples = HardExamples(),  # noqa: B008 - frozen
-        reconstruction: nn.Module | None = None,
-        shape_prior: ShapePrior | Literal[False] | None = None,
+        reconstruction: nn.Module | bool | None = None,
+        shape_prior: ShapePrior | bool | None = None,
         logits: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
@@ -140,25 +158,30 @@ class CooperativeModel(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self._expected = Expected(example)
-        self.objective = Objective(weights, loss, ignore_index)
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
         self.image_transform, self.shape_transform = transform_pair(augment)
+        decodes = reconstruction is not False and (reconstruction is not None or declaration(model) is not None)
         with called_on_example("CooperativeModel", model, example):
-            found = resolve_codes(model, codes, example, logits)
-        decoder = model.get_submodule("image_decoder") if found.declared else None
-        self._image_range = resolve_range(image_range, example, decoder if reconstruction is None else reconstruction)
-        own_decoder = reconstruction is not None
-        if reconstruction is None and not found.declared:
-            head = new_reconstruction_head(found.image, example, self._image_range)
-            reconstruction = placed_like(head, model, example)
-        self.reconstruction_head = reconstruction
-        if shape_prior is None:
+            found = resolve_codes(model, codes, example, logits, images=decodes)
+        given = reconstruction if isinstance(reconstruction, nn.Module) else None
+        own_decoder = given is not None
+        self._uses_declared = found.declared and decodes and not own_decoder
+        decoder = model.get_submodule("image_decoder") if self._uses_declared else None
+        self._image_range = resolve_range(image_range, example, decoder if given is None else given)
+        if decodes and not own_decoder and not self._uses_declared:
+            assert found.image is not None
+            given = placed_like(new_reconstruction_head(found.image, example, self._image_range), model, example)
+        self.reconstruction_head = given
+        if shape_prior is True or (shape_prior is None and declaration(model) is not None):
             shape_prior = placed_like(new_shape_prior(num_classes, example), model, example)
-        self.shape_prior: ShapePrior | None = shape_prior or None
-        check_decoder_range(self.reconstruction, self._image_range)
+        self.shape_prior: ShapePrior | None = shape_prior if isinstance(shape_prior, nn.Module) else None
+        self.objective = Objective(weights, loss, ignore_index, replays=not decodes)
+        if self.reconstruction is not None:
+            check_decoder_range(self.reconstruction, self._image_range)
+        self._closed: bool | None = None
         self.maker = HardExampleMaker(
-            residual=0.0 if found.declared else RESIDUAL,
+            declared=found.declared,
             codes=(found.image, found.shape),
             transforms=(self.image_transform, self.shape_transform),
             reader=self.reader,
@@ -171,14 +194,13 @@ class CooperativeModel(nn.Module):
     # What it was made of ------------------------------------------------------------------------------------------
 
     @property
-    def reconstruction(self) -> nn.Module:
-        """The module (code, size) -> images: the head made for the image code, or the model's own image decoder."""
-        head = self.reconstruction_head
-        return self.model.get_submodule("image_decoder") if head is None else head
+    def reconstruction(self) -> nn.Module | None:
+        """The module (code, size) -> images: the head for the image code, or the model's own image decoder, or none."""
+        return self.model.get_submodule("image_decoder") if self._uses_declared else self.reconstruction_head
 
     @property
-    def image_code(self) -> Location:
-        """Where images are decoded from."""
+    def image_code(self) -> Location | None:
+        """Where images are decoded from, if they are."""
         return self.maker.image_code
 
     @property
@@ -196,10 +218,17 @@ class CooperativeModel(nn.Module):
         if not isinstance(hard, HardExamples):
             raise TypeError(f"hard must be HardExamples(...); got {hard!r}.")
         existing_submodules(self, "frozen_norms", hard.frozen_norms)
-        if hard.style is not None:
+        if self.reconstruction is None:
+            for name in ("style", "mix"):
+                if getattr(hard, name) is not None:
+                    raise ValueError(
+                        f"{name} makes hard images, which takes an image decoder. Pass reconstruction=True."
+                    )
+        elif hard.style is not None:
             style_layers(self.reconstruction, hard.style_layers)
         self.style = hard.style  # so that its schedules advance, and are kept in the state dict
         self.saliency_schedule = None if hard.saliency_every == 1 else Every(hard.saliency_every)
+        self.hard_schedule = None if hard.every == 1 else Every(hard.every)
         self.maker.settings, self.maker.schedule = hard, self.saliency_schedule
 
     @property
@@ -306,19 +335,24 @@ class CooperativeModel(nn.Module):
         with preserved_modes(self), torch.enable_grad(), self.eval().tapped() as taps:
             predicted = self.reader.read(self.model(images), images.shape[2:], [*taps.codes.values()])
             losses.add("segmentation", predicted.loss(self.loss, labels))
-            reconstructed = self.reconstruction(taps.codes[self.image_code], images.shape[2:])
-            losses.add("reconstruction", reconstruction_loss(reconstructed, images, self.image_range))
+            reconstructed = None
+            if self.reconstruction is not None:
+                reconstructed = decoded(self, taps, images, losses)
             image_code, shape_codes = maker.codes(taps, losses, generator)
 
             def loss(decoded: Tensor) -> Tensor:
                 with taps.aside():
                     return segmentation_at(self, decoded, labels)
 
-            hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator, loss)
+            hard_images = None
+            if image_code is not None and self.reconstruction is not None and reconstructed is not None:
+                hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator, loss)
             hard_segmentation = maker.segmentations(taps, shape_codes, images.shape[2:]).main
             deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
+            image_saliency, image_factor = (None, None) if image_code is None else image_code.shown()
             return Explanation(
-                *image_code.shown(),
+                image_saliency,
+                image_factor,
                 hard_images,
                 predicted.main.detach(),
                 *deepest.shown(),
@@ -332,9 +366,35 @@ class CooperativeModel(nn.Module):
         shown = f"image_code={self.image_code}, shape_code={shape_codes}, image_range={self.image_range}"
         return f"{shown}, hard={self.hard}"
 
-    def tapped(self) -> CodeTaps:
-        """Return a context in which the codes of the model's passes are held."""
-        return CodeTaps(self.model, self.image_code, self.shape_codes)
+    def tapped(self, *, images: bool = True, segmentations: bool = True, cut: bool = False) -> CodeTaps:
+        """Return a context in which the codes of the model's passes are held: those that are of use."""
+        return CodeTaps(
+            self.model, self.image_code if images else None, self.shape_codes if segmentations else (), cut=cut
+        )
+
+    def can_cut(self, images: Tensor) -> bool:
+        """Tell whether all that the segmentation gets from before the shape codes comes with these.
+
+        Then what follows them can be derived by itself, and its gradient at the codes is both their saliency and what
+        the encoder is derived from. It takes that one call returns them, and that no head learns through them.
+        """
+        free = self.shape_prior is None or self.maker.separate
+        free = free and (self.reconstruction is None or self.maker.separate_decoder)
+        if not free or len({code.name for code in self.shape_codes}) > 1:
+            return False
+        if self._closed is None:
+            self._closed = self._is_closed(images[:2])
+        return self._closed
+
+    def _is_closed(self, images: Tensor) -> bool:
+        with sandbox(unwrap(self.model), images.device), self.tapped(images=False, cut=True) as taps:
+            try:
+                outputs = self.reader.read(self.model(images), images.shape[2:]).outputs
+            except Exception:  # a model that takes no batch of two; what is wrong otherwise shows in the step itself
+                return False
+            trunk = ancestors([tensor.grad_fn for _, tensor in taps.cuts])
+            after = ancestors([output.grad_fn for output in outputs])
+        return bool(trunk) and all(hasattr(node, "variable") for node in trunk & after)  # weights may be shared
 
     # One step -----------------------------------------------------------------------------------------------------
 
@@ -365,13 +425,19 @@ class CooperativeModel(nn.Module):
             if isinstance(stage, HardStage):
                 return hard_stage(self, images, labels, stage, self.objective.losses(eager=eager, scaler=scaler))
             losses = self.objective.losses(eager=eager, scaler=scaler)
-            standard = standard_stage(self, images, labels, generator, losses, make_hard=stage != "standard")
-            if stage != "all":
+            make_hard = stage != "standard" and (self.hard_schedule is None or self.hard_schedule())
+            standard = standard_stage(self, images, labels, generator, losses, make_hard=make_hard)
+            if stage != "all" or not work_of(self, make_hard=make_hard).has_second_stage:
                 return standard
             made = second_stage(standard)
             return joined(
                 standard, hard_stage(self, images, labels, made, self.objective.losses(eager=eager, scaler=scaler))
             )
+
+    def has_second_stage(self) -> bool:
+        """Tell whether the next step has a second stage, which learns from what the first makes."""
+        due = self.hard_schedule is None or self.hard_schedule.is_due
+        return due and work_of(self, make_hard=True).has_second_stage
 
     # Checking -----------------------------------------------------------------------------------------------------
 
@@ -384,7 +450,7 @@ class CooperativeModel(nn.Module):
             if len(finest(outputs)) > 1 or own_decoder:
                 with self.tapped() as taps:
                     self.reader.read(self.model(example), example.shape[2:], [*taps.codes.values()])
-                    if own_decoder:
+                    if own_decoder and self.reconstruction is not None and self.image_code is not None:
                         check_decoder(self.reconstruction, taps.codes[self.image_code].detach(), example)
             self._try_size(example)
 

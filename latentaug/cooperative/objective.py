@@ -58,6 +58,7 @@ class Objective:
         loss: Callable (logits, labels) -> scalar for every segmentation term; see `GivenLoss`. Default:
             `segmentation_loss`.
         ignore_index: Label of pixels that don't count.
+        replays: Whether the model learns from changed shape codes themselves unless told otherwise.
 
     Raises:
         ValueError: There is no loss of a name, or a weight is negative or not finite.
@@ -69,14 +70,17 @@ class Objective:
         (0.1, 1.0)
     """
 
-    def __init__(self, weights: Mapping[str, float] | None, loss: Loss | None, ignore_index: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] | None, loss: Loss | None, ignore_index: int, *, replays: bool = False
+    ) -> None:
         if loss is not None and (isinstance(loss, type) or not callable(loss)):
             raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
         self.segmentation: Loss = (
             functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else GivenLoss(loss)
         )
         self.ignore_index = ignore_index
-        self._weights = {**WEIGHTS, **_checked({} if weights is None else weights)}
+        default = {**WEIGHTS, "hard_code_segmentation": float(replays)}
+        self._weights = {**default, **_checked({} if weights is None else weights)}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -19,7 +19,8 @@ class CooperativeOutput(NamedTuple):
     refined: Tensor
     """What the shape prior makes of them; the logits themselves where there is none."""
     hard_images: Tensor | None
-    """Images decoded from the changed image code, constants; None in eval mode and of `standard_backward`."""
+    """Images decoded from the changed image code, constants; None where there are none, as in eval mode, of
+    `standard_backward` and without an image decoder."""
     hard_segmentation: Tensor | None
     """Logits replayed from the changed shape code, constants; None likewise, and where no loss is computed on them."""
     hard_samples: Tensor | None = None
@@ -29,12 +30,13 @@ class CooperativeOutput(NamedTuple):
 class Explanation(NamedTuple):
     """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots."""
 
-    image_saliency: Tensor
-    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]."""
+    image_saliency: Tensor | None
+    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]; None without an image decoder.
+    """
     image_factor: Tensor | None
     """Factor of the mask on it; None where the change is no mask."""
-    hard_images: Tensor
-    """Images decoded from the changed image code."""
+    hard_images: Tensor | None
+    """Images decoded from the changed image code; None without an image decoder."""
     logits: Tensor
     """The model's logits of the images themselves."""
     shape_saliency: Tensor

@@ -29,8 +29,14 @@ class Every(nn.Module):
 
     def forward(self) -> bool:
         """Count the call, and tell whether it is time."""
+        due = self.is_due
         self.calls += 1
-        return (self.calls - 1) % self.period == 0
+        return due
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time at the next call."""
+        return self.calls % self.period == 0
 
     def get_extra_state(self) -> Tensor:
         """Return the count: a tensor, as all else in a state dict is."""

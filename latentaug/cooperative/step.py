@@ -57,10 +57,13 @@ def cooperative_backward(
     _see_that_it_trains("cooperative_backward", model)
     if _can_backpropagate_inside(model):
         return model.run_step(images, labels, generator, "all", eager=True, scaler=scaler)
-    with _without_sync(model):
+    two_stages = _has_second_stage(model)
+    with _without_sync(model) if two_stages else nullcontext():
         standard = model(images, labels, generator=generator, stage="first")
         made = second_stage(standard)
         backpropagate([standard.loss], scaler=scaler)
+    if not two_stages:
+        return detached(standard)
     hard = model(images, labels, stage=made)
     with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
         backpropagate([hard.loss], scaler=scaler)
@@ -91,6 +94,12 @@ def standard_backward(
 def _see_that_it_trains(function: str, model: nn.Module) -> None:
     if not model.training:
         raise RuntimeError(f"{function} needs the model in train mode; call .train() first.")
+
+
+def _has_second_stage(model: nn.Module) -> bool:
+    """Tell whether the next step of a wrapped `CooperativeModel` has a second stage."""
+    held = [*model.modules(), getattr(model.forward, "__self__", None)]
+    return next(one for one in held if isinstance(one, CooperativeModel)).has_second_stage()
 
 
 def _without_sync(model: nn.Module) -> AbstractContextManager[Any]:

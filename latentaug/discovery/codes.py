@@ -76,7 +76,8 @@ def find_levels(model: nn.Module, example: Tensor, *, logits: Callable[[Any], An
     Example:
         >>> import torch
         >>> down = (nn.Conv2d(1, 8, 8, 8), nn.Conv2d(8, 16, 3, 2, 1))
-        >>> [str(level) for level in find_levels(nn.Sequential(*down, nn.Upsample(scale_factor=16)), torch.rand(1, 1, 64, 64))]
+        >>> levels = find_levels(nn.Sequential(*down, nn.Upsample(scale_factor=16)), torch.rand(1, 1, 64, 64))
+        >>> [str(level) for level in levels]
         ['1']
     """
     with called_on_example("find_levels", model, example):
@@ -89,9 +90,9 @@ def levels(bottleneck: Candidate, others: Sequence[Candidate]) -> list[Candidate
     found = [bottleneck]
     for one in sorted(others, key=lambda c: c.sites):
         deeper = {level.node for level in found}
-        if one.call is bottleneck.call and one.node not in deeper and max(one.stride) > FINEST_LEVEL:
-            if one.node in bottleneck.ways.leading_past(deeper):
-                found.append(one)
+        together = one.call is bottleneck.call and one.node not in deeper and max(one.stride) > FINEST_LEVEL
+        if together and one.node in bottleneck.ways.leading_past(deeper):
+            found.append(one)
     return found[::-1]
 
 

@@ -60,6 +60,8 @@ class ReconstructionHead(nn.Module):
         stride: Pixels of the image per site of the code, one number per axis; its length is the number of spatial axes.
         width: Channels at the image's resolution.
         image_range: Lowest and highest image value, kept by a scaled sigmoid; None leaves the output linear.
+        scale: Resolution that images are decoded at, relative to the one that `stride` counts pixels of. The `size` of
+            a call is that of these smaller images.
         layout: Where the code holds its channels; with tokens, prefix tokens are left out.
 
     Shape:
@@ -87,12 +89,16 @@ class ReconstructionHead(nn.Module):
         width: int = 16,
         image_range: tuple[float, float] | None = (0.0, 1.0),
         layout: Layout = CHANNELS_FIRST,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < number("scale", scale) <= 1:
+            raise ValueError(f"scale must be above 0, and 1 at most; got {scale}.")
         for name, value in (("channels", channels), ("out_channels", out_channels), ("width", width)):
             whole(name, value)
         as_image_range(image_range)
-        self.stride = tuple(stride)
+        self.stride = tuple(scale * step for step in stride)
+        self.scale = scale
         self.image_range = image_range
         self.layout = layout
         widest = 8 * width
@@ -129,7 +135,7 @@ class ReconstructionHead(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
-        return f"stride={self.stride}, image_range={self.image_range}, layout={self.layout}"
+        return f"stride={self.stride}, scale={self.scale}, image_range={self.image_range}, layout={self.layout}"
 
 
 def as_image_range(image_range: object) -> tuple[float, float] | None:

@@ -136,7 +136,11 @@ def test_a_network_with_skip_connections(fraction: float) -> None:
     labels = torch.randint(2, (4, 32, 32), generator=seeded())
     torch.manual_seed(0)
     coop = CooperativeModel(
-        FunctionalUNet(), num_classes=2, example=images, hard=HardExamples(style=MaxStyle(p=1), fraction=fraction)
+        FunctionalUNet(),
+        num_classes=2,
+        example=images,
+        reconstruction=True,
+        hard=HardExamples(style=MaxStyle(p=1), fraction=fraction),
     )
     output = cooperative_backward(coop, images, labels, generator=seeded())
     assert output.hard_images is not None

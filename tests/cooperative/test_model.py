@@ -21,7 +21,7 @@ from latentaug.cooperative.objective import reconstruction_loss, segmentation_lo
 from latentaug.cooperative.step import cooperative_backward
 from tests.models.segmenters import Returning, SkipNet
 from tests.support.codes import seeded
-from tests.support.cooperation import CASES, STANDARD, batch, case, cooperative, scaled_at
+from tests.support.cooperation import CASES, STANDARD, batch, case, cooperative, scaled_at, small_ftn
 from tests.support.traces import traces
 
 # Eval mode ------------------------------------------------------------------------------------------------------------
@@ -197,11 +197,11 @@ def test_a_channel_axis_and_other_types_are_the_same_labels(dtype: torch.dtype) 
 
 
 def test_what_the_submodules_do_not_show_is_shown() -> None:
-    coop = cooperative()
-    assert "image_code=bottleneck, shape_code=bottleneck, image_range=(0.0, 1.0), hard=HardExamples()" in repr(coop)
+    coop = cooperative(small_ftn)
+    assert "image_code=encoder, shape_code=decoupler, image_range=(0.0, 1.0), hard=HardExamples(" in repr(coop)
     assert "hard_" not in repr(coop)
-    fewer = cooperative(hard=HardExamples(fraction=0.5, scale=0.25))
-    assert "hard=HardExamples(fraction=0.5, scale=0.25)" in repr(fewer)
+    fewer = cooperative(hard=HardExamples(noise=0, fraction=0.5, scale=0.25, separate=True, separate_decoder=True))
+    assert "hard=HardExamples(noise=0, fraction=0.5, scale=0.25, separate=True, separate_decoder=True)" in repr(fewer)
     assert "(saliency_schedule): Every(4)" in repr(cooperative(hard=HardExamples(saliency_every=4)))
 
 

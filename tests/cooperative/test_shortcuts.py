@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_only_a_fraction_of_the_batch_is_turned_into_hard_examples() -> None:
     coop, images, labels = case("unet")
     torch.manual_seed(1)
     whole = coop(images, labels, generator=seeded())
-    coop.hard = HardExamples(fraction=0.6)
+    coop.hard = dataclasses.replace(coop.hard, fraction=0.6)
     torch.manual_seed(1)
     part = coop(images, labels, generator=seeded())
     samples = part.hard_samples
@@ -183,7 +184,7 @@ def test_labels_are_the_nearest_and_no_mixture(dtype: torch.dtype) -> None:
 def test_smaller_hard_examples_are_compared_with_the_images_and_labels_at_their_size() -> None:
     coop, images, labels = case("unet", dropout=0)
     whole = coop(images, labels, generator=seeded())
-    coop.hard = HardExamples(scale=0.5)
+    coop.hard = dataclasses.replace(coop.hard, scale=0.5)
     small = coop(images, labels, generator=seeded())
     size = small.hard_images.shape[2:]
     assert size == (8, 8)  # whole positions at stride 4

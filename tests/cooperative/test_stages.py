@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentaug.augment.masks import TargetedChannelMask
+from latentaug.augment.masks import RandomChannelMask, TargetedChannelMask
 from latentaug.cooperative.hard_examples import HardExamples
+from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.objective import HARD as HARD_LOSSES
 from latentaug.cooperative.objective import segmentation_loss
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.stages import HardStage, second_stage
 from latentaug.cooperative.step import cooperative_backward
+from latentaug.tracing.isolation import frozen_norm_statistics
+from tests.models.segmenters import Levels, SkipNet
 from tests.support.codes import seeded
 from tests.support.cooperation import (
     HARD,
@@ -24,6 +31,7 @@ from tests.support.cooperation import (
     gradients_of,
     scaled_at,
 )
+from tests.support.tiny_training import Wrapper
 
 # All losses -----------------------------------------------------------------------------------------------------------
 
@@ -214,3 +222,202 @@ def test_no_valid_pixel_gives_finite_gradients() -> None:
         output = cooperative_backward(coop, images, torch.full_like(labels, -100))
     assert all(term == 0 for name, term in output.losses.items() if "reconstruction" not in name)
     assert all(gradient.isfinite().all() for gradient in gradients_of(coop).values() if gradient is not None)
+
+
+# Without heads --------------------------------------------------------------------------------------------------------
+
+
+def headless(dropout: float = 0.1, **options: Any) -> CooperativeModel:
+    """Return a network with levels, wrapped as it is by default."""
+    torch.manual_seed(0)
+    network = Levels(dropout=dropout).double()
+    return CooperativeModel(network, num_classes=3, example=levels_batch()[0], **options)
+
+
+def levels_batch() -> tuple[Tensor, Tensor]:
+    return batch(size=(32, 48), dtype=torch.float64)
+
+
+def test_by_default_a_network_learns_by_its_own_loss_and_from_masked_levels() -> None:
+    """By hand: plain hooks, and two whole passes."""
+    masker = TargetedChannelMask(0.5, annealing=0)
+    coop, (images, labels) = headless(augment=masker, dropout=0), levels_batch()
+    assert (coop.reconstruction, coop.shape_prior, coop.image_code) == (None, None, None)
+    assert [str(code) for code in coop.shape_codes] == ["encoder[2]", "encoder[3]"]
+    assert [name for name, _ in coop.named_parameters()] == [f"model.{n}" for n, _ in coop.model.named_parameters()]
+    net, twin = coop.model, copy.deepcopy(coop.model)
+    output = cooperative_backward(coop, images, labels)
+
+    levels = twin.encoder(images)
+    read = [level.detach().requires_grad_() for level in levels]
+    logits = twin.head(twin.decoder(read))
+    loss = F.cross_entropy(logits, labels)
+    saliencies = torch.autograd.grad(loss, read[2:])
+    masked = [masker(code, s).apply(code) for code, s in zip(levels[2:], saliencies, strict=True)]
+    loss = F.cross_entropy(twin.head(twin.decoder(levels)), labels)
+    with frozen_norm_statistics(twin):
+        hard = F.cross_entropy(twin.head(twin.decoder([*levels[:2], *masked])), labels)
+    (loss + hard).backward()
+    assert [*output.losses] == ["segmentation", "hard_code_segmentation"]
+    torch.testing.assert_close([*output.losses.values()], [loss.detach(), hard.detach()])
+    for ours, expected in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("heads", [{}, {"shape_prior": True}, {"reconstruction": True}], ids=str)
+def test_where_the_graph_is_cut_at_the_codes_gradients_are_those_of_the_whole(heads: dict[str, Any]) -> None:
+    coop, (images, labels) = headless(weights={"hard_code_segmentation": 1}, **heads), levels_batch()
+    whole = copy.deepcopy(coop)
+    assert coop.can_cut(images)
+    for model, step in ((coop, cooperative_backward), (whole, None)):
+        torch.manual_seed(1)
+        if step is None:
+            model(images, labels, generator=seeded()).loss.backward()
+        else:
+            step(model, images, labels, generator=seeded())
+    for ours, expected in zip(coop.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-9, atol=1e-13)
+
+
+def test_what_reaches_the_decoder_past_the_codes_forbids_the_cut() -> None:
+    torch.manual_seed(0)
+    images, labels = batch()
+    coop = CooperativeModel(SkipNet(), num_classes=3, example=images)
+    assert not coop.can_cut(images)
+    output = cooperative_backward(coop, images, labels)
+    assert [*output.losses] == ["segmentation", "hard_code_segmentation"]
+    assert all(parameter.grad is not None for parameter in coop.parameters())
+
+
+def test_the_encoder_is_run_once_forward_and_back() -> None:
+    coop, (images, labels) = headless(), levels_batch()
+    cooperative_backward(coop, images, labels)  # the first time, the model is looked over as well
+    calls: list[str] = []
+    for name in ("encoder", "decoder"):
+        part = coop.model.get_submodule(f"{name}.blocks.1.0")
+        part.register_forward_hook(lambda *_, name=name: calls.append(f"{name} forward"))
+        part.register_full_backward_hook(lambda *_, name=name: calls.append(f"{name} backward"))
+    cooperative_backward(coop, images, labels)
+    assert calls == ["encoder forward", *["decoder forward", "decoder backward"] * 2, "encoder backward"]
+
+
+# What weighs nothing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [{}, {"shape_prior": True}, {"reconstruction": True}, {"reconstruction": True, "shape_prior": True}],
+    ids=str,
+)
+def test_without_hard_examples_a_network_trains_bit_for_bit_as_it_would_alone(heads: dict[str, Any]) -> None:
+    coop, (images, labels) = headless(weights=dict.fromkeys(HARD_LOSSES, 0.0), **heads), levels_batch()
+    alone = copy.deepcopy(coop.model)
+    trained = torch.optim.Adam(coop.parameters(), lr=1e-2)
+    expected = torch.optim.Adam(alone.parameters(), lr=1e-2)
+    for step in range(4):
+        torch.manual_seed(step)
+        trained.zero_grad()
+        cooperative_backward(coop, images, labels)
+        trained.step()
+        torch.manual_seed(step)
+        expected.zero_grad()
+        F.cross_entropy(alone(images), labels).backward()
+        expected.step()
+    for (name, ours), (_, other) in zip(coop.model.state_dict().items(), alone.state_dict().items(), strict=True):
+        assert torch.equal(ours, other), name
+
+
+def test_heads_that_weigh_nothing_are_not_called() -> None:
+    off = dict.fromkeys([*STANDARD[1:], *HARD_LOSSES], 0.0)
+    coop, (images, labels) = headless(reconstruction=True, shape_prior=True, weights=off), levels_batch()
+    called: list[str] = []
+    for name in ("reconstruction_head", "shape_prior", "model"):
+        coop.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+    output = cooperative_backward(coop, images, labels)
+    assert called == ["model"]
+    assert [*output.losses] == ["segmentation"]
+    assert torch.equal(output.refined, output.logits)
+
+
+@pytest.mark.parametrize("heads", [{}, {"reconstruction": True, "shape_prior": True}], ids=["headless", "heads"])
+@pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["inside", "wrapped"])
+def test_hard_examples_are_made_of_every_so_many_batches(heads: dict[str, Any], wrap: Any) -> None:
+    coop, (images, labels) = headless(hard=HardExamples(every=3), **heads), levels_batch()
+    made = []
+    for _ in range(5):
+        output = cooperative_backward(wrap(coop), images, labels)
+        made.append(any(name in HARD_LOSSES or "hard" in name for name in output.losses))
+    assert made == [True, False, False, True, False]
+    again = headless(hard=HardExamples(every=3), **heads)
+    again.load_state_dict(coop.state_dict())
+    assert not again.has_second_stage()
+    assert again.hard_schedule is not None
+    assert [again.hard_schedule() for _ in range(2)] == [False, True]
+
+
+def test_heads_learn_from_a_network_without_a_gradient_into_it() -> None:
+    """Unless told otherwise; and one switch each."""
+    (images, labels), off = levels_batch(), dict.fromkeys([*HARD_LOSSES, "segmentation"], 0.0)
+    for given in ({}, {"separate": False}, {"separate_decoder": False}):
+        coop = headless(reconstruction=True, shape_prior=True, weights=off, hard=HardExamples(**given))
+        cooperative_backward(coop, images, labels)
+        assert all(parameter.grad is not None for parameter in coop.reconstruction.parameters())
+        assert all(parameter.grad is not None for parameter in coop.shape_prior.parameters())
+        reached = any(parameter.grad is not None for parameter in coop.model.parameters())
+        assert reached == bool(given)
+
+
+# Hard images within the batch -----------------------------------------------------------------------------------------
+
+
+def test_hard_images_take_the_place_of_some_of_the_batch() -> None:
+    hard = HardExamples(mix=0.6, residual=1.0)
+    coop, (images, labels) = headless(reconstruction=True, hard=hard, dropout=0), levels_batch()
+    cooperative_backward(coop, images, labels)
+    seen: list[Tensor] = []
+    coop.model.head.register_forward_hook(lambda *_: seen.append(torch.zeros(())))
+    coop.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    coop.zero_grad()
+    before = copy.deepcopy(coop)
+    output = cooperative_backward(coop, images, labels, generator=seeded())
+    part, whole, ended = seen  # up to the image code, and the one pass
+    assert ended.ndim == 0
+    assert output.hard_samples is not None
+    assert output.hard_samples.tolist() == sorted({*output.hard_samples.tolist()})
+    assert torch.equal(part, images[output.hard_samples])
+    assert len(part) == 2
+    assert torch.equal(whole[output.hard_samples], output.hard_images)
+    kept = [i for i in range(3) if i not in output.hard_samples.tolist()]
+    assert torch.equal(whole[kept], images[kept])
+    assert not torch.equal(output.hard_images, part)
+    assert [*output.losses] == ["segmentation", "reconstruction"]
+    torch.testing.assert_close(output.losses["segmentation"], F.cross_entropy(output.logits, labels))
+    # Statistics are those of the one pass.
+    twin = before.model
+    with torch.no_grad():
+        twin(whole)
+    for (name, one), (_, other) in zip(coop.model.named_buffers(), twin.named_buffers(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+
+
+def test_hard_images_are_the_images_and_what_the_change_makes_of_what_is_decoded() -> None:
+    hard = HardExamples(mix=1.0)
+    coop, (images, _) = headless(reconstruction=True, hard=hard, augment=RandomChannelMask(0.0)), levels_batch()
+    mixed, hard_images, places = coop.maker.mixed(coop.model, coop.reconstruction, images, seeded())
+    torch.testing.assert_close(mixed, images)  # nothing is changed in the code
+    assert torch.equal(mixed, hard_images)
+    assert places.tolist() == [0, 1, 2]
+
+
+def test_mixing_takes_an_image_decoder() -> None:
+    with pytest.raises(ValueError, match="mix makes hard images, which takes an image decoder"):
+        headless(hard=HardExamples(mix=0.5))
+
+
+def test_the_image_decoder_works_at_half_the_resolution() -> None:
+    coop, (images, labels) = headless(reconstruction=True), levels_batch()
+    sizes: list[Any] = []
+    coop.reconstruction.register_forward_hook(lambda module, inputs, out: sizes.append(tuple(out.shape[2:])))
+    output = cooperative_backward(coop, images, labels)
+    assert {*sizes} == {(16, 24)}
+    assert output.hard_images.shape == images.shape

@@ -51,7 +51,7 @@ def test_backpropagating_in_parts_fills_the_same_gradients(name: str, wrap: Wrap
     torch.manual_seed(1)
     in_parts = cooperative_backward(wrap(other), images, labels, generator=seeded())
 
-    assert set(output.losses) == {*STANDARD, *HARD}
+    assert set(output.losses) == {*STANDARD, *HARD} - ({"shape_from_logits"} if name == "weightless" else set())
     torch.testing.assert_close(in_parts.losses, output.losses, rtol=1e-12, atol=0)
     torch.testing.assert_close(in_parts.loss, output.loss, rtol=1e-12, atol=0)
     assert_same_gradients(other, coop)
@@ -92,7 +92,7 @@ def test_what_weighs_nothing_is_not_backpropagated() -> None:
     assert coop.shape_prior is not None
     assert all(parameter.grad is None for parameter in coop.shape_prior.parameters())
     assert all(parameter.grad is not None for parameter in coop.model.parameters())
-    assert output.losses["shape_from_labels"] == 0
+    assert not [name for name in output.losses if "shape" in name]
 
 
 def test_a_model_with_frozen_layers_trains() -> None:
@@ -180,7 +180,7 @@ def test_a_model_that_enters_autocast_itself_is_trained() -> None:
                 return self.decoder(self.encoder(images))
 
     images, labels = batch()
-    coop = CooperativeModel(Mixed(), num_classes=3, example=images)
+    coop = CooperativeModel(Mixed(), num_classes=3, example=images, reconstruction=True, shape_prior=True)
     output = coop(images, labels, generator=seeded())
     output.loss.backward()
     assert output.logits.dtype == torch.bfloat16

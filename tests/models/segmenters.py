@@ -80,3 +80,46 @@ class Returning(SkipNet):
 
     def forward(self, images: Tensor) -> Any:
         return self.made_of(super().forward(images))
+
+
+class Levels(nn.Module):
+    """A U-Net whose encoder returns a list of its levels, at strides 1, 2, 4 and 8; the decoder reads three."""
+
+    class Encoder(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+                for a, b in ((1, width), (width, 2 * width), (2 * width, 4 * width))
+            )
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            levels = [images]
+            for block in self.blocks:
+                levels.append(block(levels[-1]))
+            return levels
+
+    class Decoder(nn.Module):
+        def __init__(self, width: int, dropout: float) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(a, b, 3, 1, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True), nn.Dropout(dropout))
+                for a, b in ((6 * width, 2 * width), (3 * width, width), (width, width))
+            )
+
+        def forward(self, levels: list[Tensor]) -> Tensor:
+            skips = levels[1:]
+            x = skips.pop()
+            for block in self.blocks:
+                x = F.interpolate(x, scale_factor=2)
+                x = block(torch.cat([x, skips.pop()], 1) if skips else x)
+            return x
+
+    def __init__(self, num_classes: int = 3, width: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.encoder = self.Encoder(width)
+        self.decoder = self.Decoder(width, dropout)
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.decoder(self.encoder(images)))

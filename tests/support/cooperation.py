@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from latentaug.augment.masks import LatentMask, Masker
 from latentaug.cooperative import eager_losses
+from latentaug.cooperative.build import new_reconstruction_head
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.step import cooperative_backward
@@ -80,7 +82,21 @@ def cooperative(
     model = (skip_net if build is None else build)().to(dtype)
     images, _ = batch(num_classes, size, dtype)
     options.setdefault("shape_prior", small_prior(num_classes, len(size), dtype))
-    return CooperativeModel(model, num_classes=num_classes, example=images, **options)
+    options.setdefault("reconstruction", True)
+    hard = options.setdefault("hard", HardExamples())
+    if isinstance(hard, HardExamples):
+        options["hard"] = as_in_the_paper(hard)
+    coop = CooperativeModel(model, num_classes=num_classes, example=images, **options)
+    if coop.reconstruction_head is not None and options["reconstruction"] is True and coop.image_code is not None:
+        head = new_reconstruction_head(coop.image_code, images, coop.image_range, scale=1.0)
+        coop.reconstruction_head = head.to(dtype)
+    return coop
+
+
+def as_in_the_paper(hard: HardExamples) -> HardExamples:
+    """Say what depends on the model otherwise: noise, and heads that the model learns from."""
+    paper = {"noise": 0.05, "separate": False, "separate_decoder": False}
+    return dataclasses.replace(hard, **{name: value for name, value in paper.items() if getattr(hard, name) is None})
 
 
 def case(

@@ -55,7 +55,8 @@ def tiny_coop(num_classes: int = 3, spatial_dims: int = 2, **options: Any) -> Co
     torch.manual_seed(0)
     net = TinyNet(num_classes, spatial_dims)
     example = torch.rand(2, 1, *(8,) * spatial_dims)
-    return CooperativeModel(net, num_classes=num_classes, example=example, codes="encoder", **options)
+    heads = {"reconstruction": True, "shape_prior": True} | options
+    return CooperativeModel(net, num_classes=num_classes, example=example, codes="encoder", **heads)
 
 
 def tiny_trainer(model: nn.Module | None = None, **options: Any) -> CooperativeTrainer:
