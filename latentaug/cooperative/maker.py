@@ -30,6 +30,9 @@ NOISE = 0.05
 RESIDUAL = (0.0, 1.0)
 """Fraction of the residual that hard images keep, on a model that doesn't declare its codes."""
 
+EVERY = 3
+"""Batches from one that hard examples are made of to the next, on a model that doesn't declare its codes."""
+
 _NOTHING = LatentTransform(p=0.0)
 
 
@@ -96,6 +99,13 @@ class HardExampleMaker:
         if self.settings.residual is not None:
             return self.settings.residual
         return 0.0 if self.declared else RESIDUAL if self.settings.mix is None else 1.0
+
+    @property
+    def every(self) -> int:
+        """Batches from one that hard examples are made of to the next."""
+        if self.settings.every is not None:
+            return self.settings.every
+        return 1 if self.declared or self.settings.mix is not None else EVERY
 
     @property
     def noise(self) -> float | Noise:

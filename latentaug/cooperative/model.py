@@ -228,8 +228,8 @@ class CooperativeModel(nn.Module):
             style_layers(self.reconstruction, hard.style_layers)
         self.style = hard.style  # so that its schedules advance, and are kept in the state dict
         self.saliency_schedule = None if hard.saliency_every == 1 else Every(hard.saliency_every)
-        self.hard_schedule = None if hard.every == 1 else Every(hard.every)
         self.maker.settings, self.maker.schedule = hard, self.saliency_schedule
+        self.hard_schedule = None if self.maker.every == 1 else Every(self.maker.every)
 
     @property
     def image_range(self) -> ImageRange:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from tests.support.cooperation import (
     cooperative,
     gradients_of,
     scaled_at,
+    small_ftn,
 )
 from tests.support.tiny_training import Wrapper
 
@@ -228,7 +231,8 @@ def test_no_valid_pixel_gives_finite_gradients() -> None:
 
 
 def headless(dropout: float = 0.1, **options: Any) -> CooperativeModel:
-    """Return a network with levels, wrapped as it is by default."""
+    """Return a network with levels, wrapped as it is by default, but for hard examples of every batch."""
+    options["hard"] = dataclasses.replace(options.get("hard", HardExamples()), every=options.pop("every", 1))
     torch.manual_seed(0)
     network = Levels(dropout=dropout).double()
     return CooperativeModel(network, num_classes=3, example=levels_batch()[0], **options)
@@ -339,16 +343,25 @@ def test_heads_that_weigh_nothing_are_not_called() -> None:
     assert torch.equal(output.refined, output.logits)
 
 
+def test_hard_examples_are_made_of_every_third_batch_unless_told_otherwise() -> None:
+    (images, _), wrap = levels_batch(), functools.partial(CooperativeModel, num_classes=3)
+    network = Levels().double()
+    assert wrap(network, example=images).maker.every == 3
+    assert wrap(network, example=images, hard=HardExamples(every=2)).maker.every == 2
+    assert wrap(network, example=images, reconstruction=True, hard=HardExamples(mix=0.5)).maker.every == 1
+    assert cooperative(small_ftn).maker.every == 1
+
+
 @pytest.mark.parametrize("heads", [{}, {"reconstruction": True, "shape_prior": True}], ids=["headless", "heads"])
 @pytest.mark.parametrize("wrap", [nn.Identity(), Wrapper], ids=["inside", "wrapped"])
 def test_hard_examples_are_made_of_every_so_many_batches(heads: dict[str, Any], wrap: Any) -> None:
-    coop, (images, labels) = headless(hard=HardExamples(every=3), **heads), levels_batch()
+    coop, (images, labels) = headless(every=3, **heads), levels_batch()
     made = []
     for _ in range(5):
         output = cooperative_backward(wrap(coop), images, labels)
         made.append(any(name in HARD_LOSSES or "hard" in name for name in output.losses))
     assert made == [True, False, False, True, False]
-    again = headless(hard=HardExamples(every=3), **heads)
+    again = headless(every=3, **heads)
     again.load_state_dict(coop.state_dict())
     assert not again.has_second_stage()
     assert again.hard_schedule is not None

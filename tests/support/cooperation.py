@@ -95,7 +95,7 @@ def cooperative(
 
 def as_in_the_paper(hard: HardExamples) -> HardExamples:
     """Say what depends on the model otherwise: noise, and heads that the model learns from."""
-    paper = {"noise": 0.05, "separate": False, "separate_decoder": False}
+    paper = {"noise": 0.05, "separate": False, "separate_decoder": False, "every": 1}
     return dataclasses.replace(hard, **{name: value for name, value in paper.items() if getattr(hard, name) is None})
 
 

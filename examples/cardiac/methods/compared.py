@@ -10,7 +10,9 @@ from cardiac.methods.transforms import bias_field, gaussian_noise, random_convol
 from latentaug import RandomChannelMask, cooperative_backward
 
 COMPARED: Mapping[str, Method] = {
-    "plain": Method("the network alone, by its cross entropy", step=plain_backward, reconstructs=False, refines=False),
+    "plain": Method(
+        "the network alone, by its cross entropy", step=plain_backward, heads=False, reconstructs=False, refines=False
+    ),
     "standard": Method("no hard examples"),
     "standard-without-stn": Method(
         "the network alone, without a shape prior",

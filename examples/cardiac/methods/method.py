@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cardiac.data.readers import DataError
-from latentaug import CooperativeModel, CooperativeOutput, LatentTransform, augmented, standard_backward
+from latentaug import (
+    CooperativeModel,
+    CooperativeOutput,
+    HardExamples,
+    LatentTransform,
+    augmented,
+    standard_backward,
+)
 
 Step: TypeAlias = Callable[..., CooperativeOutput]
 """Fills the gradients from a batch, as `cooperative_backward` does."""
 Transform: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+
+
+NOISE = 0.05
+"""Standard deviation of the noise on training images, of every method."""
+PAPER = HardExamples(noise=NOISE, separate=False, separate_decoder=False, every=1)
+"""How hard examples are made in the paper, of networks that are not the paper's too."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Method:
         transform: Changes the images of a batch before the step.
         latent: Transforms of codes, by the names of the network's layers that return the changed codes in the step.
         ramp: Fraction of the training over which the weights of the losses on hard examples rise from 0.
+        heads: Whether an image decoder and a shape prior stand beside the network, as in the paper.
         reconstructs: Whether the image decoder is trained, without which there are no hard images.
         refines: Whether the shape prior is trained.
         prepare: Sets what `CooperativeModel` can only be told once it is made.
@@ -42,9 +56,19 @@ class Method:
     transform: Transform | None = None
     latent: Mapping[str, LatentTransform] = field(default_factory=dict)
     ramp: float = 0.0
+    heads: bool = True
     reconstructs: bool = True
     refines: bool = True
     prepare: Callable[[CooperativeModel], None] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `CooperativeModel`: the options, with the heads and the hard examples of the paper if need be."""
+        given = self.options.get("hard", HardExamples())
+        if not self.heads:
+            return {**self.options, "hard": replace(given, noise=NOISE)}
+        fixed = {one.name: getattr(given, one.name) for one in fields(given) if getattr(given, one.name) != one.default}
+        return {"reconstruction": True, "shape_prior": True, **self.options, "hard": replace(PAPER, **fixed)}
 
     def backward(
         self,

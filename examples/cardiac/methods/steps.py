@@ -7,10 +7,9 @@ import random
 import torch
 from torch import Tensor, nn
 
+from cardiac.methods.method import NOISE
 from latentaug import CooperativeModel, CooperativeOutput
 
-NOISE = 0.05
-"""Standard deviation of the noise on training images: what `CooperativeModel` adds for every other method."""
 MIXING = 0.2
 """Both parameters of the beta distribution that mixup draws from."""
 

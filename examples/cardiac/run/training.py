@@ -94,7 +94,7 @@ def build_trainer(
     """Make a network and a trainer for it, alike for every method, where it was left if it was begun."""
     chosen_method = METHODS[method]
     torch.manual_seed(seed)
-    model = network.build(preset, chosen_method.options).to(device).to(memory_format=torch.channels_last)
+    model = network.build(preset, chosen_method.arguments).to(device).to(memory_format=torch.channels_last)
     if chosen_method.prepare is not None:
         chosen_method.prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
