@@ -1,4 +1,4 @@
-"""Cooperative training of a 3-D network with deep supervision, in a third of the memory of one backward pass."""
+"""Cooperative training of a 3-D network with deep supervision."""
 
 import torch
 from monai.networks.nets.dynunet import DynUNet
@@ -22,8 +22,8 @@ coop = CooperativeModel(
     network,
     num_classes=2,
     example=volumes()[0],
-    shape_prior=False,  # most of the memory in 3-D would be its
-    hard=HardExamples(fraction=0.5),  # hard examples of half the batch
+    reconstruction=True,  # hard volumes too, of an image decoder at half the resolution
+    hard=HardExamples(mix=0.5),  # in the place of half of the batch
 )
 optimizer = torch.optim.Adam(coop.parameters(), lr=3e-3)
 

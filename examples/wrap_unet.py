@@ -18,8 +18,8 @@ def batch(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)
-coop = CooperativeModel(unet, num_classes=3, example=batch()[0])  # finds the codes, makes the two heads
-optimizer = torch.optim.Adam(coop.parameters(), lr=1e-3)  # the heads train along
+coop = CooperativeModel(unet, num_classes=3, example=batch()[0])  # finds the levels that the decoder reads
+optimizer = torch.optim.Adam(coop.parameters(), lr=1e-3)
 
 for iteration in range(30):
     images, labels = batch()
@@ -32,7 +32,7 @@ for iteration in range(30):
         print(f"iteration {iteration + 1}: {losses}")
 
 images, labels = batch()
-accuracy = (coop.predict(images) == labels).float().mean().item()  # with the shape prior's refinement
-codes = f"images from {coop.image_code}, segmentations from {coop.shape_codes[0]}"
-print(f"{codes}; {accuracy:.1%} of pixels right after {iteration + 1} iterations")
+accuracy = (coop.predict(images) == labels).float().mean().item()
+codes = ", ".join(map(str, coop.shape_codes))
+print(f"changes {codes}; {accuracy:.1%} of pixels right after {iteration + 1} iterations")
 unet.eval()  # the same object as before: save it, export it, use it alone

@@ -3,7 +3,7 @@
 The rooms show the method, and imports run one way through them:
 
 - `tracing`: see a forward pass of any model, and leave no trace.
-- `discovery`: find the code. `find_bottleneck`, `find_codes`, `suggest_layers`.
+- `discovery`: find the code. `find_bottleneck`, `find_codes`, `find_levels`, `suggest_layers`.
 - `tap`: tap it, and replay the rest. `LatentTap`, `augmented`, `SaliencyCalculator`, `describe`.
 - `augment`: change a code. `LatentTransform` and `Change`; masks, `MixStyle`, `DropBlock`, `ManifoldMixup`; for
   images `RandConv`, `GIN`, `IPA` and `StrongIntensity`; `Compose`, `OneOf`, `RandomApply`, `paper_masks`.
@@ -49,7 +49,7 @@ from latentaug.cooperative.objective import reconstruction_loss, segmentation_lo
 from latentaug.cooperative.output import CooperativeOutput, Explanation
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
-from latentaug.discovery.codes import Codes, find_codes
+from latentaug.discovery.codes import Codes, find_codes, find_levels
 from latentaug.discovery.suggest import Suggestion, suggest_layers
 from latentaug.divergence import kl_divergence
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
@@ -136,6 +136,7 @@ __all__ = [
     "describe",
     "find_bottleneck",
     "find_codes",
+    "find_levels",
     "is_native",
     "kl_divergence",
     "latent_saliency",

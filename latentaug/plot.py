@@ -24,13 +24,17 @@ Array = npt.NDArray[Any]
 COLOURS = ("#d55e00", "#56b4e9", "#f0e442", "#009e73", "#cc79a7", "#0072b2", "#e69f00")
 
 
+Column: TypeAlias = tuple[str, Tensor | None, Callable[["Axes", int, Tensor], None]]
+"""A title, what is drawn below it, and what draws a row of it."""
+
+
 def plot_hard_examples(
     images: Tensor,
     labels: Tensor,
     *,
-    image_saliency: Tensor,
+    image_saliency: Tensor | None,
     image_factor: Tensor | None,
-    hard_images: Tensor,
+    hard_images: Tensor | None,
     logits: Tensor,
     shape_saliency: Tensor,
     shape_factor: Tensor | None,
@@ -43,6 +47,7 @@ def plot_hard_examples(
     From left to right: image with its labels, saliency and mask of the image code, the image that the masked code
     decodes to; the prediction, saliency and mask of the shape code, the segmentation that the masked code decodes to,
     and what the shape prior makes of that. `CooperativeModel.explain` returns these tensors under these names.
+    Without an image decoder the columns of images are left out.
 
     Channel masks are drawn as one cell for each channel, spatial masks on the grid of the code; black is masked.
     Saliency is averaged over channels: red where more of the code raises the loss. Of volumes, the middle slice is
@@ -51,9 +56,9 @@ def plot_hard_examples(
     Args:
         images: Clean images; the first channel is drawn.
         labels: Class indices; negative ones are left transparent.
-        image_saliency: Gradient of the reconstruction loss with respect to the image code.
+        image_saliency: Gradient of the reconstruction loss with respect to the image code; None without one.
         image_factor: Factor of the mask on the image code; None leaves the column empty.
-        hard_images: Images decoded from the masked image code.
+        hard_images: Images decoded from the masked image code; None likewise.
         logits: The model's prediction.
         shape_saliency: Gradient of the segmentation loss with respect to the shape code.
         shape_factor: Factor of the mask on the shape code; None likewise.
@@ -87,11 +92,14 @@ def plot_hard_examples(
     size = tuple(images.shape[-2:])
     classes = max(logits.shape[1], 2)
     segmentation = _segmentation_painter(images, classes)
-    columns: list[tuple[str, Tensor | None, Callable[[Axes, int, Tensor], None]]] = [
-        ("image and labels", labels, segmentation),
+    of_images: list[Column] = [
         ("image saliency", image_saliency, _saliency_painter(size)),
         ("mask", image_factor, _mask_painter(size)),
         ("hard image", hard_images, _image_painter()),
+    ]
+    columns: list[Column] = [
+        ("image and labels", labels, segmentation),
+        *([] if hard_images is None else of_images),
         ("prediction", to_labels(logits), segmentation),
         ("shape saliency", shape_saliency, _saliency_painter(size)),
         ("mask", shape_factor, _mask_painter(size)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug import CooperativeModel, cooperative_backward, find_bottleneck, find_codes
+from latentaug import CooperativeModel, HardExamples, cooperative_backward, find_bottleneck, find_codes, find_levels
 from tests.models.parts import conv
+from tests.models.segmenters import Levels
 from tests.support.compare import same
 from tests.support.random_streams import random_state
 from tests.support.traces import traces
@@ -94,8 +97,27 @@ def test_looking_changes_nothing() -> None:
     ids=["nothing", "layer", "layers", "image code", "shape codes"],
 )
 def test_what_is_named_is_taken_and_the_rest_is_found(named: dict[str, object], image: str, shape: list[str]) -> None:
-    coop = CooperativeModel(UNet(), num_classes=3, example=IMAGES, image_range=None, **named)  # type: ignore[arg-type]
+    heads = {"reconstruction": True, "hard": HardExamples(every=1)}
+    options: dict[str, Any] = {"image_range": None, **heads, **named}
+    coop = CooperativeModel(UNet(), num_classes=3, example=IMAGES, **options)
     assert (str(coop.image_code), [str(code) for code in coop.shape_codes]) == (image, shape)
     output = cooperative_backward(coop, IMAGES, torch.randint(3, (2, 64, 96)))
     assert output.loss.isfinite()
     assert all(p.grad is not None for p in coop.parameters())
+
+
+# Levels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_what_the_call_of_the_bottleneck_returns_with_it() -> None:
+    assert [str(level) for level in find_levels(Levels(), torch.rand(2, 1, 32, 48))] == ["encoder[2]", "encoder[3]"]
+    assert [str(level) for level in find_levels(UNet(), IMAGES)] == ["downs.2"]
+
+
+def test_a_level_that_the_decoder_does_not_read_is_none() -> None:
+    class Deepest(Levels):
+        def forward(self, images: Tensor) -> Tensor:
+            levels = self.encoder(images)
+            return self.head(self.decoder([levels[0], levels[1], torch.zeros_like(levels[2]), levels[3]]))
+
+    assert [str(level) for level in find_levels(Deepest(), torch.rand(2, 1, 32, 48))] == ["encoder[3]"]

@@ -241,7 +241,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     ],
     "shape_prior": [
         lambda: step(coop(shape_prior=nn.Conv2d(3, 3, 1))),
-        lambda: coop(shape_prior=True),
+        lambda: coop(shape_prior=1),
         lambda: coop(shape_prior="stn"),
         lambda: coop(shape_prior=la.ShapePrior),
     ],
@@ -262,12 +262,23 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     ],
     "hard": [lambda: coop(hard=0.5), lambda: coop(hard=HardExamples), lambda: setattr(coop(), "hard", None)],
     "input_noise": [lambda: coop(input_noise=-1), lambda: coop(input_noise=NAN)],
-    "noise": [lambda value=value: HardExamples(noise=value) for value in (-1, NAN, INF, "0.1", None)],
+    "noise": [lambda value=value: HardExamples(noise=value) for value in (-1, NAN, INF, "0.1")],
+    "mix": [
+        *(lambda value=value: HardExamples(mix=value) for value in (0, 1.5, NAN, "half")),
+        lambda: coop(hard=HardExamples(mix=0.5)),
+    ],
+    "every": [lambda value=value: HardExamples(every=value) for value in (0, 1.5, True, "2")],
+    "separate_decoder": [lambda: HardExamples(separate_decoder="no")],
+    "reconstruction": [lambda: coop(reconstruction="head"), lambda: coop(reconstruction=1)],
+    "codes": [lambda: coop(codes={"image": "0"})],
     "residual": [
         lambda value=value: HardExamples(residual=value) for value in (-1, 2, NAN, "1", True, (1, 0), (0, 1, 2))
     ],
     "fraction": [lambda value=value: HardExamples(fraction=value) for value in (0, -0.5, 2, NAN, "1", True)],
-    "scale": [lambda value=value: HardExamples(scale=value) for value in (0, -0.5, 2, NAN, "1", True)],
+    "scale": [
+        *(lambda value=value: HardExamples(scale=value) for value in (0, -0.5, 2, NAN, "1", True)),
+        *(lambda value=value: la.ReconstructionHead(4, 1, (4, 4), scale=value) for value in (0, 2, NAN)),
+    ],
     "saliency_every": [lambda value=value: HardExamples(saliency_every=value) for value in (0, -1, 1.5, "2", True)],
     "frozen_norms": [
         lambda: HardExamples(frozen_norms="model"),

@@ -32,12 +32,12 @@ from tests.support.tiny_training import (
 
 
 def test_an_optimizer_that_lacks_parameters_is_refused_by_name() -> None:
-    net = TinyNet()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    coop = tiny_coop()
+    optimizer = torch.optim.SGD(coop.model.parameters(), lr=0.1)
     with pytest.raises(
         ValueError, match=r"every trainable parameter of the CooperativeModel; it lacks \d+: recons.*lambda"
     ):
-        CooperativeTrainer(net, optimizer, num_classes=3, example=torch.rand(2, 1, 8, 8))
+        CooperativeTrainer(coop, optimizer)
 
 
 def test_an_optimizer_that_holds_all_trainable_parameters_is_taken() -> None:

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import SequentialLR, StepLR
 
-from latentaug.cooperative.model import CooperativeModel
 from latentaug.training.trainer import CooperativeTrainer
-from tests.support.tiny_training import At, TinyNet, same_weights, squares, tiny_coop, tiny_trainer, weights_of
+from tests.support.tiny_training import At, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
 WRONG: dict[str, Any] = {
     "nothing": None,
@@ -168,9 +167,7 @@ def test_the_loss_of_this_call_counts(name: str, tmp_path: Path) -> None:
     first.fit(squares(), epochs=1)
     first.save(tmp_path / "a.pt")
     assert not any("loss" in key for key in torch.load(tmp_path / "a.pt", weights_only=True)["model"])
-    coop = CooperativeModel(
-        TinyNet(), num_classes=3, example=torch.rand(2, 1, 8, 8), codes="encoder", loss=LOSSES[name](5.0)
-    )
+    coop = tiny_coop(loss=LOSSES[name](5.0))
     second = tiny_trainer(coop)
     second.resume(tmp_path / "a.pt")
     images, labels = torch.rand(2, 1, 8, 8), torch.randint(3, (2, 8, 8))

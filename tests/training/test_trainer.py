@@ -427,7 +427,7 @@ def test_training_that_diverges_is_told_of_once(caplog: pytest.LogCaptureFixture
     trainer.fit(squares(), epochs=4)
     (record,) = (record for record in caplog.records if "not a number" in record.message)
     assert record.message.startswith("Epoch 1: ")
-    assert "segmentation" in record.message
+    assert "shape_from_logits" in record.message
     assert "clip_norm" in record.message
 
 

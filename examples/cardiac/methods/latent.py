@@ -68,7 +68,7 @@ LATENT: Mapping[str, Method] = {
         hard=HardExamples(every=1),
     ),
     "hard-styles": by_itself(
-        "the network alone, and its replay from levels of its encoder in the style of other samples, in every third batch",
+        "the network alone, and its replay from levels in the style of other samples, in every third batch",
         augment=PermutedStyle(),
     ),
     "mixed": by_itself(

@@ -63,7 +63,7 @@ class Method:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `CooperativeModel`: the options, with the heads and the hard examples of the paper if need be."""
+        """Arguments of `CooperativeModel`: the options, with what the paper has beside them if need be."""
         given = self.options.get("hard", HardExamples())
         if not self.heads:
             return {**self.options, "hard": replace(given, noise=NOISE)}
