@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from cardiac.methods import METHODS
@@ -13,6 +12,7 @@ from cardiac.report.written import curves_figure, write_report
 from cardiac.run.files import save_figure
 from cardiac.run.outputs import Finished, Outputs
 from cardiac.run.scores import FILE
+from cardiac.run.validation import VALIDATED, in_words
 
 
 def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
@@ -36,8 +36,8 @@ def notes_on(trainings: Iterable[tuple[str, int, Mapping[str, Any]]]) -> list[st
     notes: list[str] = []
     for name, draw, about in trainings:
         took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s."
-        if shifted := about.get("shifted validation dice"):
-            took += f" Dice on validation patients under shifts that no test has: {fmean(shifted.values()):.3f}."
+        if VALIDATED in about:
+            took += f" {in_words(about[VALIDATED])}"
         notes += [*about["notes"], METHODS[name].describe(name), took]
     return list(dict.fromkeys(notes))
 
