@@ -18,6 +18,8 @@ from cardiac.data.plain_files import read_bytes
 from cardiac.run.files import replacing
 
 FILE, UNCOMPRESSED = "scores.csv.gz", "scores.csv"
+VALIDATION = "validation.csv.gz"
+"""The same of the patients to choose by, under shifts that no test has."""
 
 AVERAGE = "average"
 PART = "/"

@@ -18,9 +18,9 @@ from cardiac.run.hardness import dice_of, dice_of_masked
 from cardiac.run.metrics import evaluate
 from cardiac.run.outputs import Outputs
 from cardiac.run.progress import Progress
-from cardiac.run.scores import Score, write_scores
+from cardiac.run.scores import VALIDATION, Score, write_scores
 from cardiac.run.study import Study
-from cardiac.run.validation import FILE, VALIDATED, in_words, score_on_validation, summary
+from cardiac.run.validation import VALIDATED, in_words, score_on_validation, summary
 from latentaug import CooperativeModel, CooperativeTrainer
 from latentaug.plot import plot_hard_examples
 
@@ -47,7 +47,7 @@ def test(
     validated = validate(trainer, validation, reconstructs=reconstructs)
     print(f"  Validation: {', '.join(f'{name} {value:.4f}' for name, value in validated.items())}.")
     chosen_by = score_on_validation(model, study, draw, trainer.device, method=method, stage=network.stages[0])
-    write_scores(place, chosen_by, FILE)
+    write_scores(place, chosen_by, VALIDATION)
     summed_up = summary(chosen_by)
     print(f"  {in_words(summed_up)}", flush=True)
     if reconstructs:

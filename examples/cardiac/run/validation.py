@@ -16,8 +16,6 @@ from latentaug import CooperativeModel
 
 VALIDATED = "validated"
 """Under which `done.json` keeps what `summary` says."""
-FILE = "validation.csv.gz"
-"""The scores that it is made of, beside the training's weights."""
 
 
 def score_on_validation(
