@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cardiac.data.batches import Batch
 from cardiac.data.readers import DataError
@@ -63,60 +65,62 @@ def in_equal_time(preset: Preset, iterations: int, cost: float) -> tuple[Preset,
     return replace(preset, warm_up=warm_up), max(1, round(iterations * share))
 
 
-def measure_cost(
-    method: str, network: Network, preset: Preset, batches: Sequence[Batch], device: torch.device
-) -> float:
+def measure_cost(method: str, network: Network, preset: Preset, batch: Batch, device: torch.device) -> float:
     """Return the time of a method's training step over that of the network alone.
 
     The network alone takes its pass, its loss, the backward pass, and the optimizer's step. The method takes what its
-    training takes, augmentation of the images included. Both are of networks made for this, on the same batches, and
+    training takes, augmentation of the images included. Both are of networks made for this, on the same batch, and
     PyTorch's random streams are left as they were: what is trained later does not see it.
 
     Args:
         method: One of `METHODS`.
         network: What is trained.
         preset: Sizes, precision and augmentation.
-        batches: Without further augmentation, at least one.
+        batch: Images without further augmentation, and their labels.
         device: Where to train.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        steps = [_plain_step(network, preset, device), _own_step(method, network, preset, device)]
-        for number in range(WARM_UP):
+        model = network.build(preset, METHODS[method].options).to(device).to(memory_format=torch.channels_last).train()
+        steps = [
+            _plain_step(deepcopy(model.model), model.loss, preset, device),
+            _own_step(method, model, preset, device),
+        ]
+        for _ in range(WARM_UP):
             for step in steps:
-                step(*batches[number % len(batches)])
-        return median(_round(steps, batches, device) for _ in range(ROUNDS))
+                step(*batch)
+        return median(_round(steps, batch, device) for _ in range(ROUNDS))
 
 
-def _round(steps: Sequence[Step], batches: Sequence[Batch], device: torch.device) -> float:
+def _round(steps: Sequence[Step], batch: Batch, device: torch.device) -> float:
     """Take several steps of two kinds in turn; return what the second kind takes over the first."""
     seconds = [0.0, 0.0]
-    for number in range(STEPS):
+    for _ in range(STEPS):
         for kind, step in enumerate(steps):
             _wait_for(device)
             started = time.perf_counter()
-            step(*batches[number % len(batches)])
+            step(*batch)
             _wait_for(device)
             seconds[kind] += time.perf_counter() - started
     return seconds[1] / seconds[0]
 
 
-def _plain_step(network: Network, preset: Preset, device: torch.device) -> Step:
-    model = _on(device, network.build(preset, {}))
-    optimizer = torch.optim.Adam(model.model.parameters(), lr=preset.learning_rate)
+def _plain_step(
+    network: nn.Module, loss: Callable[[Any, Tensor], Tensor], preset: Preset, device: torch.device
+) -> Step:
+    optimizer = torch.optim.Adam(network.parameters(), lr=preset.learning_rate)
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         with _autocast(preset, device):
-            loss = model.loss(model.model(images), labels)
-        loss.backward()
+            found = loss(network(images), labels)
+        found.backward()
         optimizer.step()
 
     return step
 
 
-def _own_step(method: str, network: Network, preset: Preset, device: torch.device) -> Step:
+def _own_step(method: str, model: CooperativeModel, preset: Preset, device: torch.device) -> Step:
     chosen, augment = METHODS[method], AUGMENTATIONS[preset.augment]
-    model = _on(device, network.build(preset, chosen.options))
     if chosen.prepare is not None:
         chosen.prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
@@ -130,10 +134,6 @@ def _own_step(method: str, network: Network, preset: Preset, device: torch.devic
         optimizer.step()
 
     return step
-
-
-def _on(device: torch.device, model: CooperativeModel) -> CooperativeModel:
-    return model.to(device).to(memory_format=torch.channels_last).train()
 
 
 def _autocast(preset: Preset, device: torch.device) -> AbstractContextManager[object]:

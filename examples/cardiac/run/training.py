@@ -17,7 +17,7 @@ from cardiac.methods import METHODS
 from cardiac.methods.augmentations import AUGMENTATIONS
 from cardiac.methods.network import Network
 from cardiac.run.callbacks import SaveOften
-from cardiac.run.cost import STEPS, in_equal_time, kept_cost, measure_cost
+from cardiac.run.cost import in_equal_time, kept_cost, measure_cost
 from cardiac.run.environment import environment
 from cardiac.run.moments import FOLDER, Moments
 from cardiac.run.outputs import Outputs
@@ -53,7 +53,7 @@ def train_and_test(
         epoch=lambda: trainer.epoch,
         device=device,
     )
-    cost = kept_cost(place, lambda: measure_cost(method, network, preset, [*map(batches.batch, range(STEPS))], device))
+    cost = kept_cost(place, lambda: measure_cost(method, network, preset, batches.batch(0), device))
     if preset.equal_time:
         preset, iterations = in_equal_time(preset, iterations, cost)
         batches.length = max(1, min(per_pass, iterations // ROUNDS))
