@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 
 from cardiac.data import DataError
+from cardiac.report import compare_runs
 from cardiac.report.conclusion import conclude
 from cardiac.report.published import read_published
-from cardiac.run.arguments import parse
+from cardiac.run.arguments import one_by_one, parse
 from cardiac.run.experiment import run
 
 
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(arguments, about=__doc__)
         published = [] if options.published is None else read_published(options.published)
-        conclude(run(options, command), published)
+        folders = []
+        for one in one_by_one(options):
+            outputs = run(one, command)
+            conclude(outputs, published)
+            folders.append(str(outputs.folder))
+        if len(folders) > 1:
+            return compare_runs.main(folders)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,25 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import acdc_cooperative
 import pytest
 import torch
 from cardiac.data.batches import Batch, TrainingBatches
-from cardiac.data.corruptions import VALIDATION_PARAMETERS
+from cardiac.data.shifts import SEVERITIES, SHIFTS, column_of
+from cardiac.report import ranking
 from cardiac.report.conclusion import conclude, trained_alone
-from cardiac.run import callbacks, experiment, training
+from cardiac.run import callbacks, cost, experiment, training
 from cardiac.run.arguments import parse
 from cardiac.run.outputs import Finished, Outputs
 from cardiac.run.presets import Preset
-from cardiac.run.scores import METRICS, read_scores
+from cardiac.run.scores import METRICS, VALIDATION, read_scores
 
 from tests.support.damage import NO_FILES, in_place_of
 from tests.support.patients import write_patient
@@ -36,7 +39,7 @@ TINY = [
 ]
 FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
-    *("scores.csv.gz", "table.json", "table.md", "table.png"),
+    *("scores.csv.gz", "table.json", "table.md", "table.png", "validation.csv.gz"),
 ]
 
 
@@ -46,6 +49,15 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield Path(os.environ["XDG_CACHE_HOME"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief_measurement() -> Iterator[None]:
+    """Measure what a step costs by a single one, as there are but four of each training."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("ROUNDS", "STEPS", "WARM_UP"):
+            patched.setattr(cost, name, 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +201,6 @@ import os, signal, sys
 import acdc_cooperative
 from cardiac.run import callbacks, training
 from cardiac.data.batches import TrainingBatches
-from cardiac.data.corruptions import VALIDATION_PARAMETERS
 
 def kill(self, number):
     if number == 2:
@@ -291,9 +302,109 @@ def test_how_hard_the_hard_examples_are_is_kept_and_said(
     assert 0 < about["reconstruction error"] < 1
     assert 0 <= about["hard dice"] <= 1
     assert 0 <= about["validation dice"] <= 1
-    assert {*about["shifted validation dice"]} == {*VALIDATION_PARAMETERS}
-    assert all(0 <= dice <= 1 for dice in about["shifted validation dice"].values())
-    assert "Dice on validation patients under shifts that no test has: 0." in (whole / "table.md").read_text()
+
+
+def test_what_methods_are_chosen_by_is_kept_and_said(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [column_of(kind, severity) for kind in SHIFTS for severity in SEVERITIES]
+    for method in ("standard", "cooperative"):
+        place = whole / method / "draw-0"
+        found = json.loads((place / "done.json").read_text())["validated"]
+        assert [*found["by shift"]] == columns
+        assert found["patients"] == 1
+        assert found["shifted dice"] == pytest.approx(fmean(found["by shift"].values()), abs=1e-4)
+        assert all(0 <= dice <= 1 for dice in (found["dice"], *found["by shift"].values()))
+        scores = read_scores(place, VALIDATION)
+        assert {(score.stage, score.metric) for score in scores} == {("FTN", "dice")}
+        assert [*dict.fromkeys(score.column for score in scores)] == ["ACDC", *columns]
+        assert not {score.patient for score in scores} & {score.patient for score in read_scores(place)}
+    of_both = [
+        score for name in ("standard", "cooperative") for score in read_scores(whole / name / "draw-0", VALIDATION)
+    ]
+    assert read_scores(whole, VALIDATION) == of_both
+    assert re.search(
+        r"on 1 patients to choose by: Dice 0\.\d+, and 0\.\d+ under shifts", (whole / "table.md").read_text()
+    )
+    assert rank_recipes(whole, capsys).count("| standard") == 1
+
+
+def rank_recipes(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert ranking.main([str(run)]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_a_step_costs_is_measured_kept_and_shown(whole: Path) -> None:
+    for method in ("standard", "cooperative"):
+        found = json.loads((whole / method / "draw-0" / "done.json").read_text())["cost"]
+        assert found > 0
+        assert json.loads((whole / method / "draw-0" / "cost.json").read_text()) == {"cost": found}
+        assert f"each costs {found:.2f} plain steps." in (whole / "table.md").read_text()
+        assert json.loads((whole / "table.json").read_text())["cost in plain steps"][method] == found
+    head = (whole / "table.md").read_text().splitlines()[2]
+    assert [cell.strip() for cell in head.strip("|").split("|")][:4] == [
+        "method",
+        "stage",
+        "draws",
+        "cost in plain steps",
+    ]
+    assert "equal_time" not in (whole / "configuration.json").read_text()
+
+
+def test_measuring_a_step_changes_no_training(
+    whole: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "measure_cost", lambda *_: 1.0)
+    torch.rand(7)
+    assert acdc_cooperative.main([*flags, "--output", str(tmp_path)]) == 0
+    for method in ("standard", "cooperative"):
+        ours, theirs = (torch.load(run / method / "draw-0" / "last.pt", weights_only=True) for run in (tmp_path, whole))
+        assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
+    assert (tmp_path / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+
+
+def test_in_equal_time_iterations_and_schedule_shrink_by_the_first_cost_that_was_measured(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TrainingBatches, number: int) -> Batch:
+        if number == 6:
+            raise KeyboardInterrupt
+        return batch(self, number)
+
+    batch = TrainingBatches.batch
+    arguments = [*flags, "--methods", "standard", "--iterations", "20", "--warm-up", "5", "--schedule", "cosine"]
+    arguments += ["--equal-time", "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(training, "measure_cost", lambda *_: 2.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "batch", interrupt)
+        assert acdc_cooperative.main(arguments) == 130
+    monkeypatch.setattr(training, "measure_cost", lambda *_: 99.0)
+    assert acdc_cooperative.main(arguments) == 0
+    place = tmp_path / "run" / "standard" / "draw-0"
+    about = json.loads((place / "done.json").read_text())
+    assert (about["cost"], about["iterations"], about["iterations of plain"]) == (2.5, 8, 20)
+    assert json.loads((tmp_path / "run" / "configuration.json").read_text())["equal_time"] is True
+    text = (tmp_path / "run" / "table.md").read_text()
+    assert "8 iterations in" in text
+    assert "which is the time of 20 plain ones; each costs 2.50 plain steps." in text
+    assert "Equal time: every training took about as long" in text
+    rates = [float(line["lr"]) for line in csv.DictReader((place / "log.csv").read_text().splitlines())]
+    assert rates[1] == max(rates)  # the warm-up takes 2 iterations, not 5
+    assert rates[-1] == 0  # and the cosine comes to its end after 8
+    assert acdc_cooperative.main([each for each in arguments if each != "--equal-time"]) == 2
+
+
+def test_several_augmentations_are_runs_of_their_own_and_compared(
+    whole: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*flags, "--methods", "standard", "--output", str(tmp_path / "runs")]
+    assert acdc_cooperative.main([*arguments, "--augment", "none", "magic"]) == 2
+    assert not (tmp_path / "runs").exists()
+    assert acdc_cooperative.main([*arguments, "--augment", "none", "gin", "none"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["gin", "none"]
+    assert re.search(r"^\| standard \+ gin ", capsys.readouterr().out, re.MULTILINE)
+    of_standard = [score for score in read_scores(whole) if score.method == "standard"]
+    assert read_scores(tmp_path / "runs" / "none") == of_standard
+    assert read_scores(tmp_path / "runs" / "gin") != of_standard
 
 
 def test_a_model_of_a_library_fills_the_same_table(

@@ -24,7 +24,7 @@ ROOMS = {
 }
 FILES = sorted(path for path in STUDY.rglob("*.py") if path != STUDY / "__init__.py")
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-DOORS = ("acdc_cooperative", "compare_runs")
+DOORS = ("acdc_cooperative", "compare_runs", "rank_recipes")
 """Scripts that open the study; all others stand alone."""
 
 NAMES = {"latentaug": {*latentaug.__all__, "__version__"}, "latentaug.plot": {*vars(plot)}}

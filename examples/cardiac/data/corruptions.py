@@ -1,4 +1,4 @@
-"""MR artefacts from TorchIO, four to test on and four others to choose by, every parameter spelled out and seeded."""
+"""The MR artefacts from TorchIO that are tested on, every parameter spelled out and seeded."""
 
 from __future__ import annotations
 
@@ -36,17 +36,6 @@ PARAMETERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
-VALIDATION_PARAMETERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "RandGamma": ("RandomGamma", {"log_gamma": (-0.7, 0.7)}),
-    "RandNoise": ("RandomNoise", {"mean": (0.0, 0.0), "std": (0.05, 0.15)}),
-    "RandBlur": ("RandomBlur", {"std": (1.0, 3.0)}),
-    "RandAnisotropy": (
-        "RandomAnisotropy",
-        {"axes": (1, 2), "downsampling": (2.0, 4.0), "image_interpolation": "linear", "scalars_only": True},
-    ),
-}
-"""What validation patients are corrupted by: contrast, noise, sharpness, and resolution along one axis in plane. None
-of the tests' artefacts, so that who chooses by these has not seen those."""
 
 SPACINGS = ("voxel", "unit")
 
@@ -56,7 +45,7 @@ def corrupt(frame: Frame, corruption: str, draw: int, *, spacing: str = "voxel")
 
     Args:
         frame: A frame at the size at which it is to be corrupted; halve afterwards, not before.
-        corruption: One of `PARAMETERS`, such as "RandBias", or of `VALIDATION_PARAMETERS`.
+        corruption: One of `PARAMETERS`, such as "RandBias".
         draw: Which of the repetitions this is.
         spacing: "voxel" moves the patient in millimetres; "unit" takes every voxel for 1 mm cubed, as the released
             script of the paper's authors does.
@@ -77,14 +66,13 @@ def corrupt(frame: Frame, corruption: str, draw: int, *, spacing: str = "voxel")
     affine = np.diag([*(frame.spacing if spacing == "voxel" else (1.0, 1.0, 1.0)), 1.0])
     volume = torchio.ScalarImage(tensor=torch.as_tensor(frame.image)[None], affine=affine)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_seed(frame.patient, frame.phase, corruption, draw))
+        torch.default_generator.manual_seed(seed_of(frame.patient, frame.phase, corruption, draw))
         corrupted = transform(volume).data[0].numpy()
     return replace(frame, image=rescale_slices(corrupted.astype(np.float32)))
 
 
 def recipe(corruption: str, draw: int, *, spacing: str) -> dict[str, Any]:
     """Return, as plain data, all that decides about what `corrupt` makes of a frame."""
-    versions = {package: version(package) for package in ("torch", "torchio", "SimpleITK")}
     transform, parameters = _parameters(corruption)
     return {
         "corruption": corruption,
@@ -92,8 +80,13 @@ def recipe(corruption: str, draw: int, *, spacing: str) -> dict[str, Any]:
         "spacing": spacing,
         "transform": transform,
         "parameters": dict(parameters),
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide about voxels."""
+    return {package: version(package) for package in ("torch", "torchio", "SimpleITK")}
 
 
 def _transform(corruption: str) -> Callable[[torchio.ScalarImage], torchio.ScalarImage]:
@@ -104,12 +97,12 @@ def _transform(corruption: str) -> Callable[[torchio.ScalarImage], torchio.Scala
 
 
 def _parameters(corruption: str) -> tuple[str, Mapping[str, Any]]:
-    known = {**PARAMETERS, **VALIDATION_PARAMETERS}
-    if corruption not in known:
-        raise ValueError(f"`corruption` must be one of {', '.join(known)}; got {corruption!r}.")
-    return known[corruption]
+    if corruption not in PARAMETERS:
+        raise ValueError(f"`corruption` must be one of {', '.join(PARAMETERS)}; got {corruption!r}.")
+    return PARAMETERS[corruption]
 
 
-def _seed(*key: object) -> int:
+def seed_of(*key: object) -> int:
+    """Return a seed that is made of a key, the same in every process."""
     # Not hash(): Python salts it anew in every process.
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little")

@@ -31,6 +31,9 @@ TEST = tuple(f"{20 * block + place:03}" for block in range(5) for place in (7, 8
 SETTINGS = (10, 70)
 """How many patients the paper trains on, in its small-data and its large-data setting."""
 
+MOST_LEFT_OVER = 20
+"""Patients that methods are chosen by: as many as the paper tests."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -138,3 +141,13 @@ def read_split(path: Path, available: Collection[str]) -> Split:
             f"{path}: patient {', '.join(missing)} is not in the data. Correct the number or add the files."
         )
     return split
+
+
+def left_over(split: Split, available: Collection[str]) -> tuple[str, ...]:
+    """Return the patients to choose methods by: at most 20 whom the split neither trains nor tests on.
+
+    Those who validate come first, and then, in an order that is drawn once, others who are at hand.
+    """
+    others = sorted({*available} - {*split.patients})
+    drawn = random.Random(0).sample(others, len(others))
+    return (*split.validation, *drawn)[:MOST_LEFT_OVER]

@@ -22,7 +22,7 @@ from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
 from cardiac.methods.augmentations import NONE
 from cardiac.report.comparison import REFERENCES, compare, comparison_grid, reference_of
-from cardiac.report.conclusion import notes_on
+from cardiac.report.conclusion import costs_of, notes_on
 from cardiac.report.gains import gains_figure
 from cardiac.report.tables import columns_of, grid, markdown, same_draws, tabulate
 from cardiac.report.written import write_report
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--reference {reference}: no run has it; they have "
                 f"{', '.join(dict.fromkeys(score.method for score in scores))}. Name one of these."
             )
+        costs = costs_of_all(options.runs)
         if options.output is not None:
             write(options.output, options.runs, scores, reference)
     except DataError as error:
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for title, of_these in same_draws(scores).items():
         rows = tabulate(of_these)
-        print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows)))}\n")
+        print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows), costs=costs))}\n")
     print(f"Less that of {reference} on the same draws:\n")
     differences = [one for one in compare(scores, reference) if one.metric == "dice"]
     print(markdown(comparison_grid(differences)))
@@ -65,23 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def together(runs: Sequence[Path]) -> list[Score]:
-    """Read the scores of all runs; where these differ in augmentation, methods are called by it too.
+def together(runs: Sequence[Path], file: str = FILE) -> list[Score]:
+    """Read the scores of all runs; where these differ in augmentation or time, methods are called by it too.
+
+    Args:
+        runs: Their folders.
+        file: Which scores: `FILE`, of the tests, or `VALIDATION`.
 
     Raises:
         DataError: a file cannot be read, or two runs have the same method and draw.
     """
     scores: list[Score] = []
     there: dict[tuple[str, int], Path] = {}
-    augmentations = {run: augmentation_of(run) for run in runs}
-    differ = len({*augmentations.values()}) > 1
+    called = additions(runs)
     for run in runs:
         try:
-            some = read_scores(run)
+            some = read_scores(run, file)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
-        if differ and augmentations[run] != NONE:
-            some = [score._replace(method=f"{score.method} + {augmentations[run]}") for score in some]
+        some = [score._replace(method=score.method + called[run]) for score in some]
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
             if (method, draw) in there:
                 raise DataError(
@@ -92,10 +95,30 @@ def together(runs: Sequence[Path]) -> list[Score]:
     return scores
 
 
-def augmentation_of(run: Path) -> str:
-    """Return a run's `--augment`."""
+def additions(runs: Sequence[Path]) -> dict[Path, str]:
+    """Return what the methods of each run are called by, beside their names, where runs differ in it."""
+    settings = {run: settings_of(run) for run in runs}
+    augmentations = {run: str(found.get("augment", NONE)) for run, found in settings.items()}
+    equal_time = {run: bool(found.get("equal_time")) for run, found in settings.items()}
+    augments, times = (len({*found.values()}) > 1 for found in (augmentations, equal_time))
+    return {
+        run: (f" + {augmentations[run]}" if augments and augmentations[run] != NONE else "")
+        + (", equal time" if times and equal_time[run] else "")
+        for run in runs
+    }
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return a run's settings, none of a folder that has but scores."""
     file = run / "configuration.json"
-    return str(read_json(file).get("augment", NONE)) if file.exists() else NONE
+    return read_json(file) if file.exists() else {}
+
+
+def costs_of_all(runs: Sequence[Path]) -> dict[str, float]:
+    """Return what a training step of each method costs in plain steps, methods called as in `together`."""
+    called = additions(runs)
+    done = [(name + called[run], about) for run in runs for name, _, about in done_in(run, METHODS)]
+    return costs_of(done)
 
 
 def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference: str) -> None:
@@ -107,6 +130,6 @@ def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference
     notes = dict.fromkeys(note for run in runs for note in notes_on(done_in(run, METHODS)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(folder, scores, configuration, [*notes], reference=reference)
+        write_report(folder, scores, configuration, [*notes], reference=reference, costs=costs_of_all(runs))
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to ({error.strerror}). Pass another --output.") from None

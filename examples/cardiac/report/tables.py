@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from cardiac.run.scores import AVERAGE, PART, Score, column_mean
 
+COST = "cost in plain steps"
+
 
 class Cell(NamedTuple):
     """One cell of a table: mean over draws, and their standard deviation where there are at least two."""
@@ -104,10 +106,22 @@ def columns_of(rows: Sequence[Row], *, parts: bool = False) -> list[str]:
     return sorted(c for c in found if PART in c) if parts else [*(c for c in found if PART not in c), AVERAGE]
 
 
-def grid(rows: Sequence[Row], columns: Sequence[str], digits: int = 3) -> list[list[str]]:
-    """Lay rows out as text, headings first; a cell that a row lacks stays empty."""
-    head = ["method", "stage", "draws", *columns]
-    return [head, *([*_about(row), *(_show(row.cells.get(c), digits) for c in columns)] for row in rows)]
+def grid(
+    rows: Sequence[Row], columns: Sequence[str], digits: int = 3, *, costs: Mapping[str, float] | None = None
+) -> list[list[str]]:
+    """Lay rows out as text, headings first; a cell that a row lacks stays empty.
+
+    Args:
+        rows: What `tabulate` gives.
+        columns: Which of their cells.
+        digits: After the point.
+        costs: What a training step of a method costs in plain steps; a column of its own, unless there are none.
+    """
+    lines = [["method", "stage", "draws", *([COST] if costs else []), *columns]]
+    for row in rows:
+        cost = [f"{costs[row.method]:.2f}" if row.method in costs else ""] if costs else []
+        lines.append([*_about(row), *cost, *(_show(row.cells.get(column), digits) for column in columns)])
+    return lines
 
 
 def structure_grid(rows: Sequence[Row], columns: Sequence[str], digits: int = 3) -> list[list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cardiac.report.comparison import ABOUT, Difference, compare, comparison_grid, reference_of
-from cardiac.report.tables import Row, columns_of, grid, markdown, same_draws, structure_grid, tabulate
+from cardiac.report.tables import COST, Row, columns_of, grid, markdown, same_draws, structure_grid, tabulate
 from cardiac.run.files import save_figure, write_csv, write_text
 from cardiac.run.scores import METRICS, Score, write_scores
 
@@ -34,6 +34,7 @@ def write_report(
     *,
     published: Sequence[Row] = (),
     reference: str | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> str:
     """Write scores, configuration, comparison and tables (JSON, Markdown, PNG); return the Dice tables to print.
 
@@ -44,6 +45,7 @@ def write_report(
         notes: What a reader should know, a line each.
         published: Rows that `read_published` gave, shown below those of this run.
         reference: The method that the others are compared with; `reference_of` the scores if None.
+        costs: What a training step of each method costs in plain steps, where it was measured.
     """
     tables = {
         title: {metric: tabulate(of_these, metric) for metric in METRICS}
@@ -56,7 +58,7 @@ def write_report(
         everyone = [*rows["dice"], *(() if number else published)]
         named = f", {title}" if len(tables) > 1 else ""
         drawn += everyone
-        table = grid(everyone, columns_of(everyone))
+        table = grid(everyone, columns_of(everyone), costs=costs)
         parts = grid(rows["dice"], columns_of(rows["dice"], parts=True))
         shown += [f"{title.capitalize()}:"] if named else []
         shown += [markdown(lines) for lines in (table, parts) if _filled(lines)]
@@ -72,6 +74,7 @@ def write_report(
         f"## Settings\n\n```json\n{settings}\n```",
     ]
     as_json = _as_json([*tables.values()], configuration, notes) | {
+        **({COST: dict(costs)} if costs else {}),
         "published": [_plain(row) for row in published],
         "comparison": [difference._asdict() for difference in differences],
     }
@@ -80,7 +83,7 @@ def write_report(
     write_text(folder / "configuration.json", settings + "\n")
     write_text(folder / "table.json", json.dumps(as_json, indent=2) + "\n")
     write_text(folder / "table.md", "\n\n".join(filter(None, sections)) + "\n")
-    save_figure(folder / "table.png", _table_figure(grid(drawn, columns_of(drawn))), configuration)
+    save_figure(folder / "table.png", _table_figure(grid(drawn, columns_of(drawn), costs=costs)), configuration)
     return "\n\n".join(shown)
 
 

@@ -72,7 +72,29 @@ def parse(arguments: Sequence[str], about: str | None = None) -> argparse.Namesp
         read = {name: value for name, value in read.items() if name not in ("layers", "depths")}
     settings = {**DEFAULTS, **read, **given}
     settings = {**dict.fromkeys(known), **asdict(PRESETS[settings["preset"]]), **settings}
-    return argparse.Namespace(**{**settings, "methods": chosen(settings["methods"])})
+    several = [settings["augment"]] if isinstance(settings["augment"], str) else [*dict.fromkeys(settings["augment"])]
+    return argparse.Namespace(**{**settings, "methods": chosen(settings["methods"]), "augment": several})
+
+
+def one_by_one(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """Return the settings of each run: one for each augmentation, in a folder of its own where there are several.
+
+    Raises:
+        DataError: a setting of one of them has no such value.
+    """
+    runs: list[argparse.Namespace] = []
+    for augment in options.augment:
+        folder = options.output and (options.output / augment if len(options.augment) > 1 else options.output)
+        of_its_own = {"augment": augment, "output": folder, "resume": options.resume and not runs}
+        runs.append(argparse.Namespace(**{**vars(options), **of_its_own}))
+    for run in runs:
+        preset_of(run)
+    return runs
+
+
+def preset_of(options: argparse.Namespace) -> Preset:
+    """Return the preset, with what the flags change in it."""
+    return Preset(**{field.name: getattr(options, field.name) for field in fields(Preset)})
 
 
 def flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
@@ -122,7 +144,10 @@ def make_parser(about: str | None) -> Parser:
     group = parser.add_argument_group("preset")
     for field in fields(Preset):
         flag, about = f"--{field.name.replace('_', '-')}", field.metadata["help"]
-        if isinstance(field.default, bool):
+        if field.name == "augment":
+            about += "; several are runs of their own, in folders by their names below --output"
+            group.add_argument(flag, nargs="+", metavar="NAME", help=about)
+        elif isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
         else:
             group.add_argument(flag, type=type(field.default or 0), metavar="N", help=about)
@@ -171,7 +196,9 @@ def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def describe(options: argparse.Namespace, preset: Preset, network: Network, sources: Sources) -> dict[str, Any]:
     """Return all that the numbers depend on; the number of draws is left out, as more of them can follow."""
-    left_out = {"draws"} if preset.augment != NONE else {"draws", "augment"}  # as before there was a choice
+    # A run that makes no use of a choice says nothing of it, as runs did before there was one.
+    left_out = {"draws"} | ({"augment"} if preset.augment == NONE else set())
+    left_out |= set() if preset.equal_time else {"equal_time"}
     settings = {name: value for name, value in asdict(preset).items() if name not in left_out}
     folders = {"ACDC": sources.acdc, "M&Ms": sources.mnms, **sources.external}
     data = {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import torch
 
@@ -11,7 +11,7 @@ from cardiac.data.cache import Cache, user_cache
 from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
 from cardiac.methods.network import Network
-from cardiac.run.arguments import as_flags, choose_network, describe, find
+from cardiac.run.arguments import as_flags, choose_network, describe, find, preset_of
 from cardiac.run.configuration import to_toml
 from cardiac.run.memory import memory_advice
 from cardiac.run.outputs import Outputs
@@ -25,13 +25,13 @@ def run(options: argparse.Namespace, command: str) -> Outputs:
     """Train and test what is not done yet; return the folder that holds all that is.
 
     Args:
-        options: What `parse` gives.
+        options: One of what `one_by_one` gives.
         command: What started the run, for `done.json`.
 
     Raises:
         DataError: a setting or the data are wrong, or the folder is another run's.
     """
-    preset = Preset(**{field.name: getattr(options, field.name) for field in fields(Preset)})
+    preset = preset_of(options)
     device = prepare(options)
     network = choose_network(options)
     sources = find(options)

@@ -72,11 +72,11 @@ def _surface(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     return np.argwhere(mask & ~binary_erosion(mask))
 
 
-def frame_scores(predicted: Tensor, frame: Frame) -> FrameScores:
+def frame_scores(predicted: Tensor, frame: Frame, *, distances: bool = True) -> FrameScores:
     """Score a predicted volume [D, H, W] on every structure that its data set labels, by structure and metric.
 
     A structure that is in neither volume has no score. One that is in a single volume has a Dice of 0 and is missed:
-    it has no distances.
+    it has no distances. Without `distances` there is Dice alone, in a tenth of the time.
     """
     labels, scores = torch.as_tensor(frame.labels), {}
     for structure in frame.structures:
@@ -84,11 +84,13 @@ def frame_scores(predicted: Tensor, frame: Frame) -> FrameScores:
         overlap = dice(predicted, labels, value)
         if math.isnan(overlap):
             continue
-        distances = surface_distances(predicted, labels, value, frame.spacing)
         scores[structure, "dice"] = overlap
-        if distances is not None:
-            scores[structure, "hd95"], scores[structure, "assd"] = distances
-        scores[structure, "missed"] = float(distances is None)
+        if not distances:
+            continue
+        found = surface_distances(predicted, labels, value, frame.spacing)
+        if found is not None:
+            scores[structure, "hd95"], scores[structure, "assd"] = found
+        scores[structure, "missed"] = float(found is None)
     return scores
 
 
@@ -127,12 +129,13 @@ def evaluate(
     side: int | None = None,
     stages: Sequence[str] = ("FTN", "FTN+STN"),
     watch: Callable[[str, Frame, Mapping[str, Tensor], Mapping[str, FrameScores]], None] | None = None,
+    distances: bool = True,
 ) -> list[Score]:
     """Score a model on every test set, by frame, structure and metric; `side` and `stages` as in `segment`.
 
     A frame that comes several times, as its corruptions do, gets the mean of its scores. Frames whose vendor or centre
     is known are scored again under a column of its own. `watch` is called with every column and frame, and with the
-    frame's label maps and `frame_scores` by stage.
+    frame's label maps and `frame_scores` by stage; without `distances` these are Dice alone.
     """
     model.eval()
     values = defaultdict(list)
@@ -141,7 +144,7 @@ def evaluate(
             parts = [start + frame.group[name] for name, start in PARTS.items() if frame.group.get(name)]
             columns = [column, *(column + PART + part for part in parts)]
             maps = segment(model, frame, device, side=side, stages=stages)
-            scores = {stage: frame_scores(predicted, frame) for stage, predicted in maps.items()}
+            scores = {stage: frame_scores(predicted, frame, distances=distances) for stage, predicted in maps.items()}
             if watch is not None:
                 watch(column, frame, maps, scores)
             for stage, found in scores.items():

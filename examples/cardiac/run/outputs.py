@@ -6,24 +6,29 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cardiac.data.plain_files import read_text
 from cardiac.data.readers import DataError
 from cardiac.run.files import write_text
-from cardiac.run.scores import Score, read_scores, write_scores
+from cardiac.run.scores import VALIDATION, Score, read_scores, write_scores
 
 
 class Finished(NamedTuple):
-    """A training that is done: its place, its scores, its log over iterations, and what there is to know about it."""
+    """A training that is done: its place, its scores, its log over iterations, and what there is to know about it.
+
+    Attributes:
+        validated: Its scores on the patients to choose by; of a training from before there were such, none.
+    """
 
     method: str
     draw: int
     scores: list[Score]
     log: list[dict[str, float]]
     about: dict[str, Any]
+    validated: Sequence[Score] = ()
 
 
 class Outputs:
@@ -86,11 +91,12 @@ class Outputs:
             place = self.place(method, draw)
             try:
                 scores, log = read_scores(place), _read_log(place / "log.csv")
+                validated = read_scores(place, VALIDATION) if (place / VALIDATION).exists() else []
             except OSError as error:
                 raise DataError(
                     f"{error.filename}: cannot be read ({error.strerror}). Remove {place}, to train again."
                 ) from None
-            yield Finished(method, draw, scores, log, about)
+            yield Finished(method, draw, scores, log, about, validated)
 
 
 def done_in(folder: Path, methods: Iterable[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -38,6 +38,7 @@ class Preset:
     batch_size: int = _option(20, "slices per iteration: half of them augmented, half the same ones untouched")
     epochs: int = _option(600, "passes over the training slices")
     iterations: int | None = _option(None, "optimizer steps, in place of --epochs")
+    equal_time: bool = _option(False, "take fewer iterations by as much as one costs more than the network alone")
     learning_rate: float = _option(1e-4, "Adam's learning rate")
     schedule: str = _option("constant", "'constant', or 'cosine' to let the learning rate fall to 0 over the training")
     warm_up: int | None = _option(None, "iterations over which the learning rate rises to its value at first")

@@ -18,6 +18,8 @@ from cardiac.data.plain_files import read_bytes
 from cardiac.run.files import replacing
 
 FILE, UNCOMPRESSED = "scores.csv.gz", "scores.csv"
+VALIDATION = "validation.csv.gz"
+"""The same of the patients to choose by, under shifts that no test has."""
 
 AVERAGE = "average"
 PART = "/"
@@ -59,7 +61,7 @@ class Score(NamedTuple):
     value: float
 
 
-def write_scores(folder: Path, scores: Iterable[Score]) -> None:
+def write_scores(folder: Path, scores: Iterable[Score], file: str = FILE) -> None:
     """Write a folder's file of scores, one a line; the same scores make the same bytes.
 
     Values have twice the decimals that tables show: with fewer, rounding makes ties, and these change tests on ranks.
@@ -68,23 +70,24 @@ def write_scores(folder: Path, scores: Iterable[Score]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Score._fields)
     writer.writerows(score._replace(value=round(score.value, 2 * METRICS[score.metric].digits)) for score in scores)
-    with replacing(folder / FILE) as temporary:
+    with replacing(folder / file) as temporary:
         temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    (folder / UNCOMPRESSED).unlink(missing_ok=True)
+    if file == FILE:
+        (folder / UNCOMPRESSED).unlink(missing_ok=True)
 
 
-def read_scores(folder: Path) -> list[Score]:
+def read_scores(folder: Path, file: str = FILE) -> list[Score]:
     """Read a folder's file of scores, also one that an earlier version left uncompressed.
 
     Raises:
         OSError: there is none, or it is damaged.
     """
-    path = folder / FILE
-    if not path.exists() and (folder / UNCOMPRESSED).exists():
+    path = folder / file
+    if file == FILE and not path.exists() and (folder / UNCOMPRESSED).exists():
         path = folder / UNCOMPRESSED
     try:
         data = read_bytes(path)
-        text = (gzip.decompress(data) if path.name == FILE else data).decode()
+        text = (gzip.decompress(data) if path.name != UNCOMPRESSED else data).decode()
         lines = csv.DictReader(io.StringIO(text))
         if tuple(lines.fieldnames or ()) != Score._fields:
             raise ValueError(f"its columns are not {', '.join(Score._fields)}")

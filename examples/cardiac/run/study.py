@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cardiac.data import shifts
 from cardiac.data.cache import Cache
-from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
+from cardiac.data.corruptions import PARAMETERS, corrupt, recipe
 from cardiac.data.readers import (
     DataError,
     Frame,
@@ -21,9 +22,12 @@ from cardiac.data.readers import (
     read_mnms,
     read_preprocessed,
 )
-from cardiac.data.split import Split, choose_split, read_split
+from cardiac.data.split import Split, choose_split, left_over, read_split
 from cardiac.run.presets import Preset
 from cardiac.run.progress import Progress
+
+CLEAN = "ACDC"
+"""The column of frames as they are."""
 
 
 class DataSet(NamedTuple):
@@ -32,6 +36,13 @@ class DataSet(NamedTuple):
     read: Callable[..., list[Frame]]
     root: Path
     part: str = "."
+
+
+class _Maker(NamedTuple):
+    """What changes a frame, and all that decides about what it makes of one, as plain data."""
+
+    change: Callable[[Frame], Frame]
+    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Study:
         if not self.available:
             raise DataError(f"{sources.acdc}: no *.nii.gz or *.nii in it. Pass the folder that ACDC was unpacked to.")
         self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
-        self._corrupted: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[Frame]]] = {}
+        self._made: dict[tuple[object, ...], dict[str, list[Frame]]] = {}
         self._others: dict[str, list[Frame]] = {}
 
     def split(self, draw: int) -> Split:
@@ -99,17 +110,29 @@ class Study:
         """Return the frames to select the model by."""
         return self._shrunk(self._read(self.split(draw).validation, self.preset.image_size))
 
-    def shifted_validation(self, draw: int) -> dict[str, list[Frame]]:
-        """Return the frames to choose methods by: of the validation patients, under shifts that no test has."""
-        patients = self.split(draw).validation
-        return self._corrupt_all((*VALIDATION_PARAMETERS,), patients, repetitions=1)
+    def chosen_by(self, draw: int) -> tuple[str, ...]:
+        """Return the patients to choose methods by, whom the draw neither trains nor tests on."""
+        return left_over(self.split(draw), self.available)
+
+    def to_choose_by(self, draw: int) -> dict[str, list[Frame]]:
+        """Return the frames to choose methods by: as they are, and under shifts that no test has, by severity."""
+        patients = self.chosen_by(draw)
+        clean = self._read(patients, self.preset.image_size)
+        makers = {}
+        for kind, severity in product(shifts.SHIFTS, shifts.SEVERITIES):
+            change = partial(shifts.shift, kind=kind, severity=severity)
+            makers[shifts.column_of(kind, severity)] = [_Maker(change, shifts.recipe(kind, severity))]
+        return {CLEAN: self._shrunk(clean), **self._changed(makers, patients)}
 
     def tests(self, draw: int) -> dict[str, list[Frame]]:
         """Return the test sets by their columns' names: ACDC, ACDC under each corruption, and the others."""
-        patients = self.split(draw).test
+        patients, spacing = self.split(draw).test, self.preset.corruption_spacing
         clean = self._read(patients, self.preset.image_size)
-        corrupted = self._corrupt_all((*PARAMETERS,), patients, self.preset.corruption_draws)
-        return {"ACDC": self._shrunk(clean), **corrupted, **self._others}
+        makers: dict[str, list[_Maker]] = {name: [] for name in PARAMETERS}
+        for name, number in product(PARAMETERS, range(self.preset.corruption_draws)):
+            change = partial(corrupt, corruption=name, draw=number, spacing=spacing)
+            makers[name].append(_Maker(change, recipe(name, number, spacing=spacing)))
+        return {CLEAN: self._shrunk(clean), **self._changed(makers, patients), **self._others}
 
     def load(self, draws: Iterable[int]) -> None:
         """Read everything that the draws need, so that whatever is wrong with the data shows before training."""
@@ -118,6 +141,7 @@ class Study:
             self._read(split.train, self.preset.padded_size)
             self._read(split.validation, self.preset.image_size)
             self._read(split.test, self.preset.image_size)
+            self._read(self.chosen_by(draw), self.preset.image_size)
         for name, data in self.sources.test_sets().items():
             self._others[name] = self._shrunk(self._frames(data, self.preset.image_size))
 
@@ -142,28 +166,28 @@ class Study:
         source = self.cache.fingerprint(data.root, part=data.part, patients=patients)
         return self.cache.frames(read, source, reader=data.read.__name__, patients=patients, size=size)
 
-    def _corrupt_all(
-        self, names: tuple[str, ...], patients: tuple[str, ...], repetitions: int
-    ) -> dict[str, list[Frame]]:
-        if (names, patients) in self._corrupted:
-            return self._corrupted[names, patients]
+    def _changed(self, makers: Mapping[str, Sequence[_Maker]], patients: tuple[str, ...]) -> dict[str, list[Frame]]:
+        """Return the patients' frames as each of some makers leaves them, by the names of their columns."""
+        key = (*makers, patients)
+        if key in self._made:
+            return self._made[key]
         clean = self._read(patients, self.preset.image_size)
-        corrupted: dict[str, list[Frame]] = {name: [] for name in names}
+        changed: dict[str, list[Frame]] = {name: [] for name in makers}
         source = self.cache.fingerprint(self.sources.acdc, patients=patients)
         size, halve = self.preset.image_size, self.preset.halve
-        kinds = list(product(names, range(repetitions)))
-        with Progress("corrupting", len(kinds) * len(clean)) as progress:
-            for number, (name, draw) in enumerate(kinds, start=1):
-                make = partial(self._corrupt, clean, name, draw, progress)
-                how = recipe(name, draw, spacing=self.preset.corruption_spacing)
-                corrupted[name] += self.cache.frames(make, source, patients=patients, size=size, halve=halve, **how)
+        several = [(name, maker) for name, repeated in makers.items() for maker in repeated]
+        with Progress("corrupting", len(several) * len(clean)) as progress:
+            for number, (name, maker) in enumerate(several, start=1):
+                make = partial(self._make, clean, maker, progress)
+                changed[name] += self.cache.frames(
+                    make, source, patients=patients, size=size, halve=halve, **maker.recipe
+                )
                 progress.reach(number * len(clean))  # those that the cache had went by unseen
-        self._corrupted[names, patients] = corrupted
-        return corrupted
+        self._made[key] = changed
+        return changed
 
-    def _corrupt(self, clean: list[Frame], name: str, draw: int, progress: Progress) -> list[Frame]:
-        spacing = self.preset.corruption_spacing
-        return self._shrunk(corrupt(frame, name, draw, spacing=spacing) for frame in progress.over(clean))
+    def _make(self, clean: list[Frame], maker: _Maker, progress: Progress) -> list[Frame]:
+        return self._shrunk(maker.change(frame) for frame in progress.over(clean))
 
     def _shrunk(self, frames: Iterable[Frame]) -> list[Frame]:
         return [halve(frame) if self.preset.halve else frame for frame in frames]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
 
 from cardiac.data.batches import Batch, middle_slices
-from cardiac.data.readers import Frame
 from cardiac.methods import METHODS
 from cardiac.methods.network import Network
 from cardiac.run.cases import Cases
@@ -19,8 +18,9 @@ from cardiac.run.hardness import dice_of, dice_of_masked
 from cardiac.run.metrics import evaluate
 from cardiac.run.outputs import Outputs
 from cardiac.run.progress import Progress
-from cardiac.run.scores import Score, column_mean, mean_of_known
+from cardiac.run.scores import VALIDATION, Score, write_scores
 from cardiac.run.study import Study
+from cardiac.run.validation import VALIDATED, in_words, score_on_validation, summary
 from latentaug import CooperativeModel, CooperativeTrainer
 from latentaug.plot import plot_hard_examples
 
@@ -46,11 +46,13 @@ def test(
     print(f"  The tests took {time.monotonic() - started:.0f} s.", flush=True)
     validated = validate(trainer, validation, reconstructs=reconstructs)
     print(f"  Validation: {', '.join(f'{name} {value:.4f}' for name, value in validated.items())}.")
-    shifted = shifted_dice(model, study.shifted_validation(draw), trainer.device, side, stages)
-    print(f"  Validation under other shifts than the tests': Dice {mean_of_known(shifted.values()):.3f}.")
+    chosen_by = score_on_validation(model, study, draw, trainer.device, method=method, stage=network.stages[0])
+    write_scores(place, chosen_by, VALIDATION)
+    summed_up = summary(chosen_by)
+    print(f"  {in_words(summed_up)}", flush=True)
     if reconstructs:
         save_figure(place / "hard_examples.png", hard_examples_figure(model, validation), outputs.configuration)
-    return scores, {**validated, "shifted validation dice": shifted}
+    return scores, {**validated, VALIDATED: summed_up}
 
 
 def validate(trainer: CooperativeTrainer, volumes: Sequence[Batch], *, reconstructs: bool) -> dict[str, float]:
@@ -61,20 +63,6 @@ def validate(trainer: CooperativeTrainer, volumes: Sequence[Batch], *, reconstru
     error = trainer.evaluate(volumes)["reconstruction"] / model.weights["reconstruction"]
     own, hard = dice_of_masked(model, volumes)
     return {"reconstruction error": error, "validation dice": own, "hard dice": hard}
-
-
-def shifted_dice(
-    model: CooperativeModel,
-    sets: Mapping[str, Sequence[Frame]],
-    device: torch.device,
-    side: int,
-    stages: Sequence[str],
-) -> dict[str, float]:
-    """Return the mean Dice of the last stage on each set."""
-    scores = evaluate(model, sets, device, method="", draw=0, side=side, stages=stages)
-    last = [score for score in scores if score.stage == stages[-1] and score.metric == "dice"]
-    means = {name: column_mean(score for score in last if score.column == name) for name in sets}
-    return {name: mean_of_known(by_structure.values()) for name, by_structure in means.items()}
 
 
 def hard_examples_figure(model: CooperativeModel, volumes: Sequence[Batch]) -> Figure:

@@ -17,6 +17,7 @@ from cardiac.methods import METHODS
 from cardiac.methods.augmentations import AUGMENTATIONS
 from cardiac.methods.network import Network
 from cardiac.run.callbacks import SaveOften
+from cardiac.run.cost import in_equal_time, kept_cost, measure_cost
 from cardiac.run.environment import environment
 from cardiac.run.moments import FOLDER, Moments
 from cardiac.run.outputs import Outputs
@@ -42,21 +43,25 @@ def train_and_test(
     preset, seed, notes = study.preset, outputs.configuration["seed"] + draw, study.notes(draw)
     frames, place = study.training(draw), outputs.place(method, draw)
     per_pass = iterations_per_pass(frames, preset.batch_size)
-    iterations = preset.iterations or preset.epochs * per_pass
-    print(f"\n{method}, draw {draw}: {iterations} iterations", *notes, sep="\n  ", flush=True)
-    trainer = build_trainer(method, network, preset, iterations, seed, place, device)
-    loader = Timed(
-        TrainingBatches(
-            frames,
-            side=preset.side,
-            batch_size=preset.batch_size,
-            length=max(1, min(per_pass, iterations // ROUNDS)),
-            seed=seed,
-            epoch=lambda: trainer.epoch,
-            augment=AUGMENTATIONS[preset.augment],
-            device=device,
-        )
+    of_plain = iterations = preset.iterations or preset.epochs * per_pass
+    batches = TrainingBatches(
+        frames,
+        side=preset.side,
+        batch_size=preset.batch_size,
+        length=max(1, min(per_pass, iterations // ROUNDS)),
+        seed=seed,
+        epoch=lambda: trainer.epoch,
+        device=device,
     )
+    cost = kept_cost(place, lambda: measure_cost(method, network, preset, batches.batch(0), device))
+    if preset.equal_time:
+        preset, iterations = in_equal_time(preset, iterations, cost)
+        batches.length = max(1, min(per_pass, iterations // ROUNDS))
+    batches.augment = AUGMENTATIONS[preset.augment]
+    said = f"\n{method}, draw {draw}: {iterations} iterations of {cost:.2f} plain steps each"
+    print(said, *notes, sep="\n  ", flush=True)
+    trainer = build_trainer(method, network, preset, iterations, seed, place, device)
+    loader = Timed(batches)
     validation = validation_batches(study.validation(draw), preset.side, device)
     if METHODS[method].reconstructs:
         trainer.callbacks.append(Moments(place / FOLDER, validation))
@@ -75,7 +80,9 @@ def train_and_test(
     assert trainer.best is not None
     about = {
         "iterations": iterations,
+        **({"iterations of plain": of_plain} if preset.equal_time else {}),
         "seconds": round(seconds, 1),
+        "cost": cost,
         "data share": loader.share,
         "best step": trainer.history[trainer.best.epoch - 1]["step"],
         **figures,

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from cardiac.data import cache as cache_module
+from cardiac.data import shifts as shifts_module
 from cardiac.data.cache import Cache, publish
-from cardiac.data.corruptions import PARAMETERS, VALIDATION_PARAMETERS, corrupt, recipe
+from cardiac.data.corruptions import PARAMETERS, corrupt, recipe
 from cardiac.data.nifti import MAX_FILE_BYTES
 from cardiac.data.phantom import make_phantom
 from cardiac.data.readers import DataError, Frame, read_acdc, read_mnms
+from cardiac.data.shifts import SEVERITIES, SHIFTS
 from cardiac.run import study as study_module
 from cardiac.run.presets import PRESETS, Preset
 from cardiac.run.study import Sources, Study
@@ -360,7 +362,8 @@ def study(data: Path, cache: Cache | None, preset: Preset = TINY) -> Study:
 
 def everything(made: Study) -> dict[str, list[Frame]]:
     plain = {"training": made.training(0), "validation": made.validation(0)}
-    return {**plain, **made.shifted_validation(0), **made.tests(0)}
+    chosen_by = {f"chosen by {name}": frames for name, frames in made.to_choose_by(0).items()}
+    return {**plain, **chosen_by, **made.tests(0)}
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -377,6 +380,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     for name, function in (("read", "read_acdc"), ("read", "read_preprocessed"), ("corrupted", "corrupt")):
         monkeypatch.setattr(study_module, function, counted(name, getattr(study_module, function)))
+    monkeypatch.setattr(shifts_module, "shift", counted("corrupted", shifts_module.shift))
     return calls
 
 
@@ -391,10 +395,10 @@ def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(
     cold = study(data, Cache(folder), preset)
     assert everything(cold).keys() == plain.keys()
     assert all(same(frames, plain[name]) for name, frames in everything(cold).items())
-    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(VALIDATION_PARAMETERS)}
+    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(SHIFTS) * len(SEVERITIES)}
     warm = study(data, Cache(folder), preset)
     assert all(same(frames, plain[name]) for name, frames in everything(warm).items())
-    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(VALIDATION_PARAMETERS)}
+    assert calls == {"read": 4, "corrupted": 2 * 2 * len(PARAMETERS) + 2 * len(SHIFTS) * len(SEVERITIES)}
     assert warm.notes(0) == cold.notes(0)
 
 
@@ -404,9 +408,9 @@ def test_a_study_is_the_same_with_and_without_a_cache_and_is_read_once(
         ({}, {"read": 0, "corrupted": 0}),
         ({"batch_size": 2}, {"read": 0, "corrupted": 0}),
         ({"corruption_draws": 3}, {"read": 0, "corrupted": 8}),
-        ({"corruption_spacing": "unit"}, {"read": 0, "corrupted": 24}),
-        ({"halve": False}, {"read": 0, "corrupted": 24}),
-        ({"image_size": 36}, {"read": 4, "corrupted": 24}),
+        ({"corruption_spacing": "unit"}, {"read": 0, "corrupted": 16}),
+        ({"halve": False}, {"read": 0, "corrupted": 16 + 42}),
+        ({"image_size": 36}, {"read": 4, "corrupted": 16 + 42}),
     ],
 )
 def test_what_a_setting_changes_is_made_again_and_nothing_else(

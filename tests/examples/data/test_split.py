@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 from cardiac.data.readers import DataError
-from cardiac.data.split import DRAWS, POOL, TEST, VALIDATION, Split, choose_split, paper_split, read_split
+from cardiac.data.split import (
+    DRAWS,
+    MOST_LEFT_OVER,
+    POOL,
+    TEST,
+    VALIDATION,
+    Split,
+    choose_split,
+    left_over,
+    paper_split,
+    read_split,
+)
 
 from tests.support.damage import NO_FILES, in_place_of
 
@@ -178,3 +189,23 @@ def test_a_split_nested_without_end_is_refused(tmp_path: Path) -> None:
     file.write_text('{"train": ' + "[" * 200_000)
     with pytest.raises(DataError, match=r"split\.json: not a split \(RecursionError"):
         read_split(file, ["003"])
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_methods_are_chosen_by_all_whom_a_draw_neither_trains_nor_tests(draw: int) -> None:
+    split = paper_split(draw)
+    there = [patient for patient in (*POOL, *TEST) if patient not in ("005", "025")]
+    chosen_by = left_over(split, there)
+    assert {*chosen_by} >= {*split.validation}
+    assert not {*chosen_by} & {*split.train, *split.test}
+    few = [*split.patients, "042", "064"]
+    assert {*left_over(split, few)} == {*split.validation, "042", "064"} - {*split.train}
+
+
+def test_of_many_who_are_left_over_twenty_are_taken_the_same_each_time() -> None:
+    split, everybody = paper_split(0), [f"{number:03}" for number in range(1, 151)]
+    chosen_by = left_over(split, everybody)
+    assert len({*chosen_by}) == MOST_LEFT_OVER == len(split.test)
+    assert chosen_by[:5] == split.validation
+    assert chosen_by == left_over(split, everybody[::-1])
+    assert max(chosen_by) > "100"

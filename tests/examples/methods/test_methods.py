@@ -12,7 +12,7 @@ import torch
 from cardiac.data.batches import TrainingBatches, validation_batches
 from cardiac.data.readers import Frame
 from cardiac.methods import GROUPS, METHODS, chosen
-from cardiac.methods.method import Method, Step
+from cardiac.methods.method import Method, Step, Transform
 from cardiac.methods.network import Network
 from cardiac.methods.steps import NOISE, mixup_backward, plain_backward
 from cardiac.run.presets import Preset
@@ -47,10 +47,18 @@ def frames() -> list[Frame]:
     return [Frame("1", "ED", image, labels, (10.0, 1.0, 1.0))]
 
 
-def train(method: str, folder: Path, steps: int = STEPS, network: Network | None = None) -> CooperativeTrainer:
+def train(
+    method: str,
+    folder: Path,
+    steps: int = STEPS,
+    network: Network | None = None,
+    augment: Transform | None = None,
+) -> CooperativeTrainer:
     network = network or (Network(UNET) if METHODS[method].latent else Network())
     trainer = build_trainer(method, network, PRESET, STEPS, 0, folder, torch.device("cpu"))
-    loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
+    loader = TrainingBatches(
+        frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch, augment=augment
+    )
     trainer.fit(loader, max_steps=steps)
     return trainer
 
@@ -70,6 +78,33 @@ def test_every_method_ends_with_weights_of_its_own(trained: dict[str, Tensor]) -
         alike = {"cooperative", "cooperative-decoded"}  # on the paper's network
         expected = alike if method in alike else {method}
         assert {other for other in trained if torch.equal(trained[other], one)} == expected
+
+
+@pytest.mark.parametrize(
+    "method", ["plain", "standard", "mixup", "noise", "cooperative", "cooperative-ramp", "mixstyle"]
+)
+def test_an_augmentation_comes_before_all_that_a_method_does(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of each sort: other steps, images changed by the method itself, hard examples, a schedule, changed codes."""
+    if method not in TRAINED:
+        pytest.skip("the library of its network is missing")
+    made: list[Tensor] = []
+    stepped: list[Tensor] = []
+
+    def darker(images: Tensor, generator: torch.Generator) -> Tensor:
+        made.append(images / 2)
+        return made[-1]
+
+    def noting(self: Method, model: CooperativeModel, images: Tensor, *rest: Tensor, **options: object) -> object:
+        stepped.append(images)
+        return backward(self, model, images, *rest, **options)
+
+    backward = Method.backward
+    monkeypatch.setattr(Method, "backward", noting)
+    train(method, tmp_path, steps=2, augment=darker)
+    assert len(made) == 2
+    assert all(torch.equal(one, other) for one, other in zip(made, stepped, strict=True))
 
 
 IN_ONE_PASS = {"mixstyle", "dsu", "dropblock", "latent-masks"}  # which differ in the transform alone
