@@ -59,11 +59,6 @@ def bare(device: torch.device, *, images: int, side: int, recorded: bool = False
     return _plain(device, network, *batch(device, images, (side, side)), recorded=recorded)
 
 
-def bare_unet(device: torch.device, *, images: int, side: int) -> Step:
-    """Train a U-Net of segmentation-models-pytorch in plain PyTorch."""
-    return _plain(device, _unet(), *batch(device, images, (side, side)))
-
-
 def trained(
     device: torch.device,
     *,
@@ -97,12 +92,6 @@ def compile_parts(model: CooperativeModel, **options: Any) -> None:
     prior = () if model.shape_prior is None else (model.shape_prior.encoder, model.shape_prior.decoder)
     for part in (*model.model.children(), *prior):
         part.compile(**options)
-
-
-def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> Step:
-    """Train a U-Net of segmentation-models-pytorch by a standard or a cooperative step."""
-    model, inputs, labels = cooperative_model(device, _unet(), images, (side, side))
-    return training_step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
 
 
 def trained_volume(device: torch.device, *, kind: str, side: int, checkpointed: bool = False) -> Step:
@@ -182,14 +171,8 @@ def cooperative_model(
     return model, inputs, labels
 
 
-def _unet() -> nn.Module:
-    library = import_module("segmentation_models_pytorch")
-    unet: nn.Module = library.Unet("resnet34", encoder_weights=None, in_channels=1, classes=CLASSES)
-    return unet
-
-
 def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor, *, recorded: bool = False) -> Step:
-    network.to(device)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, capturable=recorded)
 
     def step() -> None:
