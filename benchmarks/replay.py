@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import loops
 from benchmarks.measure import synchronize
-from benchmarks.networks import LITTLE, ROWS, TRAINED, Row
+from benchmarks.networks import LITTLE, LITTLE_UNETS, ROWS, TRAINED, UNETS, Row
 from benchmarks.report import Options, Report, Table
 from latentaug import CooperativeModel, LatentTap, TargetedChannelMask, latent_saliency, tune_allocator
 
@@ -52,7 +53,11 @@ def run(options: Options) -> Report:
         f"{row.name}, batch of {row.shape[0]}": attach(row, options)
         for row in (LITTLE if options.quick else [*TRAINED, *ROWS])
     }
-    tables = [Table("network", COLUMNS, rows, FORMATS), Table("attaching", ATTACHING, attaching, FORMATS)]
+    tables = [
+        Table("network", COLUMNS, rows, FORMATS),
+        *(loops.table(row, options) for row in (LITTLE_UNETS if options.quick else UNETS)),
+        Table("attaching", ATTACHING, attaching, FORMATS),
+    ]
     return Report(tables, drawn="replay", notes=NOTES)
 
 
@@ -66,6 +71,7 @@ NOTES = (
     "*Attaching*: what comes once. How much longer the first tapped pass takes than a plain one, with a layer that is "
     "*named* and with one that is *found*; and the making of a *cooperative* model, heads included. In seconds and in "
     "forward passes of the same batch; medians, each on a copy of the network that no tap has seen.",
+    loops.NOTE,
 )
 
 

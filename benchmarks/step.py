@@ -61,17 +61,19 @@ def run(options: Options) -> Report:
     networks = [*LITTLE_UNETS, *LITTLE] if options.quick else STEPPED
     left = deadline(options.seconds)
     found: dict[tuple[str, str], Measured] = {}
-    for mode in modes(options):
+    for together in modes(options):
         for row in networks:
-            found[row.name, str(mode)] = one = measured(row, mode, options, left)
-            print(_progress(row, mode, one, device), file=sys.stderr, flush=True)
+            for mode, one in measured(row, together, options, left).items():
+                found[row.name, mode] = one
+                print(_progress(row, mode, one, device), file=sys.stderr, flush=True)
     usual = {row: found[row.name, str(Mode())] for row in networks}
     costs = {_named(row): _all_costs(one, device) for row, one in usual.items()}
     peaks = {_named(row): tuple(one.memory(name) for name in VARIANTS) for row, one in usual.items()}
+    by_name = {row.name: row for row in networks}
     tables = [
         Table("plain steps", ("plain s", *VARIANTS), costs, {"plain s": "{:.3f}"}),
         Table("peak memory over a plain step's", (*VARIANTS,), peaks),
-        *(_details(row, mode, found[row.name, str(mode)], device) for mode in modes(options) for row in networks),
+        *(_details(by_name[name], mode, one, device) for (name, mode), one in found.items()),
         *(_where(row, one, device) for row, one in usual.items() if one.parts),
     ]
     return Report(tables, drawn="default", notes=[*NOTES, *_reasons(found)])
@@ -92,12 +94,20 @@ NOTES = (
 )
 
 
-def modes(options: Options) -> list[Mode]:
-    """Return how steps are computed: eagerly in float32, in bfloat16 on a GPU, and compiled on a GPU or if asked for."""
+def modes(options: Options) -> list[list[Mode]]:
+    """Return how steps are computed, those together that share a process.
+
+    In float32, on a GPU in bfloat16 as well; compiled too on a GPU, or if asked for, each by itself.
+    """
     cuda = torch.device(options.device).type == "cuda"
     eager = [Mode(), Mode(torch.bfloat16)] if cuda else [Mode()]
     compiled = [Mode(one.precision, compiled=True) for one in eager] if cuda or options.compiled else []
-    return eager + compiled
+    return [eager, *([one] for one in compiled)]
+
+
+def names(device: torch.device) -> list[str]:
+    """Return what is measured on a device: every variant, or on a GPU, which is borrowed for minutes, the main ones."""
+    return [PLAIN, "default", "two passes"] if device.type == "cuda" else [PLAIN, *VARIANTS]
 
 
 def deadline(seconds: float | None) -> Callable[[], float | None]:
@@ -109,34 +119,44 @@ def deadline(seconds: float | None) -> Callable[[], float | None]:
 # In a process of its own ------------------------------------------------------------------------------------------
 
 
-def measured(row: Row, mode: Mode, options: Options, left: Callable[[], float | None]) -> Measured:
+def measured(row: Row, together: list[Mode], options: Options, left: Callable[[], float | None]) -> dict[str, Measured]:
     """Measure a network in processes of their own: one that keeps large blocks, and on the CPU one that doesn't."""
 
-    def ask(kept: int) -> Measured:
+    def ask(kept: int) -> dict[str, Measured]:
         seconds = left()
         if seconds is not None and seconds < 5:
             raise TimeoutError("No time was left.")
-        answer: Measured = apart(
-            in_process, row, mode, options, kept > 0, threads=options.threads, kept=kept, seconds=seconds
+        answer: dict[str, Measured] = apart(
+            in_process, row, together, options, kept > 0, threads=options.threads, kept=kept, seconds=seconds
         )
         return answer
 
+    cpu = torch.device(options.device).type == "cpu"
     try:
-        one = ask(KEPT)
+        found = ask(KEPT)
     except (TimeoutError, RuntimeError) as error:
-        return Measured(skipped=dict.fromkeys((PLAIN, *VARIANTS), first_line(error)))
-    if torch.device(options.device).type == "cpu" and mode == Mode():
+        skipped = dict.fromkeys(names(torch.device(options.device)), first_line(error))
+        return {str(mode): Measured(skipped=skipped) for mode in together}
+    if cpu and not together[0].compiled:
         with suppress(TimeoutError):
-            one.fresh = ask(0).taken
-    return one
+            for mode, one in ask(0).items():
+                found[mode].fresh = one.taken
+    return found
 
 
-def in_process(row: Row, mode: Mode, options: Options, parts: bool) -> Measured:
-    """Build every variant that there is, let them take turns, and look where the time of the default goes."""
+def in_process(row: Row, together: list[Mode], options: Options, parts: bool) -> dict[str, Measured]:
+    """Measure a network's variants in some modes, one mode after the other."""
     device = torch.device(options.device)
+    return {
+        str(mode): _in_turns(row, mode, device, options.repeats, parts and device.type == "cpu") for mode in together
+    }
+
+
+def _in_turns(row: Row, mode: Mode, device: torch.device, repeats: int, parts: bool) -> Measured:
+    """Build every variant that there is, let them take turns, and look where the time of the default goes."""
     built: dict[str, Variant] = {}
     skipped: dict[str, str] = {}
-    for name in (PLAIN, *VARIANTS):
+    for name in names(device):
         try:
             built[name] = build(row, name, device, mode)
             _run_first(built[name].step, row, name, device, mode)
@@ -144,9 +164,9 @@ def in_process(row: Row, mode: Mode, options: Options, parts: bool) -> Measured:
             built.pop(name, None)
             skipped[name] = first_line(error)
     steps: dict[str, Step] = {name: variant.step for name, variant in built.items()}
-    taken = take_turns_in_process(steps, device, options.repeats)
+    taken = take_turns_in_process(steps, device, repeats)
     default = built.get("default")
-    if not parts or mode != Mode() or device.type != "cpu" or default is None or default.model is None:
+    if not parts or mode.compiled or default is None or default.model is None:
         return Measured(taken, {}, skipped)
     return Measured(taken, {}, skipped, fractions(default.model, default.step))
 
@@ -183,7 +203,7 @@ def _all_costs(one: Measured, device: torch.device) -> tuple[float | None, ...]:
     )
 
 
-def _details(row: Row, mode: Mode, one: Measured, device: torch.device) -> Table:
+def _details(row: Row, mode: str, one: Measured, device: torch.device) -> Table:
     rows: dict[str, tuple[Any, ...]] = {}
     for name, taken in one.taken.items():
         over = taken.over(one.taken[PLAIN], device) if PLAIN in one.taken else None
@@ -224,7 +244,7 @@ def _reasons(found: Mapping[tuple[str, str], Measured]) -> Iterator[str]:
     yield from (f"{reason}: {'; '.join(places)}." for reason, places in said.items())
 
 
-def _progress(row: Row, mode: Mode, one: Measured, device: torch.device) -> str:
+def _progress(row: Row, mode: str, one: Measured, device: torch.device) -> str:
     costs = {name: one.cost(name, device) for name in one.taken}
     shown = ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items() if cost is not None)
     return f"{_named(row)}, {mode}: {shown or next(iter(one.skipped.values()), 'nothing')}"

@@ -172,7 +172,7 @@ def cooperative_model(
 
 
 def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor, *, recorded: bool = False) -> Step:
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, capturable=recorded)
 
     def step() -> None:
