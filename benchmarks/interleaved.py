@@ -38,6 +38,10 @@ class Taken:
     cpu: list[float]
     peak: int = 0
 
+    def shared(self, count: int) -> Taken:
+        """Return what each of `count` steps took that ran one after the other."""
+        return Taken([one / count for one in self.wall], [one / count for one in self.cpu], self.peak)
+
     def seconds(self, device: torch.device) -> list[float]:
         """Return what counts on a device: the processor's time, or the clock where another device works."""
         return self.cpu if device.type == "cpu" else self.wall

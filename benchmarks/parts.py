@@ -40,7 +40,7 @@ def fractions(model: CooperativeModel, step: Step, repeats: int = 3) -> dict[str
 
 def parts_of(model: CooperativeModel) -> dict[str, list[nn.Module]]:
     """Return the modules of a `CooperativeModel` whose calls are told apart, by their part's name."""
-    heads = {"image head": getattr(model, "reconstruction", None), "shape prior": model.shape_prior}
+    heads: dict[str, nn.Module | None] = {"image head": model.reconstruction, "shape prior": model.shape_prior}
     transforms = {id(one): one for one in (model.image_transform, model.shape_transform)}
     return {
         "pass": [model.model],

@@ -165,6 +165,7 @@ def _in_turns(row: Row, mode: Mode, device: torch.device, repeats: int, parts: b
             skipped[name] = first_line(error)
     steps: dict[str, Step] = {name: variant.step for name, variant in built.items()}
     taken = take_turns_in_process(steps, device, repeats)
+    taken = {name: one.shared(built[name].count) for name, one in taken.items()}
     default = built.get("default")
     if not parts or mode.compiled or default is None or default.model is None:
         return Measured(taken, {}, skipped)

@@ -16,6 +16,7 @@ from benchmarks.measure import Step
 from latentaug import (
     FTN,
     CooperativeModel,
+    HardExamples,
     Masker,
     RandomChannelMask,
     ShapePrior,
@@ -27,6 +28,10 @@ from latentaug import (
 from latentaug.nets.blocks import DownBlock, UpBlock
 
 CLASSES = 4
+HEADS: dict[str, Any] = (
+    {"reconstruction": True, "shape_prior": True} if "mix" in HardExamples.__dataclass_fields__ else {}
+)
+"""Arguments of `CooperativeModel` that put both heads beside any network."""
 BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
 MASKERS: dict[str, type[Masker]] = {
     "random channels": RandomChannelMask,
@@ -103,7 +108,7 @@ def volume_model(device: torch.device, *, side: int, checkpointed: bool) -> tupl
     """Put the two heads beside MONAI's 3-D U-Net; return the model with a cubic patch for it."""
     nets = import_module("monai.networks.nets")
     unet = nets.UNet(3, 1, CLASSES, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
-    model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side))
+    model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side), **HEADS)
     if checkpointed:
         model.checkpointed = (*_levels("model.model", 4), *_head_blocks(model))
     return model, inputs, labels

@@ -19,7 +19,8 @@ PLAIN = "plain"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "image decoder": {"reconstruction": True, "hard": {"mix": 0.5}},
-    "shape prior": {"reconstruction": True, "shape_prior": True, "hard": {"mix": 0.5}},
+    "shape prior": {"shape_prior": True},
+    "every second batch": {"hard": {"every": 2}},
     "two passes": {"reconstruction": True, "shape_prior": True},
 }
 """Arguments of `CooperativeModel` by the names of the columns; those of "hard" are arguments of `HardExamples`."""
@@ -45,10 +46,11 @@ class Mode:
 
 @dataclass(frozen=True)
 class Variant:
-    """A step that is built: what runs, its loss, and the model where there is one."""
+    """A step that is built: what runs and returns a loss, the model if there is one, and how many steps it runs."""
 
     step: Step
     model: CooperativeModel | None = None
+    count: int = 1
 
 
 def build(row: Row, name: str, device: torch.device, mode: Mode = Mode()) -> Variant:
@@ -65,8 +67,10 @@ def build(row: Row, name: str, device: torch.device, mode: Mode = Mode()) -> Var
     images, labels = batch(device, row.shape[0], row.shape[2:], channels=row.shape[1])
     if name == PLAIN:
         return Variant(_plain(_placed(network, row), images, labels, mode))
-    model = CooperativeModel(network, num_classes=CLASSES, example=images[:2], **arguments(VARIANTS[name]))
-    return Variant(_cooperative(_placed(model, row), images, labels, mode), model)
+    given = arguments(VARIANTS[name])
+    model = CooperativeModel(network, num_classes=CLASSES, example=images[:2], **given)
+    count = getattr(given.get("hard"), "every", 1)
+    return Variant(_cooperative(_placed(model, row), images, labels, mode, count), model, count)
 
 
 def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,15 +96,16 @@ def _plain(network: nn.Module, images: Tensor, labels: Tensor, mode: Mode) -> St
     return step
 
 
-def _cooperative(model: CooperativeModel, images: Tensor, labels: Tensor, mode: Mode) -> Step:
+def _cooperative(model: CooperativeModel, images: Tensor, labels: Tensor, mode: Mode, count: int) -> Step:
     if mode.compiled:
         compile_parts(model)
     generator = torch.Generator().manual_seed(0)
 
     def step() -> Tensor:
-        model.zero_grad()
-        with _autocast(images, mode):
-            loss: Tensor = cooperative_backward(model, images, labels, generator=generator).loss
+        for _ in range(count):
+            model.zero_grad()
+            with _autocast(images, mode):
+                loss: Tensor = cooperative_backward(model, images, labels, generator=generator).loss
         return loss
 
     return step
