@@ -60,7 +60,7 @@ def spread(values: list[float]) -> float:
 
 
 def take_turns_in_process(
-    steps: Mapping[str, Step], device: torch.device, repeats: int, *, warmup: int = 2
+    steps: Mapping[str, Step], device: torch.device, repeats: int, *, warmup: int = 1
 ) -> dict[str, Taken]:
     """Run every step once in each round, first those that warm up, and then look at what each allocates."""
     taken = {name: Taken([], []) for name in steps}

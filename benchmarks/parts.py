@@ -21,14 +21,13 @@ REST = "rest"
 LOSSES = ("cross_entropy", "binary_cross_entropy_with_logits", "mse_loss")
 
 
-def fractions(model: CooperativeModel, step: Step, repeats: int = 3) -> dict[str, float]:
-    """Return which fraction of a step each part takes; they add up to one, and the largest comes first.
+def fractions(model: CooperativeModel, step: Step, repeats: int = 2) -> dict[str, float]:
+    """Return which fraction of a step that has run before each part takes: one in all, the largest first.
 
     *pass* is the network's forward pass, *replay* what is run of it again from changed codes, *saliency* the gradients
     that are derived apart from the backward pass, *rest* all that is in no part: the step's own Python, for the most.
     "X, backward" is what the backward pass takes for what X computed.
     """
-    step()
     with marked(parts_of(model)), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):
             with record_function(MARK + REST):

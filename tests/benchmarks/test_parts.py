@@ -52,6 +52,7 @@ def test_a_replay_and_a_saliency_keep_what_runs_within_them() -> None:
 def test_the_parts_of_a_step_add_up_to_all_of_it() -> None:
     variant = build(LITTLE[0], "default", torch.device("cpu"))
     assert variant.model is not None
+    variant.step()
     found = fractions(variant.model, variant.step, repeats=1)
     assert sum(found.values()) == pytest.approx(1)
     assert {"pass", "pass, backward", "losses", "masks", "image head", "shape prior", REST} <= found.keys()

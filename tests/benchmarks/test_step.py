@@ -103,11 +103,16 @@ def _compiled_eagerly(compile: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_a_loop_computes_what_is_worked_out_by_hand_at_least() -> None:
+def test_loops_compute_what_is_worked_out_by_hand() -> None:
     pytest.importorskip("segmentation_models_pytorch")
-    seconds, gflops, _ = loops.in_process(LITTLE_UNETS[0], OPTIONS)
+    seconds, gflops, missing = loops.in_process(LITTLE_UNETS[0], OPTIONS)
     encoder, decoder, first = gflops["encoder"], gflops["decoder"], gflops["first convolution"]
-    assert gflops["plain"] == pytest.approx(3 * encoder + 3 * decoder - first)
-    assert gflops["tap loop"] >= 3 * encoder + 7 * decoder - first
+    expected = {name: e * encoder + d * decoder - first for name, (e, d) in loops.BY_HAND.items()}
+    assert gflops["plain"] == pytest.approx(expected["plain"])
     assert seconds["tap loop"].keys() == {"all", *loops.PARTS}
     assert seconds["plain"].keys() == {"all", "pass", "backward"}
+    if missing:  # the library has no step without heads, nor saliencies that end at their codes
+        assert gflops["tap loop"] >= expected["tap loop"]
+        return
+    assert gflops["tap loop"] == pytest.approx(expected["tap loop"])
+    assert gflops["frugal"] == pytest.approx(expected["frugal"])
