@@ -6,14 +6,15 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from benchmarks.report import Options, write
+from benchmarks.report import Options, place, write
 
-PARTS = ("step", "memory", "flops", "replay", "transforms", "maskers", "data", "scaling")
+PARTS = ("step", "paper", "memory", "flops", "replay", "transforms", "maskers", "data", "scaling", "waits", "training")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,14 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     if options.authors is not None and not (options.authors / "medseg").is_dir():
         print(f"--authors {options.authors}: there is no medseg/ in it, so it is left out.", file=sys.stderr)
-        options = Options(options.device, options.threads, options.repeats, options.quick)
+        options = replace(options, authors=None)
+    failed = []
     for name in parts:
         print(f"## {name}\n", flush=True)
         report = import_module(f"benchmarks.{name}").run(options)
         write(report, name, options, folder)
         print(report.markdown(), flush=True)
+        if report.failed is not None:
+            failed.append(f"{name}: {report.failed}")
     print(f"Written to {folder}: a .md, .json and .png of each part.")
-    return 0
+    for failure in failed:
+        print(failure, file=sys.stderr)
+    return 1 if failed else 0
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path]:
@@ -43,15 +49,18 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path]:
     add("--repeats", type=int, default=7, help="timed repetitions (default: %(default)s)")
     add("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     add("--authors", type=Path, metavar="DIR", help="a checkout of the authors' code, to time beside ours")
-    add("--output", type=Path, metavar="DIR", help="(default: benchmarks/results/<device>)")
+    add("--compiled", action="store_true", help="time compiled steps on a CPU too; on a GPU they are")
+    add("--seconds", type=float, metavar="S", help="end `step` and `training` early (default: as long as they take)")
+    add("--output", type=Path, metavar="DIR", help="(default: benchmarks/results/, by the name of the card, or cpu)")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.parts) - set(PARTS)):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if given.threads < 1 or given.repeats < 1:
         parser.error("--threads and --repeats must be 1 or more")
-    options = Options(given.device, given.threads, given.repeats, given.quick, given.authors)
-    device = torch.device(given.device).type
-    return options, given.parts or [*PARTS], given.output or RESULTS / device
+    options = Options(
+        given.device, given.threads, given.repeats, given.quick, given.authors, given.compiled, given.seconds
+    )
+    return options, given.parts or [*PARTS], given.output or RESULTS / place(given.device)
 
 
 if __name__ == "__main__":

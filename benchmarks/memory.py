@@ -65,9 +65,8 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
 
     Weights don't count, and the inputs of parts that are checkpointed do.
     """
-    parts = {"network": model.model, "image head": model.reconstruction}
-    if model.shape_prior is not None:
-        parts["shape prior"] = model.shape_prior
+    heads: dict[str, nn.Module | None] = {"image head": model.reconstruction, "shape prior": model.shape_prior}
+    parts = {"network": model.model, **{name: head for name, head in heads.items() if head is not None}}
     sizes = dict.fromkeys([*parts, "losses"], 0)
     seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     running = ["losses"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Options:
         repeats: Timed repetitions.
         quick: Whether to use sizes so small that only the machinery is tried.
         authors: A checkout of the authors' code; None for none.
+        compiled: Whether to time compiled steps on a CPU too.
+        seconds: How long a part that can end early may take; None for as long as it takes.
     """
 
     device: str
@@ -42,6 +45,8 @@ class Options:
     repeats: int
     quick: bool = False
     authors: Path | None = None
+    compiled: bool = False
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,13 @@ class Report:
         tables: The first is drawn: a bar for each row, as long as the value in the column `drawn`.
         drawn: That column.
         notes: Lines below the tables.
+        failed: What is not as it has to be; None if all is.
     """
 
     tables: Sequence[Table]
     drawn: str
     notes: Sequence[str] = ()
+    failed: str | None = None
 
     def markdown(self) -> str:
         """Write all tables and notes."""
@@ -133,6 +140,13 @@ def hardware(device: str) -> str:
     return next(named, platform.processor() or platform.machine())
 
 
+def place(device: str) -> str:
+    """Name the folder of a device's results: by the card, or "cpu"."""
+    if torch.device(device).type != "cuda":
+        return torch.device(device).type
+    return re.sub(r"[^a-z0-9]+", "-", hardware(device).lower()).strip("-")
+
+
 def commit() -> str:
     """Name the commit that is checked out, and say if the package differs from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -151,8 +165,10 @@ def _version(package: str) -> str | None:
 
 
 def _draw(report: Report, about: str, path: Path) -> None:
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:  # a borrowed machine may lack it; the numbers are in the other two files
+        return
     table = report.tables[0]
     place = table.columns.index(report.drawn)
     bars = {name: values[place] for name, values in table.rows.items() if values[place] is not None}

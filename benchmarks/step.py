@@ -1,207 +1,251 @@
-"""Time and memory of a training step: bare, standard and cooperative, side by side."""
+"""What a training step costs in plain ones: the network alone is the yardstick of every variant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
 import torch
 
-from benchmarks.flops import OPTIONS, expected
-from benchmarks.measure import Measured, Step, Subject, alone, fits, largest, take_turns
+from benchmarks.interleaved import KEPT, Taken, apart, spread, take_turns_in_process
+from benchmarks.measure import Step
+from benchmarks.networks import LITTLE, LITTLE_UNETS, STEPPED, Row
+from benchmarks.parts import fractions
 from benchmarks.report import Options, Report, Table
-from benchmarks.subjects import MASKERS, Size, authors, bare, bare_unet, matmul, trained, trained_unet
+from benchmarks.variants import PLAIN, VARIANTS, Mode, Variant, build
 
-COLUMNS = ("seconds", "spread", "over bare", "over standard", "peak GB", "GFLOP/s", "of matmul")
-FORMATS = {"spread": "± {:.0%}", "GFLOP/s": "{:,.0f}", "of matmul": "{:.0%}"}
+COLUMNS = ("CPU s", "wall s", "plain steps", "spread", "allocator as it comes", "peak GB", "plain peaks")
+FORMATS = {"CPU s": "{:.3f}", "wall s": "{:.3f}", "spread": "± {:.0%}", "peak GB": "{:.3f}"}
+AGREE = 0.1
+"""Largest relative difference of a cost with the allocator as it comes at which it is shown as well."""
+
+
+@dataclass
+class Measured:
+    """What was measured of a network in one mode.
+
+    Args:
+        taken: By variant, with large blocks kept.
+        fresh: The same with the allocator as it comes; empty where that was not measured.
+        skipped: Why a variant was not measured.
+        parts: Fraction of the default step by its part.
+    """
+
+    taken: dict[str, Taken] = field(default_factory=dict)
+    fresh: dict[str, Taken] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def cost(self, name: str, device: torch.device, *, fresh: bool = False) -> float | None:
+        """Return how many plain steps a variant costs."""
+        taken = self.fresh if fresh else self.taken
+        if name not in taken or PLAIN not in taken:
+            return None
+        return median(taken[name].over(taken[PLAIN], device))
+
+    def memory(self, name: str) -> float | None:
+        """Return the peak of a variant over the plain step's."""
+        if name not in self.taken or PLAIN not in self.taken:
+            return None
+        return self.taken[name].peak / self.taken[PLAIN].peak
 
 
 def run(options: Options) -> Report:
-    """Measure at the paper's batch of 20 and at 4, with each mask alone, on a U-Net, and the authors' code if given."""
-    peaks = matmuls(options)
-    table = partial(_table, options=options, peaks=peaks)
-    if options.quick:
-        return Report([table("batch 2, 32²", steps(2, 32, options)), _peak_table(peaks)], drawn="seconds", notes=NOTES)
+    """Measure every network in every mode; eager float32 first, in case that time runs out."""
+    device = torch.device(options.device)
+    networks = [*LITTLE_UNETS, *LITTLE] if options.quick else STEPPED
+    left = deadline(options.seconds)
+    found: dict[tuple[str, str], Measured] = {}
+    for together in modes(options):
+        for row in networks:
+            for mode, one in measured(row, together, options, left).items():
+                found[row.name, mode] = one
+                print(_progress(row, mode, one, device), file=sys.stderr, flush=True)
+    usual = {row: found[row.name, str(Mode())] for row in networks}
+    costs = {_named(row): _all_costs(one, device) for row, one in usual.items()}
+    peaks = {_named(row): tuple(one.memory(name) for name in VARIANTS) for row, one in usual.items()}
+    by_name = {row.name: row for row in networks}
     tables = [
-        table("the paper's network, batch 20, 192²", steps(20, 192, options)),
-        table("the paper's network, batch 4, 192²", steps(4, 192, options)),
-        table("each mask alone, batch 20, 192²", masks(20, 192)),
-        table("variants, batch 20, 192²", variants(20, 192, options)),
-        table("options that change the numbers, batch 20, 192²", shortcuts(20, 192)),
-        table("smp Unet resnet34, batch 8, 192²", unets(8, 192)),
-        _peak_table(peaks),
+        Table("plain steps", ("plain s", *VARIANTS), costs, {"plain s": "{:.3f}"}),
+        Table("peak memory over a plain step's", (*VARIANTS,), peaks),
+        *(_details(by_name[name], mode, one, device) for (name, mode), one in found.items()),
+        *(_where(row, one, device) for row, one in usual.items() if one.parts),
     ]
-    if torch.device(options.device).type == "cuda":
-        tables.append(largest_batches(options, 192))
-    return Report(tables, drawn="seconds", notes=NOTES)
-
-
-def steps(images: int, side: int, options: Options) -> dict[str, Subject]:
-    """Return steps of the paper's network, and of the authors' code."""
-    size = Size(images=images, side=side)
-    plain, whole = images * expected("bare", side), images * expected("cooperative", side)
-    cooperative = partial(trained, kind="cooperative", **size)
-    subjects = {
-        "bare": Subject(partial(bare, **size), kept=0, flops=plain),
-        "bare, large blocks kept": Subject(partial(bare, **size), flops=plain),
-        "standard": Subject(partial(trained, kind="standard", **size), flops=images * expected("standard", side)),
-        "cooperative": Subject(cooperative, flops=whole),
-        "cooperative, allocator as it is": Subject(cooperative, kept=0, flops=whole),
-    }
-    if options.authors is not None:
-        path = str(options.authors)
-        for kind in ("standard", "cooperative"):
-            subjects[f"authors' {kind}"] = Subject(partial(authors, path=path, kind=kind, **size), kept=0)
-    return subjects
-
-
-def masks(images: int, side: int) -> dict[str, Subject]:
-    """Return cooperative steps with one kind of mask each."""
-    size = Size(images=images, side=side)
-    standard = Subject(partial(trained, kind="standard", **size), flops=images * expected("standard", side))
-    masked = {
-        name: Subject(
-            partial(trained, kind="cooperative", masker=name, **size),
-            flops=images * expected(f"cooperative, {name}", side),
-        )
-        for name in MASKERS
-    }
-    return {"standard": standard, **masked}
-
-
-def variants(images: int, side: int, options: Options) -> dict[str, Subject]:
-    """Return cooperative steps in other layouts and precisions; on a GPU also compiled, and recorded kernels."""
-    size = Size(images=images, side=side)
-    step = partial(trained, kind="cooperative", **size)
-    eager = partial(Subject, flops=images * expected("cooperative", side))
-    half = torch.bfloat16
-    subjects = {
-        "cooperative": eager(step),
-        "contiguous": eager(partial(step, channels_last=False)),
-        "bfloat16": eager(partial(step, precision=half), precision=half),
-    }
-    if torch.device(options.device).type != "cuda":
-        return subjects
-    plain = partial(Subject, flops=images * expected("bare", side))
-    tried = {
-        "compiled": eager(partial(step, compiled="default")),
-        "compiled, bfloat16": eager(partial(step, compiled="default", precision=half), precision=half),
-        "compiled, CUDA graphs": eager(partial(step, compiled="reduce-overhead")),
-        "bare": plain(partial(bare, **size)),
-        "bare, CUDA graph": plain(partial(bare, recorded=True, **size)),
-    }
-    return {**subjects, **tried}
-
-
-def shortcuts(images: int, side: int) -> dict[str, Subject]:
-    """Return cooperative steps with the options that make them cheaper and change the numbers."""
-    step = partial(trained, kind="cooperative", masker="targeted channels", images=images, side=side)
-    rows: dict[str, str] = {"cooperative": "cooperative, targeted channels", **{name: name for name in OPTIONS}}
-    return {
-        name: Subject(partial(step, options=OPTIONS.get(name)), flops=images * expected(counted, side))
-        for name, counted in rows.items()
-    }
-
-
-def unets(images: int, side: int) -> dict[str, Subject]:
-    """Return steps of a U-Net from a library."""
-    size = Size(images=images, side=side)
-    return {
-        "bare": Subject(partial(bare_unet, **size), kept=0),
-        "standard": Subject(partial(trained_unet, kind="standard", **size)),
-        "cooperative": Subject(partial(trained_unet, kind="cooperative", **size)),
-    }
-
-
-def largest_batches(options: Options, side: int) -> Table:
-    """Find how many images fit into the memory of a GPU."""
-    device, step = torch.device(options.device), partial(trained, side=side)
-    builds = {
-        "bare": partial(bare, side=side),
-        "standard": partial(step, kind="standard"),
-        "cooperative": partial(step, kind="cooperative"),
-        "cooperative, bfloat16": partial(step, kind="cooperative", precision=torch.bfloat16),
-    }
-    rows = {name: (_largest_batch(build, device),) for name, build in builds.items()}
-    return Table(f"largest batch that fits, {side}²", ("images",), rows, {"images": "{:,}"})
-
-
-def _largest_batch(build: Callable[..., Step], device: torch.device) -> int:
-    return largest(lambda images: fits(partial(build, images=images), device))
-
-
-def matmuls(options: Options) -> dict[torch.dtype, float]:
-    """Return the operations in a second that products of large matrices reach, by precision."""
-    side = 256 if options.quick else 8192 if torch.device(options.device).type == "cuda" else 2048
-    peaks = {}
-    for precision in (torch.float32, torch.bfloat16):
-        build = partial(matmul, side=side, precision=precision)
-        one = alone(build, device=options.device, threads=options.threads, repeats=options.repeats)
-        peaks[precision] = 2 * side**3 / min(one.seconds)
-    return peaks
+    return Report(tables, drawn="default", notes=[*NOTES, *_reasons(found)])
 
 
 NOTES = (
-    "Every subject has a process of its own, and they take turns; medians of wall time, and half the range of the "
-    "middle half. *Bare* is plain PyTorch: encoder, decoupler, segmentation decoder, cross entropy and Adam, "
-    "contiguous, with the allocator as it is. The others are `channels_last`, and call `tune_allocator` on a CPU, as "
-    "the cardiac example does. *bfloat16* is autocast to it, which changes the numbers. Peak: most bytes over those "
-    "before the first step, resident ones on a CPU.",
-    "*GFLOP/s* is the arithmetic of convolutions that `flops` works out, a mean over the paper's masks, by the median "
-    "time; *of matmul* is its share of what a product of large matrices reaches at the same precision, with TF32 where "
-    "convolutions may use it.",
-    "*CUDA graph*: all kernels of the step are recorded once and launched together. A cooperative step draws its kind "
-    "of mask on the host, so that only the parts between can be recorded, as `torch.compile` does. What does not run "
-    "is named with its error.",
+    "A step is forward, loss and backward, without an optimizer. *Plain* is the network alone with its cross entropy; "
+    "the others are `cooperative_backward` of a `CooperativeModel` made as `benchmarks/variants.py` says. All have the "
+    "same weights and images, are `channels_last` in 2-D, and take turns in one process. Costs are medians of the "
+    "quotients of each round, in the processor's time, or on the clock on a GPU; *spread* is half the range of their "
+    "middle half.",
+    "Large blocks of memory are kept, by the plain step and the others alike. *Allocator as it comes*: the same costs "
+    "with malloc as the system has it, in a process of their own; shown only where it agrees within a tenth.",
+    "*Peak*: most bytes that a step allocates at a time, over what is held as it begins: weights and the batch.",
+    "*Where the time goes*: from a profile of the default step; a backward operation belongs to the part that computed "
+    "its forward one. *Pass* is the network's own forward pass, *saliency* what is derived apart from the backward "
+    "pass, *rest* what is in no part.",
 )
 
 
-def _table(
-    title: str, subjects: Mapping[str, Subject], *, options: Options, peaks: Mapping[torch.dtype, float]
-) -> Table:
-    working, failed = tried(subjects, options)
-    measured = take_turns(working, device=options.device, threads=options.threads, repeats=options.repeats)
-    rows = {
-        name: (
-            one.median,
-            one.spread,
-            _over("bare", one, measured),
-            _over("standard", one, measured),
-            one.peak / 1e9,
-            *_rate(subjects[name], one, peaks),
+def modes(options: Options) -> list[list[Mode]]:
+    """Return how steps are computed, those together that share a process.
+
+    In float32, on a GPU in bfloat16 as well; compiled too on a GPU, or if asked for, each by itself.
+    """
+    cuda = torch.device(options.device).type == "cuda"
+    eager = [Mode(), Mode(torch.bfloat16)] if cuda else [Mode()]
+    compiled = [Mode(one.precision, compiled=True) for one in eager] if cuda or options.compiled else []
+    return [eager, *([one] for one in compiled)]
+
+
+def names(device: torch.device) -> list[str]:
+    """Return what is measured on a device: every variant, or on a GPU, which is borrowed for minutes, the main ones."""
+    return [PLAIN, "default", "two passes"] if device.type == "cuda" else [PLAIN, *VARIANTS]
+
+
+def deadline(seconds: float | None) -> Callable[[], float | None]:
+    """Return what tells how many seconds are left; None for as many as it takes."""
+    end = time.monotonic() + (seconds or 0)
+    return lambda: None if seconds is None else end - time.monotonic()
+
+
+# In a process of its own ------------------------------------------------------------------------------------------
+
+
+def measured(row: Row, together: list[Mode], options: Options, left: Callable[[], float | None]) -> dict[str, Measured]:
+    """Measure a network in processes of their own: one that keeps large blocks, and on the CPU one that doesn't."""
+
+    def ask(kept: int) -> dict[str, Measured]:
+        seconds = left()
+        if seconds is not None and seconds < 5:
+            raise TimeoutError("No time was left.")
+        answer: dict[str, Measured] = apart(
+            in_process, row, together, options, kept > 0, threads=options.threads, kept=kept, seconds=seconds
         )
-        for name, one in measured.items()
+        return answer
+
+    cpu = torch.device(options.device).type == "cpu"
+    try:
+        found = ask(KEPT)
+    except (TimeoutError, RuntimeError) as error:
+        skipped = dict.fromkeys(names(torch.device(options.device)), first_line(error))
+        return {str(mode): Measured(skipped=skipped) for mode in together}
+    if cpu and not together[0].compiled:
+        with suppress(TimeoutError):
+            for mode, one in ask(0).items():
+                found[mode].fresh = one.taken
+    return found
+
+
+def in_process(row: Row, together: list[Mode], options: Options, parts: bool) -> dict[str, Measured]:
+    """Measure a network's variants in some modes, one mode after the other."""
+    device = torch.device(options.device)
+    return {
+        str(mode): _in_turns(row, mode, device, options.repeats, parts and device.type == "cpu") for mode in together
     }
-    missing = {f"{name}: {error}": (None,) * len(COLUMNS) for name, error in failed.items()}
-    return Table(title, COLUMNS, {**rows, **missing}, FORMATS)
 
 
-def tried(subjects: Mapping[str, Subject], options: Options) -> tuple[dict[str, Subject], dict[str, str]]:
-    """Return the subjects that run, and the errors of those that don't, of what depends on compilers and drivers."""
-    working, failed = {}, {}
-    for name, subject in subjects.items():
-        if name.startswith("compiled") or name.endswith("CUDA graph"):
-            try:
-                alone(subject.build, device=options.device, threads=options.threads, repeats=1)
-            except Exception as error:
-                failed[name] = type(error).__name__
-                continue
-        working[name] = subject
-    return working, failed
+def _in_turns(row: Row, mode: Mode, device: torch.device, repeats: int, parts: bool) -> Measured:
+    """Build every variant that there is, let them take turns, and look where the time of the default goes."""
+    built: dict[str, Variant] = {}
+    skipped: dict[str, str] = {}
+    for name in names(device):
+        try:
+            built[name] = build(row, name, device, mode)
+            _run_first(built[name].step, row, name, device, mode)
+        except Exception as error:
+            built.pop(name, None)
+            skipped[name] = first_line(error)
+    steps: dict[str, Step] = {name: variant.step for name, variant in built.items()}
+    taken = take_turns_in_process(steps, device, repeats)
+    taken = {name: one.shared(built[name].count) for name, one in taken.items()}
+    default = built.get("default")
+    if not parts or mode.compiled or default is None or default.model is None:
+        return Measured(taken, {}, skipped)
+    return Measured(taken, {}, skipped, fractions(default.model, default.step))
 
 
-def _rate(subject: Subject, one: Measured, peaks: Mapping[torch.dtype, float]) -> tuple[float | None, float | None]:
-    """Return operations in a second, in billions, and their share of the peak."""
-    if subject.flops is None:
-        return None, None
-    rate = subject.flops / one.median
-    return rate / 1e9, rate / peaks[subject.precision]
+def _run_first(step: Step, row: Row, name: str, device: torch.device, mode: Mode) -> None:
+    """Run the first step; compiled, see that it computes what it does otherwise."""
+    loss = float(step())
+    if not mode.compiled:
+        return
+    expected = float(build(row, name, device, Mode(mode.precision)).step())
+    if abs(loss - expected) > 0.02 * abs(expected):
+        raise ValueError(f"compiled, the loss is {loss:.4f}, and {expected:.4f} otherwise")
 
 
-def _peak_table(peaks: Mapping[torch.dtype, float]) -> Table:
-    rows = {str(precision).removeprefix("torch."): (peak / 1e9,) for precision, peak in peaks.items()}
-    return Table("product of large matrices", ("GFLOP/s",), rows, {"GFLOP/s": "{:,.0f}"})
+def first_line(error: BaseException) -> str:
+    """Say what went wrong in one line."""
+    said = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    return text.replace("|", "/")[:200]
 
 
-def _over(yardstick: str, one: Measured, measured: Mapping[str, Measured]) -> float | None:
-    return one.median / measured[yardstick].median if yardstick in measured else None
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _named(row: Row) -> str:
+    return f"{row.name}, {row.size}"
+
+
+def _all_costs(one: Measured, device: torch.device) -> tuple[float | None, ...]:
+    plain = one.taken.get(PLAIN)
+    return (
+        None if plain is None else median(plain.seconds(device)),
+        *(one.cost(name, device) for name in VARIANTS),
+    )
+
+
+def _details(row: Row, mode: str, one: Measured, device: torch.device) -> Table:
+    rows: dict[str, tuple[Any, ...]] = {}
+    for name, taken in one.taken.items():
+        over = taken.over(one.taken[PLAIN], device) if PLAIN in one.taken else None
+        rows[name] = (
+            median(taken.cpu),
+            median(taken.wall),
+            one.cost(name, device),
+            None if over is None else spread(over),
+            _agreeing(one, name, device),
+            taken.peak / 1e9,
+            one.memory(name),
+        )
+    rows |= {f"{name}: not measured": (None,) * len(COLUMNS) for name in one.skipped}
+    return Table(f"{_named(row)}, {mode}", COLUMNS, rows, FORMATS)
+
+
+def _agreeing(one: Measured, name: str, device: torch.device) -> float | None:
+    kept, fresh = one.cost(name, device), one.cost(name, device, fresh=True)
+    return fresh if kept is not None and fresh is not None and abs(fresh - kept) <= AGREE * kept else None
+
+
+def _where(row: Row, one: Measured, device: torch.device) -> Table:
+    cost = one.cost("default", device)
+    rows = {name: (part, None if cost is None else part * cost) for name, part in one.parts.items()}
+    return Table(
+        f"where the time of the default goes, {_named(row)}",
+        ("of the step", "plain steps"),
+        rows,
+        {"of the step": "{:.1%}"},
+    )
+
+
+def _reasons(found: Mapping[tuple[str, str], Measured]) -> Iterator[str]:
+    said: dict[str, list[str]] = {}
+    for (network, mode), one in found.items():
+        for name, reason in one.skipped.items():
+            said.setdefault(f"*{name}* was not measured ({reason})", []).append(f"{network} in {mode}")
+    yield from (f"{reason}: {'; '.join(places)}." for reason, places in said.items())
+
+
+def _progress(row: Row, mode: str, one: Measured, device: torch.device) -> str:
+    costs = {name: one.cost(name, device) for name in one.taken}
+    shown = ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items() if cost is not None)
+    return f"{_named(row)}, {mode}: {shown or next(iter(one.skipped.values()), 'nothing')}"

@@ -16,6 +16,7 @@ from benchmarks.measure import Step
 from latentaug import (
     FTN,
     CooperativeModel,
+    HardExamples,
     Masker,
     RandomChannelMask,
     ShapePrior,
@@ -27,6 +28,10 @@ from latentaug import (
 from latentaug.nets.blocks import DownBlock, UpBlock
 
 CLASSES = 4
+HEADS: dict[str, Any] = (
+    {"reconstruction": True, "shape_prior": True} if "mix" in HardExamples.__dataclass_fields__ else {}
+)
+"""Arguments of `CooperativeModel` that put both heads beside any network."""
 BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
 MASKERS: dict[str, type[Masker]] = {
     "random channels": RandomChannelMask,
@@ -57,11 +62,6 @@ def bare(device: torch.device, *, images: int, side: int, recorded: bool = False
     network = FTN(num_classes=CLASSES)
     del network.image_decoder
     return _plain(device, network, *batch(device, images, (side, side)), recorded=recorded)
-
-
-def bare_unet(device: torch.device, *, images: int, side: int) -> Step:
-    """Train a U-Net of segmentation-models-pytorch in plain PyTorch."""
-    return _plain(device, _unet(), *batch(device, images, (side, side)))
 
 
 def trained(
@@ -99,12 +99,6 @@ def compile_parts(model: CooperativeModel, **options: Any) -> None:
         part.compile(**options)
 
 
-def trained_unet(device: torch.device, *, kind: str, images: int, side: int) -> Step:
-    """Train a U-Net of segmentation-models-pytorch by a standard or a cooperative step."""
-    model, inputs, labels = cooperative_model(device, _unet(), images, (side, side))
-    return training_step(model.to(memory_format=torch.channels_last), inputs, labels, kind)
-
-
 def trained_volume(device: torch.device, *, kind: str, side: int, checkpointed: bool = False) -> Step:
     """Train MONAI's 3-D U-Net on one cubic patch."""
     return training_step(*volume_model(device, side=side, checkpointed=checkpointed), kind)
@@ -114,7 +108,7 @@ def volume_model(device: torch.device, *, side: int, checkpointed: bool) -> tupl
     """Put the two heads beside MONAI's 3-D U-Net; return the model with a cubic patch for it."""
     nets = import_module("monai.networks.nets")
     unet = nets.UNet(3, 1, CLASSES, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
-    model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side))
+    model, inputs, labels = cooperative_model(device, unet, 1, (side, side, side), **HEADS)
     if checkpointed:
         model.checkpointed = (*_levels("model.model", 4), *_head_blocks(model))
     return model, inputs, labels
@@ -182,14 +176,8 @@ def cooperative_model(
     return model, inputs, labels
 
 
-def _unet() -> nn.Module:
-    library = import_module("segmentation_models_pytorch")
-    unet: nn.Module = library.Unet("resnet34", encoder_weights=None, in_channels=1, classes=CLASSES)
-    return unet
-
-
 def _plain(device: torch.device, network: nn.Module, inputs: Tensor, labels: Tensor, *, recorded: bool = False) -> Step:
-    network.to(device)
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, capturable=recorded)
 
     def step() -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import latentaug
-from benchmarks.replay import LITTLE, TRAINED, Row, objective, prepared, timed
+from benchmarks.networks import LITTLE, UNETS, Row
+from benchmarks.replay import objective, prepared, timed
 from benchmarks.report import Options, Report, Table
 from latentaug import (
     Adversarial,
@@ -26,7 +27,6 @@ from latentaug import (
     tune_allocator,
 )
 
-SIZES = TRAINED[:2]
 BASES = {LatentTransform, Masker, Adversarial, Compose, OneOf, RandomApply}
 COLUMNS = ("where", "how", "step", "replays", "expected")
 FORMATS = {"step": "{:.3f}", "expected": "{:.2f}"}
@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
     torch.set_num_threads(options.threads)
     if options.device == "cpu":
         tune_allocator(2**30)
-    tables = [measure(row, options) for row in (LITTLE if options.quick else SIZES)]
+    tables = [measure(row, options) for row in (LITTLE if options.quick else UNETS)]
     return Report(tables, drawn="step", notes=NOTES)
 
 

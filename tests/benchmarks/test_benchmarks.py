@@ -12,8 +12,8 @@ from benchmarks.__main__ import PARTS, main
 from benchmarks.flops import OPTIONS, by_hand, count, count_option, expected
 from benchmarks.measure import Measured, Step, Subject, fits, largest, take_turns
 from benchmarks.memory import follow, kept
-from benchmarks.report import Options, Report, Table, write
-from benchmarks.step import _table, masks, matmuls, shortcuts, steps, unets, variants
+from benchmarks.paper import _table, masks, matmuls, shortcuts, steps, variants
+from benchmarks.report import Options, Report, Table, place, write
 from benchmarks.subjects import MASKERS, Size, authors, bare, compile_parts, cooperative_model, trained
 from latentaug import FTN, cooperative_backward
 
@@ -22,7 +22,7 @@ QUICK = ["--quick", "--repeats", "1", "--threads", "1", "--device", "cpu"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", sorted({*PARTS} - {"step"}))
+@pytest.mark.parametrize("part", sorted({*PARTS} - {"paper"}))
 def test_every_part_runs_and_writes_its_results(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([part, *QUICK, "--output", str(tmp_path)]) == 0
     written = json.loads((tmp_path / f"{part}.json").read_text())
@@ -36,7 +36,7 @@ def test_every_part_runs_and_writes_its_results(part: str, tmp_path: Path, capsy
     assert (tmp_path / f"{part}.png").stat().st_size > 1000
 
 
-STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **shortcuts(2, 64), **unets(2, 64)}
+STEPS = {**masks(2, 32), **variants(2, 32, Options("cpu", 1, 1)), **shortcuts(2, 64)}
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_every_subject_can_be_built_and_run(name: str) -> None:
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["stepp"])
-    assert "no part stepp; there are step, memory" in capsys.readouterr().err
+    assert "no part stepp; there are step, paper" in capsys.readouterr().err
 
 
 class TestCounts:
@@ -194,6 +194,23 @@ class TestMeasuring:
         assert Measured([1.0, 2.0, 3.0, 4.0, 100.0], peak=0).spread == pytest.approx((4 - 2) / 2 / 3)
 
 
+def test_what_is_not_as_it_has_to_be_is_said_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    report = Report([Table("t", ("a",), {"x": (1.0,)})], drawn="a", failed="it waited")
+    monkeypatch.setattr("benchmarks.flops.run", lambda options: report)
+    assert main(["flops", *QUICK, "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "flops: it waited\n"
+    assert (tmp_path / "flops.md").exists()
+
+
+def test_results_lie_where_the_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place("cpu") == "cpu"
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA GeForce RTX 3090 (24 GB)")
+    assert place("cuda") == "nvidia-geforce-rtx-3090-24-gb"
+
+
 def test_missing_values_are_blank_in_a_table_and_not_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     table = Table("t", ("a", "b"), {"x": (1.0, None), "y": (2.0, 0.5)}, {"b": "{:.0%}"})
@@ -249,8 +266,8 @@ def checkout(tmp_path: Path) -> Path:
 def test_the_authors_code_is_timed_beside_ours(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["step", *QUICK, "--authors", str(checkout), "--output", str(tmp_path / "results")]) == 0
-    rows = json.loads((tmp_path / "results" / "step.json").read_text())["tables"][0]["rows"]
+    assert main(["paper", *QUICK, "--authors", str(checkout), "--output", str(tmp_path / "results")]) == 0
+    rows = json.loads((tmp_path / "results" / "paper.json").read_text())["tables"][0]["rows"]
     assert {"bare", "standard", "cooperative", "authors' standard", "authors' cooperative"} <= rows.keys()
 
 
