@@ -16,7 +16,6 @@ from benchmarks.measure import Step
 from latentaug import (
     FTN,
     CooperativeModel,
-    HardExamples,
     Masker,
     RandomChannelMask,
     ShapePrior,
@@ -28,9 +27,7 @@ from latentaug import (
 from latentaug.nets.blocks import DownBlock, UpBlock
 
 CLASSES = 4
-HEADS: dict[str, Any] = (
-    {"reconstruction": True, "shape_prior": True} if "mix" in HardExamples.__dataclass_fields__ else {}
-)
+HEADS: dict[str, Any] = {"reconstruction": True, "shape_prior": True}
 """Arguments of `CooperativeModel` that put both heads beside any network."""
 BACKWARD = {"standard": standard_backward, "cooperative": cooperative_backward}
 MASKERS: dict[str, type[Masker]] = {

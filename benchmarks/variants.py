@@ -20,8 +20,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "image decoder": {"reconstruction": True, "hard": {"mix": 0.5}},
     "shape prior": {"shape_prior": True},
-    "every second batch": {"hard": {"every": 2}},
-    "two passes": {"reconstruction": True, "shape_prior": True},
+    "every batch": {"hard": {"every": 1}},
+    "two passes": {
+        "reconstruction": True,
+        "shape_prior": True,
+        "hard": {"every": 1, "noise": 0.05, "separate": False, "separate_decoder": False},
+    },
 }
 """Arguments of `CooperativeModel` by the names of the columns; those of "hard" are arguments of `HardExamples`."""
 
@@ -69,7 +73,7 @@ def build(row: Row, name: str, device: torch.device, mode: Mode = Mode()) -> Var
         return Variant(_plain(_placed(network, row), images, labels, mode))
     given = arguments(VARIANTS[name])
     model = CooperativeModel(network, num_classes=CLASSES, example=images[:2], **given)
-    count = getattr(given.get("hard"), "every", 1)
+    count = model.maker.every
     return Variant(_cooperative(_placed(model, row), images, labels, mode, count), model, count)
 
 

@@ -25,7 +25,8 @@ Layers: TypeAlias = Layer | Sequence[Layer]
 
 
 HALF = 0.5
-"""Resolution of the image decoders that are made: what they change in an image is smooth, and they cost a quarter."""
+"""Resolution of the heads that are made: what an image decoder changes in an image is smooth, what a shape prior corrects
+is large, and they cost a quarter."""
 
 
 class Declaration(NamedTuple):
@@ -62,10 +63,10 @@ def new_reconstruction_head(
     )
 
 
-def new_shape_prior(num_classes: int, example: Tensor) -> ShapePrior:
+def new_shape_prior(num_classes: int, example: Tensor, scale: float = 1.0) -> ShapePrior:
     """Size the prior so that its code has about the paper's grid, 12 sites along the longest axis."""
-    depth = max(1, round(math.log2(max(example.shape[2:]) / 12)))
-    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2)
+    depth = max(1, round(math.log2(scale * max(example.shape[2:]) / 12)))
+    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, scale=scale)
 
 
 def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:

@@ -13,6 +13,7 @@ from latentaug.augment.base import LatentTransform
 from latentaug.checks import called_on_example, whole
 from latentaug.cooperative.arguments import Expected, check_decoder, check_model
 from latentaug.cooperative.build import (
+    HALF,
     ImageRange,
     Layers,
     check_decoder_range,
@@ -101,7 +102,7 @@ class CooperativeModel(nn.Module):
         reconstruction: The image decoder: True for a head at half of the images' resolution; False for none; or a
             module (code, size) -> images of your own, called with a smaller size if it has a `scale` below 1. Default
             None: what the model declares, or none.
-        shape_prior: True for one that fits; False for none; or a `ShapePrior` of your own. Default None: one for a
+        shape_prior: True for one that fits, at half of the images' resolution; False for none; or a `ShapePrior` of your own. Default None: one for a
             model that declares its codes, none for any other. Without one, "refined" is the model's own segmentation.
         logits: Callable that returns the logits, or a list of them, from what the model returns. Default: a tensor,
             "out" and "aux", "logits", or all that fit in a list or tuple. Under deep supervision all enter the
@@ -174,7 +175,8 @@ class CooperativeModel(nn.Module):
             given = placed_like(new_reconstruction_head(found.image, example, self._image_range), model, example)
         self.reconstruction_head = given
         if shape_prior is True or (shape_prior is None and declaration(model) is not None):
-            shape_prior = placed_like(new_shape_prior(num_classes, example), model, example)
+            scale = 1.0 if declaration(model) is not None else HALF
+            shape_prior = placed_like(new_shape_prior(num_classes, example, scale), model, example)
         self.shape_prior: ShapePrior | None = shape_prior if isinstance(shape_prior, nn.Module) else None
         self.objective = Objective(weights, loss, ignore_index, replays=not decodes)
         if self.reconstruction is not None:

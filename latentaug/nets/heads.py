@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latentaug.checks import number, shown, whole
 from latentaug.layout import CHANNELS_FIRST, Layout
@@ -92,8 +93,7 @@ class ReconstructionHead(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < number("scale", scale) <= 1:
-            raise ValueError(f"scale must be above 0, and 1 at most; got {scale}.")
+        _check_scale(scale)
         for name, value in (("channels", channels), ("out_channels", out_channels), ("width", width)):
             whole(name, value)
         as_image_range(image_range)
@@ -167,6 +167,8 @@ class ShapePrior(nn.Module):
         depth: Number of times that the size is halved.
         spatial_dims: 1, 2 or 3.
         temperature: What `refine` divides logits by, so that the prior sees soft predictions.
+        scale: Resolution that shapes are corrected at, in (0, 1]: probabilities are averaged down to it, and the logits
+            interpolated up again. Half costs a quarter in 2-D.
 
     Shape:
         probabilities: [B, num_classes, *S], any S.   output: logits of the same shape.
@@ -194,20 +196,27 @@ class ShapePrior(nn.Module):
         depth: int = 4,
         spatial_dims: int = 2,
         temperature: float = 2.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_scale(scale)
         for name, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
             whole(name, value)
         check_spatial_dims(spatial_dims)
         number("temperature", temperature, above=0)
         self.num_classes = num_classes
         self.temperature = temperature
+        self.scale = scale
         self.encoder = Encoder(num_classes, width, depth, spatial_dims)
         self.decoder = Decoder(8 * width, num_classes, [(2,) * spatial_dims] * depth, width, spatial_dims)
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Return the logits of the corrected segmentation, at the size of the input and in this module's precision."""
-        return crop(self.decoder(self.encoder(_in_precision_of(self, probabilities))), probabilities.shape[2:])
+        size, given = probabilities.shape[2:], _in_precision_of(self, probabilities)
+        if self.scale != 1:
+            smaller = [max(1, round(self.scale * n)) for n in size]
+            given = F.interpolate(given, smaller, mode="area")
+        return resize(crop(self.decoder(self.encoder(given)), given.shape[2:]), size)
 
     def refine(self, logits: Tensor) -> Tensor:
         """Correct the segmentation that `logits` stand for, made softer by the temperature."""
@@ -216,7 +225,19 @@ class ShapePrior(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
-        return f"num_classes={self.num_classes}, temperature={self.temperature}"
+        scale = "" if self.scale == 1 else f", scale={self.scale}"
+        return f"num_classes={self.num_classes}, temperature={self.temperature}{scale}"
+
+
+def _check_scale(scale: float) -> None:
+    """Check the resolution that a head works at.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not in (0, 1].
+    """
+    if not 0 < number("scale", scale) <= 1:
+        raise ValueError(f"scale must be above 0, and 1 at most; got {scale}.")
 
 
 def _in_precision_of(head: nn.Module, tensor: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def test_heads_are_sized_by_the_example() -> None:
     assert coop.reconstruction.image_range == (-1, 1)
     assert coop.reconstruction(torch.rand(1, 16, 24, 24), (48, 48)).shape == (1, 2, 48, 48)
     assert coop.shape_prior is not None
-    assert len(coop.shape_prior.encoder.blocks) == 3  # a grid of 12 x 12, as in the paper
+    assert len(coop.shape_prior.encoder.blocks) == 2  # a grid of 12 x 12, as in the paper, at half the resolution
     doubled = CooperativeModel(model.double(), num_classes=3, example=images.double(), codes="bottleneck", **heads)
     assert {parameter.dtype for parameter in doubled.parameters()} == {torch.float64}
 

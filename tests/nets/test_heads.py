@@ -158,3 +158,20 @@ def test_repr_shows_what_the_submodules_do_not() -> None:
     head = ReconstructionHead(8, 1, (4, 4), width=1, layout=CHANNELS_LAST)
     assert "stride=(4, 4), image_range=(0.0, 1.0), layout=channels last" in repr(head)
     assert "num_classes=3, temperature=2.0" in repr(ShapePrior(3, width=1, depth=1))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_a_prior_of_half_the_resolution_returns_logits_of_the_whole(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    prior = ShapePrior(3, width=2, depth=2, scale=0.5)
+    seen: list[torch.Size] = []
+    prior.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    logits = torch.randn(2, 3, *size)
+    assert prior.refine(logits).shape == logits.shape
+    assert [tuple(shape[2:]) for shape in seen] == [tuple(round(n / 2) for n in size)]
+
+
+def test_a_head_of_a_smaller_scale_decodes_smaller_images() -> None:
+    head = ReconstructionHead(8, 1, (8, 8), scale=0.5)
+    assert head(torch.rand(2, 8, 4, 6), (16, 24)).shape == (2, 1, 16, 24)
+    assert len(head.decoder.blocks) == 2
