@@ -25,8 +25,8 @@ Layers: TypeAlias = Layer | Sequence[Layer]
 
 
 HALF = 0.5
-"""Resolution of the heads that are made: what an image decoder changes in an image is smooth, what a shape prior corrects
-is large, and they cost a quarter."""
+"""Resolution of the heads that are made: what an image decoder changes in an image is smooth, what a shape prior
+corrects is large, and they cost a quarter."""
 
 
 class Declaration(NamedTuple):

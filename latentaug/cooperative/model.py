@@ -102,8 +102,9 @@ class CooperativeModel(nn.Module):
         reconstruction: The image decoder: True for a head at half of the images' resolution; False for none; or a
             module (code, size) -> images of your own, called with a smaller size if it has a `scale` below 1. Default
             None: what the model declares, or none.
-        shape_prior: True for one that fits, at half of the images' resolution; False for none; or a `ShapePrior` of your own. Default None: one for a
-            model that declares its codes, none for any other. Without one, "refined" is the model's own segmentation.
+        shape_prior: True for one that fits, at half of the images' resolution; False for none; or a `ShapePrior` of
+            your own. Default None: one for a model that declares its codes, at their resolution, and none for any
+            other. Without one, "refined" is the model's own segmentation.
         logits: Callable that returns the logits, or a list of them, from what the model returns. Default: a tensor,
             "out" and "aux", "logits", or all that fit in a list or tuple. Under deep supervision all enter the
             segmentation losses, each by its resolution, and the finest that passes through the codes is the

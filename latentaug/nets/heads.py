@@ -97,7 +97,7 @@ class ReconstructionHead(nn.Module):
         for name, value in (("channels", channels), ("out_channels", out_channels), ("width", width)):
             whole(name, value)
         as_image_range(image_range)
-        self.stride = tuple(scale * step for step in stride)
+        self.stride = tuple(stride) if scale == 1 else tuple(scale * step for step in stride)
         self.scale = scale
         self.image_range = image_range
         self.layout = layout
@@ -135,7 +135,8 @@ class ReconstructionHead(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
-        return f"stride={self.stride}, scale={self.scale}, image_range={self.image_range}, layout={self.layout}"
+        scale = "" if self.scale == 1 else f"scale={self.scale}, "
+        return f"stride={self.stride}, {scale}image_range={self.image_range}, layout={self.layout}"
 
 
 def as_image_range(image_range: object) -> tuple[float, float] | None:

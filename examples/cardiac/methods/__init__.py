@@ -6,10 +6,11 @@ from cardiac.methods.ablations import ABLATIONS
 from cardiac.methods.compared import COMPARED
 from cardiac.methods.latent import LATENT
 from cardiac.methods.method import Method
+from cardiac.methods.wrapped import WRAPPED
 
 __all__ = ["GROUPS", "METHODS", "Method", "chosen"]
 
-METHODS: Mapping[str, Method] = {**COMPARED, **ABLATIONS, **LATENT}
+METHODS: Mapping[str, Method] = {**COMPARED, **ABLATIONS, **LATENT, **WRAPPED}
 """All methods by their names, in the order of the table."""
 
 _NAMES = (*METHODS,)
@@ -17,6 +18,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "main": (*COMPARED,),
     "table2": _NAMES[_NAMES.index("cooperative") : _NAMES.index("separate") + 1],
     "latent": (*LATENT,),
+    "wrapped": (*WRAPPED,),
     "all": (*COMPARED, *ABLATIONS),
 }
 """Several methods by one name; `all` are those that train any network."""

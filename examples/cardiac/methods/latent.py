@@ -6,31 +6,15 @@ Layers are called as in ResNet encoders of segmentation-models-pytorch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cardiac.methods.method import Method
 from cardiac.methods.steps import plain_backward
-from latentaug import (
-    DSU,
-    DropBlock,
-    HardExamples,
-    LatentTransform,
-    MixStyle,
-    PermutedStyle,
-    RandomApply,
-    RandomChannelMask,
-    cooperative_backward,
-)
+from latentaug import DSU, DropBlock, LatentTransform, MixStyle, RandomApply, RandomChannelMask
 
 
 def in_one_pass(title: str, reference: str, latent: Mapping[str, LatentTransform]) -> Method:
     """Return the method that trains the network alone, with its codes changed on the way."""
     return Method(title, reference, plain_backward, latent=latent, heads=False, reconstructs=False, refines=False)
-
-
-def by_itself(title: str, *, reconstructs: bool = False, **options: Any) -> Method:
-    """Return the method of `CooperativeModel` as it is by default, of a network that is not the paper's."""
-    return Method(title, "", cooperative_backward, options, heads=False, reconstructs=reconstructs, refines=False)
 
 
 def at_levels(*levels: int, transform: LatentTransform) -> dict[str, LatentTransform]:
@@ -62,20 +46,5 @@ LATENT: Mapping[str, Method] = {
         "after Tompson et al., CVPR 2015, arXiv:1411.4280",
         at_levels(1, 2, 3, 4, transform=RandomApply(RandomChannelMask((0, 0.5)))),
     ),
-    "default": by_itself("the network alone, and its replay from masked levels of its encoder, in every third batch"),
-    "hard-codes": by_itself(
-        "the network alone, and its replay from masked levels of its encoder, in every batch",
-        hard=HardExamples(every=1),
-    ),
-    "hard-styles": by_itself(
-        "the network alone, and its replay from levels in the style of other samples, in every third batch",
-        augment=PermutedStyle(),
-    ),
-    "mixed": by_itself(
-        "hard images, of an image decoder at half the resolution, in the place of half of the batch",
-        hard=HardExamples(mix=0.5),
-        reconstruction=True,
-        reconstructs=True,
-    ),
 }
-"""Methods that cost little more than the network alone."""
+"""Methods that cost about as much as the network alone."""

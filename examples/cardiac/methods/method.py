@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cardiac.data.readers import DataError
+from cardiac.methods.network import HEADS
 from latentaug import (
     CooperativeModel,
     CooperativeOutput,
@@ -68,7 +69,7 @@ class Method:
         if not self.heads:
             return {**self.options, "hard": replace(given, noise=NOISE)}
         fixed = {one.name: getattr(given, one.name) for one in fields(given) if getattr(given, one.name) != one.default}
-        return {"reconstruction": True, "shape_prior": True, **self.options, "hard": replace(PAPER, **fixed)}
+        return {**HEADS, **self.options, "hard": replace(PAPER, **fixed)}
 
     def backward(
         self,

@@ -14,6 +14,8 @@ from latentaug import FTN, CooperativeModel
 
 CLASSES = 1 + len(STRUCTURES)
 PAPERS = "FTN"
+HEADS: Mapping[str, Any] = {"reconstruction": True, "shape_prior": True}
+"""Arguments of `CooperativeModel` that put the paper's two heads beside any network."""
 
 
 class Sizes(Protocol):
@@ -91,6 +93,8 @@ class Network:
         network = self._network(sizes)
         example = torch.zeros(2, 1, sizes.side, sizes.side)
         codes = {"image": self.image_code, "shape": [*self.layers] or None}
+        if not options.get("reconstruction") and self.name != PAPERS:
+            del codes["image"]  # images are not decoded
         named = {name: code for name, code in codes.items() if code is not None}
         try:
             return CooperativeModel(

@@ -10,7 +10,7 @@ import torch
 from cardiac.data.cache import Cache, user_cache
 from cardiac.data.readers import DataError
 from cardiac.methods import METHODS
-from cardiac.methods.network import Network
+from cardiac.methods.network import HEADS, Network
 from cardiac.run.arguments import as_flags, choose_network, describe, find, preset_of
 from cardiac.run.configuration import to_toml
 from cardiac.run.memory import memory_advice
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, command: str) -> Outputs:
     if options.resume and not any(outputs.is_begun(*each) for each in wanted):
         raise DataError(f"--resume: {outputs.folder} has nothing to go on from. Correct --output, or leave it out.")
     if todo := [each for each in wanted if not outputs.is_done(*each)]:
-        model = network.build(preset, {})  # what can't be built shows before anything is read
+        model = network.build(preset, HEADS)  # what can't be built shows before anything is read
         for method in options.methods:
             METHODS[method].see_that_it_fits(method, model)
         cache = Cache(None if options.no_cache else options.cache or user_cache() / "frames")

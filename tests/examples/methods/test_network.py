@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cardiac.data.readers import DataError
-from cardiac.methods.network import Network
+from cardiac.methods.network import HEADS, Network
 from cardiac.run.presets import Preset
 
 from latentaug import FTN, cooperative_backward
@@ -18,7 +18,7 @@ def library() -> None:
 
 
 def test_the_papers_network_is_the_default() -> None:
-    model = Network().build(SMALL, {})
+    model = Network().build(SMALL, HEADS)
     assert isinstance(model.model, FTN)
     assert Network().stages == ("FTN", "FTN+STN")
     assert str(model.image_code) == "encoder"
@@ -27,7 +27,7 @@ def test_the_papers_network_is_the_default() -> None:
 @pytest.mark.parametrize("name", ["smp:Unet:resnet18", "smp:fpn:mobilenet_v2"])
 def test_a_librarys_network_has_its_code_found(name: str) -> None:
     library()
-    model = Network(name).build(SMALL, {})
+    model = Network(name).build(SMALL, HEADS)
     assert (str(model.image_code), [str(code) for code in model.shape_codes]) == ("encoder[3]", ["encoder[5]"])
     assert model.maker.residual == (0, 1)
     assert model.eval()(torch.rand(2, 1, 64, 64)).shape == (2, 4, 64, 64)
@@ -35,7 +35,7 @@ def test_a_librarys_network_has_its_code_found(name: str) -> None:
 
 def test_a_unet_takes_images_whose_side_its_stride_does_not_divide() -> None:
     library()
-    model = Network("smp:Unet:resnet18").build(Preset(image_size=80, depth=2, width=2), {})
+    model = Network("smp:Unet:resnet18").build(Preset(image_size=80, depth=2, width=2), HEADS)
     images, labels = torch.rand(2, 1, 80, 80), torch.randint(4, (2, 80, 80))
     output = cooperative_backward(model.train(), images, labels)
     assert output.hard_images.shape == (2, 1, 80, 80)
@@ -49,16 +49,16 @@ def test_stages_are_called_by_the_architecture() -> None:
 
 def test_layers_may_be_chosen() -> None:
     library()
-    model = Network("smp:Unet:resnet18", ("encoder[5]", "encoder[3]")).build(SMALL, {})
+    model = Network("smp:Unet:resnet18", ("encoder[5]", "encoder[3]")).build(SMALL, HEADS)
     assert [str(code) for code in model.shape_codes] == ["encoder[5]", "encoder[3]"]
     assert str(model.image_code) == "encoder[3]"
-    assert [str(code) for code in Network(layers=("encoder",)).build(SMALL, {}).shape_codes] == ["encoder"]
+    assert [str(code) for code in Network(layers=("encoder",)).build(SMALL, HEADS).shape_codes] == ["encoder"]
 
 
 def test_images_may_be_reconstructed_from_a_layer_that_is_not_masked_in_the_segmentation() -> None:
     library()
     for layers, masked in (((), ["encoder[5]"]), (("encoder[5]", "encoder[4]"), ["encoder[5]", "encoder[4]"])):
-        model = Network("smp:Unet:resnet18", layers, "encoder[2]").build(SMALL, {})
+        model = Network("smp:Unet:resnet18", layers, "encoder[2]").build(SMALL, HEADS)
         assert str(model.image_code) == "encoder[2]"
         assert [str(code) for code in model.shape_codes] == masked
 
@@ -88,5 +88,5 @@ def test_the_papers_network_has_no_pretrained_weights() -> None:
 def test_what_cannot_be_built_is_one_line_with_the_reason(network: Network, size: int, named: str) -> None:
     library()
     with pytest.raises(DataError, match=named) as caught:
-        network.build(Preset(image_size=size, depth=2, width=2), {})
+        network.build(Preset(image_size=size, depth=2, width=2), HEADS)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,27 @@
+"""A network of one's own, wrapped as it is by default, with one thing changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cardiac.methods.method import NOISE
+from cardiac.methods.network import Network
+from cardiac.methods.wrapped import WRAPPED
+from cardiac.run.presets import Preset
+
+SMALL = Preset(image_size=64, depth=2, width=2)
+BATCH = torch.rand(4, 1, 64, 64), torch.randint(4, (4, 64, 64))
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_network_has_the_heads_that_it_needs_and_the_noise_of_all_methods(name: str) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    method = WRAPPED[name]
+    model = Network("smp:Unet:resnet18").build(SMALL, method.arguments)
+    assert (model.reconstruction is not None, model.shape_prior) == (method.reconstructs, None)
+    assert model.maker.noise == NOISE
+    assert model.maker.every == (1 if name in ("hard-codes", "mixed") else 3)
+    output = method.backward(model.train(), *BATCH, generator=torch.Generator().manual_seed(0))
+    learned = {"segmentation", "reconstruction" if name == "mixed" else "hard_code_segmentation"}
+    assert {*output.losses} == learned
+    assert all(parameter.grad is not None for parameter in model.parameters())
