@@ -21,8 +21,8 @@ from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.image_style import check_style, style_layers, styled
 from latentaug.cooperative.logits import LogitsReader, Prediction
 from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, shrink, taken
-from latentaug.tracing.isolation import frozen_norm_statistics
 from latentaug.tracing.location import Location
+from latentaug.tracing.moving import held_still
 
 Noise: TypeAlias = Callable[[Tensor, torch.Generator | None], Tensor]
 """Callable (images, generator) -> noisy images."""
@@ -246,7 +246,7 @@ class HardExampleMaker:
         Where a style changes them, `loss` returns the loss of the segmentation of such images.
         """
         style, size, dtype = self.settings.style, images.shape[2:], images.dtype
-        with torch.no_grad(), frozen_norm_statistics(decode):
+        with torch.no_grad(), held_still(decode):
             code = taken(changed.change.apply(changed.code), samples)
             if style is None:
                 decoded = decode(code, size).to(dtype)

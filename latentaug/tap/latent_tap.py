@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -41,6 +42,7 @@ from latentaug.tracing.location import (
     unwrap,
 )
 from latentaug.tracing.own_passes import depth_of
+from latentaug.tracing.record import saving_now
 from latentaug.tracing.tree import Path
 
 logger = logging.getLogger("latentaug")
@@ -188,8 +190,19 @@ class LatentTap:
         self._capture = capture
         self._seen = [tuple(code.shape) for code in capture.codes], _image_shape(args, kwargs)
         if not capture.fits and plan.fast:
-            self._shared.distrust(self._root, self._key(plan.spots))
+            self._distrust(capture, args, kwargs)
         return output
+
+    def _distrust(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what is to become of a plan that did not fit a pass."""
+        key = self._key(capture.plan.spots)
+        if capture.checkpointed:  # or its replays would not know whether their gradients are right
+            del self._shared.plans[key]
+            capture.plan = replace(self._prepare(args, kwargs), fast=False)
+        elif capture.unplanned:
+            self._shared.renew(key)
+        else:
+            self._shared.distrust(self._root, key)
 
     def _is_none_of_the_user_s(self) -> bool:
         """Tell whether a pass is one of the library's own, or within one that is captured."""
@@ -404,7 +417,8 @@ class LatentTap:
         return self._shared.plans[key]
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
-        return spots, self._call, tuple([module.training for module in submodules(self._root)])
+        modes = tuple([module.training for module in submodules(self._root)])
+        return spots, self._call, modes, saving_now() == "packed"
 
 
 @contextmanager

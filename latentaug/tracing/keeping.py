@@ -34,10 +34,10 @@ def kept(model: nn.Module) -> Iterator[None]:
     """
     with torch.inference_mode(False):
         state = State(model, copied=None)
-        modules = [module for _, module in named_modules_of(model)] + state.hidden
+        modules = [module for _, module in [*named_modules_of(model), *state.hidden]]
         modes = [(module, module.training) for module in modules]
         weights = [] if is_spread(model) else [_Weights(module) for module in modules if not _is_lazy(module)]
-        for module in state.hidden:  # sub-modules' buffers are lent by those who know which of them move
+        for _, module in state.hidden:  # sub-modules' buffers are lent by those who know which of them move
             for key, buffer in module._buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.clone()
     try:
@@ -84,7 +84,7 @@ def _refill(slots: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 def _is_lazy(module: nn.Module) -> bool:
-    return any(map(is_lazy, (*module._parameters.values(), *module._buffers.values())))
+    return any(is_lazy(one) for one in (*module._parameters.values(), *module._buffers.values()) if one is not None)
 
 
 def is_spread(model: nn.Module) -> bool:

@@ -27,6 +27,11 @@ _ATOMS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 _FEW = 4096  # elements of a tensor that is copied in passing
 
 
+def is_large(tensor: Tensor) -> bool:
+    """Tell whether a tensor is none of those that are copied in passing: it has many elements, or a graph."""
+    return tensor.numel() > _FEW or tensor.grad_fn is not None
+
+
 def _same(old: Any, new: Any) -> bool:
     return old is new or (type(old) is type(new) and type(old) in _ATOMS and bool(old == new))
 
@@ -44,8 +49,9 @@ class State:
 
     Args:
         model: The model.
-        copied: Names of attributes whose tensors are copied; None for all. Small ones always are.
+        copied: Names of attributes whose tensors are copied; None for all.
         left_out: Names of attributes to leave out.
+        small: Whether small tensors are copied in any case.
 
     Example:
         >>> model = nn.Sequential(nn.ReLU())
@@ -66,15 +72,17 @@ class State:
         *,
         copied: Collection[str] | None = (),
         left_out: Collection[str] = (),
+        small: bool = True,
     ) -> None:
         self.attributes: list[tuple[str, dict[str, Any], dict[str, Any]]] = []  # of modules: name, where, what
-        self.hidden: list[nn.Module] = []  # modules that are no submodules, such as a teacher kept in a list
+        self.hidden: list[tuple[str, nn.Module]] = []  # modules that are no submodules, as a teacher in a list
         self._containers: dict[int, tuple[str, Any, Any]] = {}
         self._tensors: dict[int, tuple[str, Tensor, int | None]] = {}
         self._copies: dict[int, Tensor] = {}
         self._graphs: dict[int, tuple[bool, bool]] = {}
         self._streams: dict[int, tuple[str, Any, Any]] = {}
-        self._copied, self._left_out = copied, left_out
+        self._objects: set[str] = set()
+        self._copied, self._left_out, self._few = copied, left_out, _FEW if small else -1
         modules = named_modules_of(model)
         self._known = {id(module) for _, module in modules}
         self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - _STRANGERS
@@ -88,7 +96,7 @@ class State:
     def _add_module(self, path: str, module: nn.Module) -> None:
         attributes = vars(module)
         prefix = f"{path}." if path else ""
-        kept = {}
+        kept: dict[str, Any] = {}
         for key, value in attributes.items():
             if key in _OWN or key in _OURS:
                 continue
@@ -111,7 +119,7 @@ class State:
             self._add_tensor(name, value)
         elif isinstance(value, nn.Module):
             self._add_hidden(name, value)
-        elif (stream := _stream_of(value)) is not None:
+        elif (stream := stream_of(value)) is not None:
             self._streams[id(value)] = name, value, stream
         elif isinstance(value, dict | list | set | deque):
             self._containers[id(value)] = name, value, value.copy()
@@ -122,6 +130,7 @@ class State:
                 self._add(name, part)
         elif self._is_of_the_model(value):
             attributes = vars(value)
+            self._objects.add(name)
             self._containers[id(attributes)] = name, attributes, attributes.copy()
             self._seen.add(id(attributes))
             for part in attributes.values():
@@ -132,16 +141,17 @@ class State:
             return
         self._tensors[id(tensor)] = name, tensor, version_of(tensor)
         self._graphs[id(tensor)] = tensor.grad_fn is not None, tensor.requires_grad
-        if self._copied is None or name in self._copied or tensor.numel() <= _FEW:
+        if self._copied is None or name in self._copied or tensor.numel() <= self._few:
             self._copies[id(tensor)] = tensor.clone() if tensor.grad_fn is not None else tensor.detach().clone()
 
     def _add_hidden(self, name: str, module: nn.Module) -> None:
         for path, inner in named_modules_of(module):
             if id(inner) not in self._known:
+                whole = f"{name}.{path}" if path else name
                 self._known.add(id(inner))
-                self.hidden.append(inner)
+                self.hidden.append((whole, inner))
                 self._slots.update(id(tensor) for tensor in inner._buffers.values())
-                self._add_module(f"{name}.{path}" if path else name, inner)
+                self._add_module(whole, inner)
 
     def _is_of_the_model(self, value: Any) -> bool:
         """Tell whether an object is one that the model's authors have written to keep something."""
@@ -164,16 +174,17 @@ class State:
             for key in kept.keys() | old.keys():
                 if not _same(old.get(key, _ABSENT), kept.get(key, _ABSENT)):
                     changed.add(f"{path}.{key}" if path else key)
-        for key, (name, _, contents) in self._containers.items():
-            if key in before._containers and not _alike(before._containers[key][2], contents):
+        for identity, (name, _, contents) in self._containers.items():
+            if identity in before._containers and not _alike(before._containers[identity][2], contents):
                 changed.add(name)
-        for key, (name, _, version) in self._tensors.items():
-            if key in before._tensors and before._tensors[key][2] != version:
+        for identity, (name, tensor, version) in self._tensors.items():
+            if identity not in before._tensors:
+                continue
+            copy = before._copies.get(identity)
+            if before._tensors[identity][2] != version or (copy is not None and not _equal(copy, tensor)):
                 changed.add(name)
-            elif (old := before._copies.get(key)) is not None and version is None:
-                changed.update([name] if not torch.equal(old, self._tensors[key][1]) else [])
-        for key, (name, _, stream) in self._streams.items():
-            if key in before._streams and not _stream_like(before._streams[key][2], stream):
+        for identity, (name, _, stream) in self._streams.items():
+            if identity in before._streams and not _stream_like(before._streams[identity][2], stream):
                 changed.add(name)
         return changed - set(before._left_out)
 
@@ -187,11 +198,12 @@ class State:
 
     def large(self) -> set[str]:
         """Name attributes that hold large tensors, or such with a graph."""
-        return {
-            name
-            for name, tensor, _ in self._tensors.values()
-            if tensor.numel() > _FEW or tensor.grad_fn is not None
-        }
+        return {name for name, tensor, _ in self._tensors.values() if is_large(tensor)}
+
+    def owners_of_objects(self, names: Collection[str]) -> set[str]:
+        """Name the modules that keep, in one of some attributes, an object or a random generator."""
+        sources = self._objects | {name for name, *_ in self._streams.values()}
+        return {name.rpartition(".")[0] for name in sources & set(names)}
 
     # Giving back ------------------------------------------------------------------------------------------------------
 
@@ -239,7 +251,7 @@ class State:
         for _, container, contents in self._containers.values():
             _fill(container, contents, part)
         for _, source, stream in self._streams.values():
-            _set_stream(source, stream)
+            set_stream(source, stream)
 
 
 _ABSENT = object()
@@ -251,6 +263,8 @@ _STRANGERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functoo
 def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """List the modules in a model by name, each once, the outer ones first: `named_modules()` in a third of the time.
 
+    Scripted ones are left out, as what they keep is out of Python's reach.
+
     Example:
         >>> [name for name, _ in named_modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
         ['', '0', '1', '0.0']
@@ -258,7 +272,7 @@ def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     found, seen = [("", model)], {id(model)}
     for path, module in found:  # which grows meanwhile
         for key, child in module._modules.items():
-            if child is not None and id(child) not in seen:
+            if child is not None and id(child) not in seen and not isinstance(child, torch.jit.ScriptModule):
                 seen.add(id(child))
                 found.append((f"{path}.{key}" if path else key, child))
     return found
@@ -294,7 +308,7 @@ def _holds_tensors(value: tuple[Any, ...]) -> bool:
     return any(isinstance(part, Tensor) or (type(part) is tuple and _holds_tensors(part)) for part in value)
 
 
-def _stream_of(value: Any) -> Any:
+def stream_of(value: Any) -> Any:
     """Return what a random generator, or an array, is at; None for other things."""
     if isinstance(value, torch.Generator):
         return value.get_state()
@@ -307,15 +321,18 @@ def _stream_of(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else None
 
 
+def _equal(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and old.dtype == new.dtype and (old.device.type != "cpu" or torch.equal(old, new))
+
+
 def _stream_like(old: Any, new: Any) -> bool:
     if isinstance(old, Tensor):
         return torch.equal(old, new)
-    if isinstance(old, np.ndarray):
-        return old.shape == new.shape and old.tobytes() == new.tobytes()
-    return bool(old == new) if isinstance(old, tuple) else pickle.dumps(old) == pickle.dumps(new)
+    return pickle.dumps(old) == pickle.dumps(new)
 
 
-def _set_stream(source: Any, stream: Any) -> None:
+def set_stream(source: Any, stream: Any) -> None:
+    """Set a random generator, or an array, to what it was at."""
     if isinstance(source, torch.Generator):
         source.set_state(stream)
     elif isinstance(source, random.Random):
