@@ -13,6 +13,7 @@ from torch import nn
 from latentaug.discovery.suggest import Suggestion
 from latentaug.tap.capture import Plan
 from latentaug.tap.plan import without_skipping
+from latentaug.tracing.fingerprint import Verdict
 from latentaug.tracing.location import Location, Spot
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class PlanCache:
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()
         self.renewed: set[Any] = set()
+        self.verdicts: list[Verdict] = []  # on replays of taps that were left before an accelerator came to them
 
     @contextmanager
     def ours(self) -> Iterator[None]:

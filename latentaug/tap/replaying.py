@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from latentaug.tap.start import put_left
+from latentaug.tap.start import put_left, see_what_is_known
 from latentaug.tap.whole_pass import ChangedReads, WholePassChange
 from latentaug.tracing.intercept import overridden
 from latentaug.tracing.isolation import constant_weights, frozen_norm_statistics
@@ -49,6 +49,7 @@ def replayed(
     model, plan, start = capture.model, capture.plan, capture.start
     if start is None:
         raise RuntimeError("A pass that was captured to be read has no replays.")
+    see_what_is_known(start.verdicts)
     start.see_that_it_is_as_it_was()
     changed = start.changed_weights()
     if changed is not None and not detach:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentaug.tracing.fingerprint import Fingerprint
+from latentaug.tracing.fingerprint import Fingerprint, Verdict
 from latentaug.tracing.moving import PassTensors
 from latentaug.tracing.record import InputWatch, saving_now
 from latentaug.tracing.state import State
@@ -47,6 +47,7 @@ class Start:
         self._model, self._moving, self._scratch, self._saving = model, moving, scratch, saving or {}
         self.state = State(model, copied=moving, left_out=scratch)
         self.tensors = PassTensors(model, moving, self.state.hidden)
+        self.verdicts: list[Verdict] = []
         self._inputs = InputWatch(*inputs)
         self._inputs_print = Fingerprint([tensor for _, tensor in tensors_in(inputs)])
         self._movers = self._find_movers()
@@ -72,6 +73,10 @@ class Start:
         if key not in self._saving or not torch.is_grad_enabled():
             return False
         return (saving_now() == "packed") != (self._saving[key] == "packed")
+
+    def expect(self, saving: Mapping[tuple[str, int], str]) -> None:
+        """Take other ways of saving for those that are known."""
+        self._saving = saving
 
     def left_by(self, name: str) -> list[Left]:
         """Note what a call that has just finished has set on its module and on those inside."""
@@ -115,8 +120,14 @@ class Start:
             )
 
     def changed_weights(self) -> str | None:
-        """Name a weight or a buffer that has other values now; or tell None."""
-        return next(iter(self.tensors.changed()), None)
+        """Name a weight or a buffer that has other values now; or tell None.
+
+        Values on accelerators are compared when these come to it: see `see_what_is_known`.
+        """
+        name = next(iter(self.tensors.changed()), None)
+        if name is None and self.tensors.print.waits:
+            self.verdicts.append(self.tensors.print.verdict())
+        return name
 
     @contextmanager
     def lent(self, *, fixed: bool, state: bool, detach: bool) -> Iterator[None]:
@@ -154,3 +165,19 @@ def put_left(left: list[Left], *, detach: bool) -> None:
         was = holder.get(key)
         new = map_tensors(value, lambda tensor: tensor.detach().clone() if detach else _copy(tensor))
         holder[key] = nn.Parameter(new, requires_grad=False) if isinstance(was, nn.Parameter) else new
+
+
+def see_what_is_known(verdicts: list[Verdict]) -> None:
+    """Refuse to go on after a replay with changed weights, once that is known; drop what is settled.
+
+    Raises:
+        RuntimeError: There was one.
+    """
+    answers = [verdict() for verdict in verdicts]
+    verdicts[:] = [verdict for verdict, answer in zip(verdicts, answers, strict=True) if answer is None]
+    if any(answers):
+        raise RuntimeError(
+            "LatentTap.replay needs the weights as they were in the forward pass, but in an earlier replay they had "
+            "changed on their device, where version counters do not tell. Replay before weights are averaged, swapped "
+            "or loaded."
+        )

@@ -6,7 +6,7 @@ A few entries of each, spread over it, are kept and compared: at a small part of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ ENTRIES = 64
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer) if hasattr(nn, "Buffer") else (Tensor, nn.Parameter)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # so that not-a-number equals itself
+
+
+Verdict: TypeAlias = Callable[[], bool | None]
+"""Tells whether tensors had changed; None as long as an accelerator has not come to it."""
 
 
 class Fingerprint:
@@ -81,11 +85,16 @@ class Fingerprint:
         now = self._look([tensor])
         return now, self._seen[tensor.device, tensor.dtype][start : start + len(now)]
 
-    def verdict(self) -> Callable[[], bool | None]:
+    @property
+    def waits(self) -> bool:
+        """Whether any of the tensors is on an accelerator."""
+        return any(device.type != "cpu" for device, _ in self._groups)
+
+    def verdict(self) -> Verdict:
         """Compare tensors on accelerators, without waiting for these.
 
         Returns:
-            A function that tells whether any had changed; None as long as the accelerator has not come to it.
+            A function that tells whether any had changed, once that is known.
         """
         flags = [
             (self._look(group) != self._seen[device, dtype]).any()
@@ -99,7 +108,7 @@ class Fingerprint:
         return _when_ready(flags)
 
 
-def _when_ready(flags: Sequence[Tensor]) -> Callable[[], bool | None]:
+def _when_ready(flags: Sequence[Tensor]) -> Verdict:
     """Bring flags from CUDA devices without waiting."""
     arrived, events = [], []
     for flag in flags:

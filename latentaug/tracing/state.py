@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.tree import map_tensors, version_of
+from latentaug.tracing.tree import map_tensors, tensors_in, version_of
 
 _OWN = vars(nn.Module()).keys()
 _OURS = {"forward", "_compiled_call_impl", "__reduce_ex__"}  # where we stand in for something
@@ -237,7 +237,9 @@ class State:
         def part(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
-            return map_tensors(value, function) if type(value) is tuple and _holds_tensors(value) else value
+            if type(value) is tuple and any(function(tensor) is not tensor for _, tensor in tensors_in(value)):
+                return map_tensors(value, function)
+            return value
 
         for path, attributes, kept in self.attributes:
             prefix = f"{path}." if path else ""
@@ -267,20 +269,25 @@ def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Example:
         >>> [name for name, _ in named_modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
-        ['', '0', '1', '0.0']
+        ['', '0', '0.0', '1']
     """
-    found, seen = [("", model)], {id(model)}
-    for path, module in found:  # which grows meanwhile
-        for key, child in module._modules.items():
-            if child is not None and id(child) not in seen and not isinstance(child, torch.jit.ScriptModule):
-                seen.add(id(child))
-                found.append((f"{path}.{key}" if path else key, child))
+    found: list[tuple[str, nn.Module]] = []
+    seen, waiting = set(), [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
+            continue
+        seen.add(id(module))
+        found.append((path, module))
+        for key, child in reversed(module._modules.items()):
+            if child is not None:
+                waiting.append((f"{path}.{key}" if path else key, child))
     return found
 
 
 def _alike(old: Any, new: Any) -> bool:
     if isinstance(old, dict):
-        return old.keys() == new.keys() and all(_same(value, new[key]) for key, value in old.items())
+        return list(old) == list(new) and all(_same(value, new[key]) for key, value in old.items())
     if isinstance(old, set):
         return len(old) == len(new) and old == new
     return _like(old, new)
@@ -290,7 +297,7 @@ def _fill(container: Any, contents: Any, part: Callable[[Any], Any]) -> None:
     """Put contents into a container, if it holds others."""
     if isinstance(container, dict):
         new = {key: part(value) for key, value in contents.items()}
-        if container.keys() != new.keys() or any(container[key] is not value for key, value in new.items()):
+        if list(container) != list(new) or any(container[key] is not value for key, value in new.items()):
             container.clear()
             container.update(new)
     elif isinstance(container, set):
@@ -302,10 +309,6 @@ def _fill(container: Any, contents: Any, part: Callable[[Any], Any]) -> None:
         if len(container) != len(values) or any(a is not b for a, b in zip(container, values, strict=True)):
             container.clear()
             container.extend(values)
-
-
-def _holds_tensors(value: tuple[Any, ...]) -> bool:
-    return any(isinstance(part, Tensor) or (type(part) is tuple and _holds_tensors(part)) for part in value)
 
 
 def stream_of(value: Any) -> Any:
