@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentaug.tracing.intercept import overridden
 from latentaug.tracing.isolation import norm_tracking, repeated_norms
+from latentaug.tracing.moving import Before
 
 
 def checkpointed(modules: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
@@ -38,12 +39,14 @@ def checkpointed(modules: Mapping[str, nn.Module]) -> AbstractContextManager[Non
     def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original(*args, **kwargs)
-        tracking, again = norm_tracking(modules[name]), False
+        tracking, before, again = norm_tracking(modules[name]), Before(modules[name]), False
 
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal again
-            with repeated_norms(tracking) if again else nullcontext():
+            if not again:
                 again = True
+                return original(*args, **kwargs)
+            with before.again(), repeated_norms(tracking):
                 return original(*args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)

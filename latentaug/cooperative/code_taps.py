@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from latentaug.tap.capture import NewCode
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.replaying import NewCode
 from latentaug.tracing.location import Location, unwrap
 
 

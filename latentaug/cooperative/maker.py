@@ -20,9 +20,10 @@ from latentaug.cooperative.image_style import style_layers, styled
 from latentaug.cooperative.logits import LogitsReader, Prediction
 from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, shrink, taken
 from latentaug.nets.functional import resize
+from latentaug.tap.plan_cache import moving_in
 from latentaug.tap.prefix import code_of
-from latentaug.tracing.isolation import frozen_norm_statistics
-from latentaug.tracing.location import Location
+from latentaug.tracing.location import Location, unwrap
+from latentaug.tracing.moving import held_still
 
 NOISE = 0.05
 """Standard deviation of the noise on images, as in the authors' code."""
@@ -189,7 +190,7 @@ class HardExampleMaker:
         assert self.settings.mix is not None
         samples = draw_samples(len(images), self.settings.mix, images.device, generator)
         chosen = taken(images, samples)
-        with torch.no_grad(), frozen_norm_statistics(model, decode):
+        with torch.no_grad(), held_still(unwrap(model), moving_in(unwrap(model))), held_still(decode):
             code = code_of(model, self.image_code, chosen)
             noise = functools.partial(normal_noise, code.float(), generator)
             change: Change = self.transforms[0](code, noise, layout=self.image_code.layout, generator=generator)
@@ -228,7 +229,7 @@ class HardExampleMaker:
         Where a style changes them, `loss` returns the loss of the segmentation of such images.
         """
         style, size, dtype = self.settings.style, decoded_size(decode, images.shape[2:]), images.dtype
-        with torch.no_grad(), frozen_norm_statistics(decode):
+        with torch.no_grad(), held_still(decode):
             code = taken(changed.change.apply(changed.code), samples)
             if style is None:
                 decoded = decode(code, size).to(dtype)

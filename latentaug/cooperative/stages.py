@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,7 +17,10 @@ from latentaug.cooperative.objective import reconstruction_loss
 from latentaug.cooperative.output import CooperativeOutput, detached
 from latentaug.cooperative.shortcuts import shrink, shrink_labels, taken
 from latentaug.nets.functional import one_hot
-from latentaug.tracing.isolation import constant_norm_parameters, frozen_norm_statistics, is_sharded
+from latentaug.tap.plan_cache import moving_in
+from latentaug.tracing.isolation import constant_norm_parameters, is_sharded
+from latentaug.tracing.location import unwrap
+from latentaug.tracing.moving import held_still
 
 if TYPE_CHECKING:
     from latentaug.cooperative.model import CooperativeModel
@@ -159,8 +164,25 @@ def decoded(model: CooperativeModel, taps: CodeTaps, images: Tensor, losses: Los
 
 def segmentation_at(model: CooperativeModel, images: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of the segmentation of images, without a trace in running statistics."""
-    with frozen_norm_statistics(model.model):
+    with segmenter_held_still(model):
         return model.reader.read(model.model(images), images.shape[2:]).loss(model.loss, labels)
+
+
+def segmenter_held_still(model: CooperativeModel) -> AbstractContextManager[None]:
+    """Return a context in which passes of the user's model leave no trace in what it keeps."""
+    root = unwrap(model.model)
+    return held_still(root, moving_in(root))
+
+
+@contextmanager
+def all_held_still(model: CooperativeModel) -> Iterator[None]:
+    """Let the user's model and the heads beside it run without a trace in what they keep."""
+    with ExitStack() as stack:
+        stack.enter_context(segmenter_held_still(model))
+        for head in (model.reconstruction_head, model.shape_prior):
+            if head is not None:
+                stack.enter_context(held_still(head))
+        yield
 
 
 def hard_stage(
@@ -174,7 +196,7 @@ def hard_stage(
     labels = shrink_labels(labels, size)
     logits = refined = images.new_zeros(())
     # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
-    with frozen_norm_statistics(model), constant_norm_parameters(model, model.hard.frozen_norms):
+    with all_held_still(model), constant_norm_parameters(model, model.hard.frozen_norms):
         if made.images is not None:
             clean = shrink(taken(images, made.samples), made.images.shape[2:])
             logits, refined = _hard_image_losses(model, clean, labels, made.images, losses)

@@ -15,7 +15,8 @@ from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from latentaug.cooperative.stages import second_stage
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import frozen_norm_statistics, is_sharded
+from latentaug.tracing.isolation import is_sharded
+from latentaug.tracing.moving import held_still
 
 
 def cooperative_backward(
@@ -65,7 +66,7 @@ def cooperative_backward(
     if not two_stages:
         return detached(standard)
     hard = model(images, labels, stage=made)
-    with frozen_norm_statistics(model):  # as in the hard stage itself: parts that the model checkpoints run again now
+    with held_still(model):  # as in the hard stage itself: parts that the model checkpoints run again now
         backpropagate([hard.loss], scaler=scaler)
     return detached(joined(standard, hard))
 

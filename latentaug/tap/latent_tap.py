@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +26,7 @@ from latentaug.tap.plan import initialise, make_plan
 from latentaug.tap.plan_cache import PlanCache, cache_of
 from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Divergence, Layer, New, Objective, Sampled, Sampler
+from latentaug.tap.start import see_what_is_known
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
 from latentaug.tracing.fast_path import modules_are_called
 from latentaug.tracing.intercept import LIVE, Handler, Override, overridden
@@ -41,6 +43,7 @@ from latentaug.tracing.location import (
     unwrap,
 )
 from latentaug.tracing.own_passes import depth_of
+from latentaug.tracing.record import saving_now
 from latentaug.tracing.tree import Path
 
 logger = logging.getLogger("latentaug")
@@ -180,8 +183,14 @@ class LatentTap:
         if self._context is None:
             raise RuntimeError("This LatentTap is not open.")
         self._shared.open[:] = [one for one in self._shared.open if one() not in (None, self)]
-        context, self._context, self._capture = self._context, None, None
+        self._drop_capture()
+        context, self._context = self._context, None
         context.close()
+
+    def _drop_capture(self) -> None:
+        if self._capture is not None and self._capture.start is not None:
+            self._shared.verdicts += self._capture.start.verdicts
+        self._capture = None
 
     def _before(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare before the model's own hooks run, which may gather sharded weights for this one pass."""
@@ -192,7 +201,8 @@ class LatentTap:
     def _handle(self, name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name != "" or self._is_none_of_the_user_s():
             return original(*args, **kwargs)
-        self._capture = None
+        self._drop_capture()
+        see_what_is_known(self._shared.verdicts)
         plan = self._prepare(args, kwargs)
         capture = Capture(self._root, plan, args, kwargs, cut=self._cut)
         self._running = True
@@ -203,8 +213,21 @@ class LatentTap:
         self._capture = capture
         self._seen = [tuple(code.shape) for code in capture.codes], _image_shape(args, kwargs)
         if not capture.fits and plan.fast:
-            self._shared.distrust(self._root, self._key(plan.spots))
+            self._distrust(capture, args, kwargs)
         return output
+
+    def _distrust(self, capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what is to become of a plan that did not fit a pass."""
+        key = self._key(capture.plan.spots)
+        if capture.checkpointed:  # or its replays would not know whether their gradients are right
+            del self._shared.plans[key]
+            capture.plan = replace(self._prepare(args, kwargs), fast=False)
+            if capture.start is not None:
+                capture.start.expect(dict(capture.plan.saving))
+        elif capture.unplanned:
+            self._shared.renew(key)
+        else:
+            self._shared.distrust(self._root, key)
 
     def _is_none_of_the_user_s(self) -> bool:
         """Tell whether a pass is one of the library's own, or within one that is captured."""
@@ -419,7 +442,8 @@ class LatentTap:
         return self._shared.plans[key]
 
     def _key(self, spots: tuple[Spot, ...]) -> Any:
-        return spots, self._call, tuple([module.training for module in submodules(self._root)])
+        modes = tuple([module.training for module in submodules(self._root)])
+        return spots, self._call, modes, saving_now() == "packed"
 
 
 @contextmanager

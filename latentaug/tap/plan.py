@@ -11,24 +11,26 @@ import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from latentaug.tap.capture import Capture, Key, Plan, weight_versions
+from latentaug.tap.capture import Capture, Key, Plan
 from latentaug.tap.proof import captured, prove
-from latentaug.tracing.attributes import attributes_of, changed_attributes
+from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import is_sharded, plain_buffers, preserved_modes, sandbox, submodules
+from latentaug.tracing.isolation import is_sharded, preserved_modes, sandbox, submodules
 from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
+from latentaug.tracing.moving import Values
 from latentaug.tracing.random_state import RandomState
 from latentaug.tracing.record import Call, can_be_watched, record
-from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in, version_of
+from latentaug.tracing.state import State
+from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in
 
 logger = logging.getLogger("latentaug")
 
@@ -137,7 +139,7 @@ class _Seen(NamedTuple):
 
     plan: Plan
     calls: list[tuple[Key, str]]
-    attributes: frozenset[tuple[str, str]]
+    attributes: frozenset[str]
     codes: list[tuple[int, ...]]
 
     def difference(self, small: _Seen) -> str | None:
@@ -156,15 +158,16 @@ def _seen(
 ) -> tuple[_Seen, Any]:
     """Run the model once, and read off its calls what may be skipped; return that with the output."""
     args, kwargs = map_tensors(inputs, torch.clone)
-    kept_before = attributes_of(model)
-    before = {name: (value, version_of(value)) for name, value in plain_buffers(model)}
-    random, weights = RandomState.capture(device_of(model, args, kwargs)), weight_versions(model)
+    state, given = State(model, copied=None), Fingerprint([tensor for _, tensor in tensors_in((args, kwargs))])
+    values, random = Values(model, state.hidden), RandomState.capture(device_of(model, args, kwargs))
     names = frozenset(spot.name for spot in spots)
     # A compiled part runs other code while operations are watched, and shows none of them when it doesn't.
     watched = can_be_watched(inputs) and not any(map(is_compiled, submodules(model)))
     sources = spots if watched else ()
     trace, output = record(model, lambda: (run or model)(*args, **kwargs), inside=names, sources=sources)
     totals = Counter(entry.name for entry in trace.walk())
+    after = State(model)
+    attributes = after.changed_since(state)
     plan = Plan(
         spots=spots,
         call=call,
@@ -172,37 +175,40 @@ def _seen(
         kept=frozenset(),
         late=frozenset(),
         cloned=frozenset(),
-        clone_inputs=trace.impure,
-        buffers=tuple(_changed_buffers(model, before)),
+        clone_inputs=trace.impure or bool(given.changed(wait=True)),
+        moving=frozenset(attributes | values.moved(trainable=False)),
         interpreter=random.interpreter_moved(),
-        moves_weights=any(version_of(weight) != version for weight, version in weights),
+        moves_weights=bool(values.moved(trainable=True)),
+        scratch=frozenset(attributes & (state.large() | after.large())),
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
     # Hooks on a call's backward pass see the gradients of what runs within that very call only.
     hooked = [entry for entry in trace.walk() if model.get_submodule(entry.name)._backward_hooks]
-    kept = _skippable(trace, tapped, {inner for entry in hooked for inner in entry.walk()})
+    # What objects of a model's own have become within a call is not noted.
+    objects = after.owners_of_objects(attributes)
+    opaque = [entry for entry in trace.walk() if any(_is_in(owner, entry.name) for owner in objects)]
+    kept = _skippable(trace, tapped, {*opaque, *(inner for entry in hooked for inner in entry.walk())})
     plan = replace(
         plan,
         kept=frozenset(entry.key for entry in kept),
         late=frozenset(entry.key for entry in kept if entry.start > tapped[0].finish),
         cloned=frozenset(entry.key for entry in [*kept, *tapped] if entry.moved()),
+        saving=tuple((entry.key, entry.saving) for entry in [*kept, *tapped] if entry.saving),
     )
     codes = {entry.key: entry.output for entry in tapped}
     seen = _Seen(
         plan,
         [(entry.key, entry.saving) for entry in trace.walk()],
-        changed_attributes(kept_before, attributes_of(model)),
+        frozenset(attributes),
         [tuple(item_at(codes[plan.chosen(spot)], spot.path).shape) for spot in spots],
     )
     return seen, output
 
 
-def _changed_buffers(model: nn.Module, before: Mapping[str, tuple[Tensor, int | None]]) -> Iterator[str]:
-    for name, value in plain_buffers(model):
-        old, version = before.get(name, (None, None))
-        if value is not old or version_of(value) != version:
-            yield name
+def _is_in(owner: str, name: str) -> bool:
+    """Tell whether a module is another, or inside it, by their names."""
+    return not name or owner == name or owner.startswith(f"{name}.")
 
 
 def _skippable(trace: Call, tapped: list[Call], rejected: set[Call]) -> list[Call]:

@@ -13,6 +13,7 @@ from torch import nn
 from latentaug.discovery.suggest import Suggestion
 from latentaug.tap.capture import Plan
 from latentaug.tap.plan import without_skipping
+from latentaug.tracing.fingerprint import Verdict
 from latentaug.tracing.location import Location, Spot
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class PlanCache:
         self.suggested: dict[tuple[str, str], Suggestion] = {}  # by a transform's class and place
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()
+        self.renewed: set[Any] = set()
+        self.verdicts: list[Verdict] = []  # on replays of taps that were left before an accelerator came to them
 
     @contextmanager
     def ours(self) -> Iterator[None]:
@@ -68,6 +71,12 @@ class PlanCache:
             yield
         finally:
             self.busy = before
+
+    def renew(self, key: Any) -> None:
+        """Drop a plan, so that the next pass makes another; once, as what a model does now and then stays unplanned."""
+        if key not in self.renewed:
+            del self.plans[key]
+        self.renewed.add(key)
 
     def distrust(self, model: nn.Module, key: Any) -> None:
         """Drop a plan that did not fit a pass, so that the next makes another; if that fails too, skip nothing more."""
@@ -87,3 +96,8 @@ def cache_of(model: nn.Module) -> PlanCache:
     """Return what the taps of a model share."""
     with _REGISTRY:
         return _SHARED.setdefault(model, PlanCache())
+
+
+def moving_in(model: nn.Module) -> set[str]:
+    """Name what passes of a model are known to move: buffers, frozen weights, and what its modules keep beside."""
+    return set().union(*(plan.moving for plan in cache_of(model).plans.values()))

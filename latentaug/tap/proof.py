@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.tap.capture import Capture, Plan, within_checkpoint
+from latentaug.tap.capture import Capture, Plan
+from latentaug.tap.replaying import within_checkpoint
 from latentaug.tracing.intercept import overridden
 from latentaug.tracing.record import ancestors
+from latentaug.tracing.state import is_large
 from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, tensors_in
 
 
@@ -29,12 +31,16 @@ def prove(capture: Capture, output: Any, inputs: Any) -> tuple[Plan, str | None]
     Raises:
         RuntimeError: Even a full replay does not repeat the pass.
     """
-    model, plan = capture.model, capture.plan
-    if not same(output, capture.replay([None] * len(plan.spots), full=True)):
+    model, plan, nothing = capture.model, capture.plan, [None] * len(capture.plan.spots)
+    _run_another(capture, inputs)
+    if not same(output, capture.replay(nothing, full=True)):
+        if plan.scratch:  # some of which is read before it is written
+            args, kwargs = map_tensors(inputs, torch.clone)
+            return prove(*captured(model, replace(plan, scratch=frozenset()), args, kwargs), inputs)
         raise RuntimeError(
             f"LatentTap cannot replay {type(model).__name__}: run again with the same inputs and random state, it "
-            "returns something else, so it keeps state of its own between calls. Make its forward depend on its "
-            "inputs, parameters, buffers and the global random streams only."
+            f"returns something else, so it keeps state of its own between calls{_told(plan)}. Make its forward depend "
+            "on its inputs, parameters, buffers and the global random streams only."
         )
     # Halving alone would not show behind a normalisation, nor what depends on where the code is largest.
     codes = [code.detach().flip(-1).mul(0.5).requires_grad_(is_differentiable(code)) for code in capture.codes]
@@ -50,6 +56,21 @@ def prove(capture: Capture, output: Any, inputs: Any) -> tuple[Plan, str | None]
     return plan, reason
 
 
+def _told(plan: Plan) -> str:
+    """Tell what of a model's state moves; where that is nothing, it is none that could be put back."""
+    moving = sorted(plan.moving)
+    if plan.moves_weights:
+        moving.append("weights that learn")
+    return f", beside what moves in a pass ({', '.join(moving)})" if moving else ", outside of its modules"
+
+
+def _run_another(capture: Capture, inputs: Any) -> None:
+    """Run another pass, so that anything remembered between calls is of that."""
+    args, kwargs = map_tensors(inputs, _other)
+    capture.model(*args, **kwargs)
+    capture.note_weights()
+
+
 def _misfit(
     capture: Capture,
     inputs: Any,
@@ -62,8 +83,10 @@ def _misfit(
     """Tell why a fast replay would not give what is expected of a full one; None if it does."""
     if not capture.can_skip():
         return "it does not call the same modules in every pass"
-    args, kwargs = map_tensors(inputs, _other)  # so that anything remembered between calls is another pass's
-    capture.model(*args, **kwargs)
+    left = [one.value for entry in capture.records.values() for one in entry.left]
+    if any(is_large(tensor) for _, tensor in tensors_in(left)):
+        return "it keeps features between modules that their outputs do not show"
+    _run_another(capture, inputs)
     try:
         with torch.set_grad_enabled(not graphless):
             replayed = capture.replay(codes)
@@ -71,6 +94,8 @@ def _misfit(
         replayed = None
     if not same(replayed, expected):
         return "it keeps state between modules that their outputs do not show"
+    if capture.plan.late and not graphless and not same(capture.replay(codes, detach=True), expected):
+        return "what follows the code is computed from state that it keeps"
     if graphless:
         return None
     if gradients is None or not same(_gradients(capture.model, replayed, codes), gradients):
@@ -137,7 +162,9 @@ def _checked_gradients(capture: Capture, output: Any, codes: list[Tensor]) -> tu
         nodes = ancestors([tensor.grad_fn for _, tensor in tensors_in(output)])
         if any("CheckpointFunction" in type(node).__name__ for node in nodes):
             raise RuntimeError(within_checkpoint(capture, "Tap"))
-    return gradients, not called or same(gradients, _gradients(model, output, codes))
+    if not called:
+        return gradients, True
+    return gradients, gradients is not None and same(gradients, _gradients(model, output, codes))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -33,9 +33,10 @@ class CodeReader(LatentTap):
             late=frozenset(),
             cloned=frozenset(),
             clone_inputs=False,
-            buffers=(),
+            moving=frozenset(),
             interpreter=False,
             moves_weights=False,
+            replayed=False,
             fast=False,
         )
 

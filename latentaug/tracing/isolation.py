@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from latentaug.tracing.keeping import give_modes_back, kept
 from latentaug.tracing.own_passes import own_passes
 from latentaug.tracing.random_state import preserved_random_state
 
 
 @contextmanager
 def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the model run, with gradients, for our own purposes: its buffers and the random streams stay as they are.
+    """Let the model run, with gradients, for our own purposes: it stays as it is, and so do the random streams.
 
     Raises:
         ValueError: The model or its input is on the meta device.
@@ -32,6 +33,7 @@ def sandbox(model: nn.Module, device: torch.device) -> Iterator[None]:
     with (
         own_passes(model),
         preserved_random_state(device),
+        kept(model),
         frozen_norm_statistics(model),
         borrowed_buffers(model, lent),
         torch.inference_mode(False),
@@ -82,23 +84,25 @@ def frozen_norm_statistics(*modules: nn.Module) -> Iterator[None]:
         >>> int(norm.num_batches_tracked), float(norm.running_mean.sum())
         (0, 0.0)
     """
-    saved: list[tuple[nn.Module, str, Any]] = []
+    saved: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for root in modules:
             for module in submodules(root):
                 if not (isinstance(module, _NormBase) and module.training and module.track_running_stats):
                     continue
                 if isinstance(module, _InstanceNorm):
-                    # Without tracking it would still write its buffers; momentum zero writes what is there.
-                    saved.append((module, "momentum", module.momentum))
-                    module.momentum = 0.0
+                    # Without tracking it would still write its buffers, and without momentum round them.
+                    for name, value in module._buffers.items():
+                        saved.append((module._buffers, name, value))
+                    for name, value in module._buffers.items():
+                        module._buffers[name] = None if value is None else value.clone()
                 else:
-                    saved.append((module, "track_running_stats", True))
+                    saved.append((vars(module), "track_running_stats", True))
                     module.track_running_stats = False
         yield
     finally:
-        for module, name, value in reversed(saved):
-            setattr(module, name, value)
+        for holder, name, value in reversed(saved):
+            holder[name] = value
 
 
 def norm_tracking(module: nn.Module) -> list[tuple[_NormBase, bool]]:
@@ -253,7 +257,7 @@ def gathered_weights(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_modes(model: nn.Module) -> Iterator[None]:
-    """Give every submodule its own train or eval mode back, not only the root.
+    """Give every submodule its own train or eval mode back, not only the root; by its own methods if it has some.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout()).train()
@@ -267,5 +271,4 @@ def preserved_modes(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in saved:
-            module.training = training
+        give_modes_back(saved)

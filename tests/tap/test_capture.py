@@ -354,9 +354,9 @@ def test_weights_changed_meanwhile_are_noticed(model: UNet, images: Tensor) -> N
             RuntimeError, match=r"an optimizer has changed them since. Replay before optimizer.step\(\)"
         ):
             tap.replay(tap.code)
-        tap.replay(tap.code.detach(), detach=True).sum().backward()
-        with torch.no_grad():
+        with torch.no_grad(), pytest.raises(RuntimeError, match="needs the weights as they were"):
             tap.replay(tap.code)
+        tap.replay(tap.code.detach(), detach=True).sum().backward()
 
 
 def test_a_cell_that_is_called_more_or_less_often_is_followed(images: Tensor) -> None:
@@ -389,12 +389,30 @@ def test_a_cell_that_is_called_more_or_less_often_is_followed(images: Tensor) ->
 
 
 def test_a_replay_that_does_not_come_to_the_code_says_so(images: Tensor) -> None:
-    model = Shrinks().double()
+    depth = [3]
+
+    class Elsewhere(Shrinks):
+        """Where to stop is kept outside of the model."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.depth = depth[0]
+            return super().forward(x)
+
+    model = Elsewhere().double()
     with LatentTap(model, "blocks.1") as tap:
         model(images)
-        model.depth = 1
-        with pytest.raises(RuntimeError, match=r"did not come to 'blocks.1' again: Shrinks calls other modules"):
+        depth[0] = 1
+        with pytest.raises(RuntimeError, match=r"did not come to 'blocks.1' again: Elsewhere calls other modules"):
             tap.replay(tap.code)
+
+
+def test_a_flag_that_is_set_meanwhile_changes_nothing(images: Tensor) -> None:
+    model = Shrinks().double()
+    with LatentTap(model, "blocks.1") as tap:
+        logits = model(images)
+        model.depth = 1
+        assert torch.equal(tap.replay(tap.code), logits)
+        assert model.depth == 1
 
 
 def test_a_layer_left_out_of_a_pass_is_named(images: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -121,15 +122,37 @@ def test_weights_changed_by_the_pass_itself_are_no_optimizers_doing(images: Tens
             assert torch.equal(tap.replay(tap.code), logits)
 
 
-def test_a_model_that_remembers_is_refused(images: Tensor) -> None:
-    class Remembers(Base):
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen = getattr(self, "seen", 0) + x.mean().detach()
-            return self.head(self.up(self.code(self.stem(x)))) + self.seen
+class Remembers(Base):
+    """Adds the mean of all images that it has seen; kept by itself, or elsewhere."""
+
+    def __init__(self, keeper: Any = None) -> None:
+        super().__init__()
+        self.keeper = lambda: self if keeper is None else keeper
+
+    def forward(self, x: Tensor) -> Tensor:
+        keeper = self.keeper()
+        keeper.seen = getattr(keeper, "seen", 0) + x.mean().detach()
+        return self.head(self.up(self.code(self.stem(x)))) + keeper.seen
+
+
+def test_a_model_that_remembers_is_replayed_from_what_it_knew(images: Tensor) -> None:
+    model = Remembers().double()
+    with LatentTap(model, "code") as tap:
+        for _ in range(3):
+            logits, seen = model(images), model.seen
+            for full in (False, True):
+                assert torch.equal(tap.replay(None, full=full), logits)
+                assert model.seen is seen
+    assert torch.allclose(model.seen, 3 * images.mean())
+
+
+def test_a_model_that_remembers_elsewhere_is_refused(images: Tensor) -> None:
+    class Elsewhere:
+        pass
 
     with (
-        LatentTap(Remembers().double(), "code") as tap,
-        pytest.raises(RuntimeError, match=r"cannot replay Remembers.*keeps state of its own between calls"),
+        LatentTap(Remembers(Elsewhere()).double(), "code") as tap,
+        pytest.raises(RuntimeError, match=r"cannot replay Remembers.*between calls, outside of its modules"),
     ):
         tap._model(images)
 
