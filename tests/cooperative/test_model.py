@@ -201,7 +201,10 @@ def test_what_the_submodules_do_not_show_is_shown() -> None:
     assert "image_code=encoder, shape_code=decoupler, image_range=(0.0, 1.0), hard=HardExamples(" in repr(coop)
     assert "hard_" not in repr(coop)
     fewer = cooperative(hard=HardExamples(noise=0, fraction=0.5, scale=0.25, separate=True, separate_decoder=True))
-    assert "hard=HardExamples(noise=0, fraction=0.5, scale=0.25, separate=True, separate_decoder=True)" in repr(fewer)
+    assert (
+        "hard=HardExamples(noise=0, fraction=0.5, scale=0.25, separate=True, separate_decoder=True, every=1)"
+        in repr(fewer)
+    )
     assert "(saliency_schedule): Every(4)" in repr(cooperative(hard=HardExamples(saliency_every=4)))
 
 
