@@ -51,6 +51,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path]:
     add("--authors", type=Path, metavar="DIR", help="a checkout of the authors' code, to time beside ours")
     add("--compiled", action="store_true", help="time compiled steps on a CPU too; on a GPU they are")
     add("--seconds", type=float, metavar="S", help="end `step` and `training` early (default: as long as they take)")
+    add("--networks", default="", metavar="TEXT", help="of `step`, those with TEXT in their names (default: all)")
     add("--output", type=Path, metavar="DIR", help="(default: benchmarks/results/, by the name of the card, or cpu)")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.parts) - set(PARTS)):
@@ -58,7 +59,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, list[str], Path]:
     if given.threads < 1 or given.repeats < 1:
         parser.error("--threads and --repeats must be 1 or more")
     options = Options(
-        given.device, given.threads, given.repeats, given.quick, given.authors, given.compiled, given.seconds
+        given.device,
+        given.threads,
+        given.repeats,
+        given.quick,
+        given.authors,
+        given.compiled,
+        given.seconds,
+        given.networks,
     )
     return options, given.parts or [*PARTS], given.output or RESULTS / place(given.device)
 

@@ -38,6 +38,7 @@ class Options:
         authors: A checkout of the authors' code; None for none.
         compiled: Whether to time compiled steps on a CPU too.
         seconds: How long a part that can end early may take; None for as long as it takes.
+        networks: What the names of the networks of `step` contain; empty for all.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Options:
     authors: Path | None = None
     compiled: bool = False
     seconds: float | None = None
+    networks: str = ""
 
 
 @dataclass(frozen=True)

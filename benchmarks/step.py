@@ -59,6 +59,7 @@ def run(options: Options) -> Report:
     """Measure every network in every mode; eager float32 first, in case that time runs out."""
     device = torch.device(options.device)
     networks = [*LITTLE_UNETS, *LITTLE] if options.quick else STEPPED
+    networks = [row for row in networks if options.networks.lower() in row.name.lower()]
     left = deadline(options.seconds)
     found: dict[tuple[str, str], Measured] = {}
     for together in modes(options):
