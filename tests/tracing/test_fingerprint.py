@@ -49,7 +49,7 @@ def test_changed_tensors_are_told(change: str, shape: tuple[int, ...]) -> None:
         torch.eye(3).to_sparse(),
         nn.Parameter(torch.randn(300)),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}",
 )
 def test_any_tensor_is_as_it_was(tensor: Tensor) -> None:
     assert Fingerprint([tensor]).changed() == []
