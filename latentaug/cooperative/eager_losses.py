@@ -56,7 +56,8 @@ class Losses:
     @property
     def total(self) -> Tensor:
         """Sum of `weighted`."""
-        return functools.reduce(torch.add, self.weighted.values(), torch.zeros(()))
+        terms = list(self.weighted.values())
+        return functools.reduce(torch.add, terms) if terms else torch.zeros(())
 
     def start(self, name: str, tensor: Tensor) -> Tensor:
         """Return what the branch of a loss is to be computed from in place of a tensor."""
