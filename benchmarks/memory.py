@@ -84,11 +84,11 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
             sizes[running[-1]] += storage.nbytes()
         return tensor
 
-    model(images, labels, stage="standard")  # the first time, the model is looked over as well
     with ExitStack() as stack:
         for name, module in parts.items():
             stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
             stack.callback(module.register_forward_hook(leave).remove)
+        model(images, labels, stage="standard")  # the first time, the model is looked over as well
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         output = model(images, labels, stage="standard")
     del output  # kept until here, so that no storage takes the place of another

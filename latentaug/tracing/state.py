@@ -88,6 +88,7 @@ class State:
         self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - _STRANGERS
         self._slots = {id(tensor) for _, module in modules for tensor in module._buffers.values()}
         self._seen: set[int] = set()
+        self._modules, self._hooks = modules, _hooks_of(modules)
         for name, module in modules:
             self._add_module(name, module)
 
@@ -241,10 +242,13 @@ class State:
                 return map_tensors(value, function)
             return value
 
+        # A model that has hooked its own parts meanwhile notes that it has: without the note it would do so again.
+        hooked = _hooks_of(self._modules) != self._hooks
         for path, attributes, kept in self.attributes:
             prefix = f"{path}." if path else ""
             for key in [key for key in attributes if key not in _OWN and key not in _OURS and key not in kept]:
-                if prefix + key not in self._left_out:
+                noted = hooked and type(attributes[key]) in _ATOMS
+                if prefix + key not in self._left_out and not noted:
                     del attributes[key]
             for key, value in kept.items():
                 new = value if type(value) in _ATOMS else part(value)
@@ -283,6 +287,11 @@ def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
             if child is not None:
                 waiting.append((f"{path}.{key}" if path else key, child))
     return found
+
+
+def _hooks_of(modules: Collection[tuple[str, nn.Module]]) -> int:
+    """Count the hooks of some modules."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for _, module in modules)
 
 
 def _alike(old: Any, new: Any) -> bool:

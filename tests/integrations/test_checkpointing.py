@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug import CooperativeModel, LatentTap, ShapePrior, cooperative_backward
+from latentaug import CooperativeModel, HardExamples, LatentTap, ShapePrior, cooperative_backward
 
 nets = pytest.importorskip("monai.networks.nets.unet")
 pytestmark = pytest.mark.integration
@@ -47,7 +47,8 @@ def step(
     labels = torch.randint(3, (2, 8, 8, 8), generator=generator)
     torch.manual_seed(1)
     prior = ShapePrior(3, width=2, depth=2, spatial_dims=3).double()
-    coop = CooperativeModel(model, num_classes=3, example=volumes, shape_prior=prior)
+    hard = HardExamples(every=1, separate=False, separate_decoder=False, noise=0.05)
+    coop = CooperativeModel(model, num_classes=3, example=volumes, reconstruction=True, shape_prior=prior, hard=hard)
     coop.checkpointed = checkpointed
     torch.manual_seed(2)
     if way == "one backward":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, HardExamples, cooperative_backward
 from latentaug.augment.masks import TargetedChannelMask, TargetedSpatialMask
 from latentaug.cooperative.logits import read_logits
 from latentaug.discovery.bottleneck import find_bottleneck
@@ -125,7 +125,10 @@ def test_a_cooperative_step_trains_every_parameter_that_the_model_uses(row: Row)
     read = read_logits(model(images), row.classes, images.ndim - 2, row.logits)
     idle = unused(model, read)  # heads beside the segmentation have losses of their own
     labels = torch.randint(max(row.classes, 2), (len(images), *images.shape[2:]))
-    coop = CooperativeModel(model, num_classes=row.classes, example=images, image_range=None, logits=row.logits)
+    heads = {"reconstruction": True, "shape_prior": True, "hard": HardExamples(every=1, separate=False)}
+    coop = CooperativeModel(
+        model, num_classes=row.classes, example=images, image_range=None, logits=row.logits, **heads
+    )
     before = traces(model, buffers=False)
     output = cooperative_backward(coop, images, labels)
     assert traces(model, buffers=False) == before

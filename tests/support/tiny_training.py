@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.training.callbacks import Callback
 from latentaug.training.trainer import CooperativeTrainer
@@ -55,7 +56,7 @@ def tiny_coop(num_classes: int = 3, spatial_dims: int = 2, **options: Any) -> Co
     torch.manual_seed(0)
     net = TinyNet(num_classes, spatial_dims)
     example = torch.rand(2, 1, *(8,) * spatial_dims)
-    heads = {"reconstruction": True, "shape_prior": True} | options
+    heads = {"reconstruction": True, "shape_prior": True, "hard": HardExamples(every=1)} | options
     return CooperativeModel(net, num_classes=num_classes, example=example, codes="encoder", **heads)
 
 

@@ -170,3 +170,18 @@ def test_modules_are_named_as_by_torch() -> None:
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Linear(1, 1)), nn.ReLU())
     model.append(model[0][0])
     assert dict(named_modules_of(model)) == dict(model.named_modules())
+
+
+def test_a_model_that_hooks_its_parts_in_its_first_pass_does_not_do_so_again() -> None:
+    class Hooking(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            if not getattr(self, "is_hooked", False):
+                self[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+                self.is_hooked = True
+            return super().forward(images)
+
+    model = Hooking(nn.Linear(2, 2))
+    state = State(model)
+    expected = model(torch.ones(1, 2))
+    state.give_back()
+    assert torch.equal(model(torch.ones(1, 2)), expected)
