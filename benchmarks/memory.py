@@ -88,8 +88,10 @@ def kept(model: CooperativeModel, images: Tensor, labels: Tensor) -> dict[str, i
         for name, module in parts.items():
             stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
             stack.callback(module.register_forward_hook(leave).remove)
-        model(images, labels, stage="standard")  # the first time, the model is looked over as well
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        model(images, labels, stage="standard")  # the first time under these hooks, the model is looked over as well
+        sizes.update(dict.fromkeys(sizes, 0))
+        seen.intersection_update(parameter.untyped_storage().data_ptr() for parameter in model.parameters())
         output = model(images, labels, stage="standard")
     del output  # kept until here, so that no storage takes the place of another
     return sizes
