@@ -111,7 +111,7 @@ def resolve_codes(
     declared = declaration(model)
     if not images:
         if image is not None and isinstance(codes, Mapping):
-            raise ValueError("codes['image'] takes an image decoder. Pass reconstruction=True, or leave the code out.")
+            raise ValueError("codes['image'] takes an image decoder; got reconstruction=False. Leave one of them out.")
         if shape is None:
             shape = find_levels(model, example, logits=logits) if declared is None else declared.shape_code
         return FoundCodes(None, located(model, shape, example), declared is not None)

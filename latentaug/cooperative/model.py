@@ -101,7 +101,7 @@ class CooperativeModel(nn.Module):
         hard: How hard examples are made; see `HardExamples`.
         reconstruction: The image decoder: True for a head at half of the images' resolution; False for none; or a
             module (code, size) -> images of your own, called with a smaller size if it has a `scale` below 1. Default
-            None: what the model declares, or none.
+            None: what the model declares; a head where `codes` names an image code; or none.
         shape_prior: True for one that fits, at half of the images' resolution; False for none; or a `ShapePrior` of
             your own. Default None: one for a model that declares its codes, at their resolution, and none for any
             other. Without one, "refined" is the model's own segmentation.
@@ -163,7 +163,8 @@ class CooperativeModel(nn.Module):
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
         self.image_transform, self.shape_transform = transform_pair(augment)
-        decodes = reconstruction is not False and (reconstruction is not None or declaration(model) is not None)
+        asked = reconstruction is not None or (isinstance(codes, Mapping) and codes.get("image") is not None)
+        decodes = reconstruction is not False and (asked or declaration(model) is not None)
         with called_on_example("CooperativeModel", model, example):
             found = resolve_codes(model, codes, example, logits, images=decodes)
         given = reconstruction if isinstance(reconstruction, nn.Module) else None

@@ -70,8 +70,6 @@ def _translated(moved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         new["augment"] = moved["masker"]
     both = moved.get("layer")
     codes = {key: moved.get(f"{key}_code") or both for key in ("image", "shape")}
-    if moved.get("image_code") is not None and given.get("reconstruction") is None:
-        new["reconstruction"] = True
     if any(code is not None for code in codes.values()):
         new["codes"] = {key: code for key, code in codes.items() if code is not None}
     return new

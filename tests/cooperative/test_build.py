@@ -309,3 +309,11 @@ def test_one_hot_labels_are_refused() -> None:
     images, labels = batch()
     with pytest.raises(ValueError, match=r"needs labels \[B, \*S\] .* got \(3, 3, 16, 20\). Pass class indices"):
         cooperative()(images, one_hot(labels, 3))
+
+
+def test_naming_an_image_code_asks_for_an_image_decoder() -> None:
+    coop = made(codes={"image": "2"})
+    assert str(coop.image_code) == "2"
+    assert coop.reconstruction is not None
+    with pytest.raises(ValueError, match=r"codes\['image'\] takes an image decoder; got reconstruction=False"):
+        made(codes={"image": "2"}, reconstruction=False)

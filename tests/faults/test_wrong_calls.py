@@ -269,7 +269,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     ],
     "every": [lambda value=value: HardExamples(every=value) for value in (0, 1.5, True, "2")],
     "separate_decoder": [lambda: HardExamples(separate_decoder="no")],
-    "image": [lambda: coop(codes={"image": "0"})],
+    "image": [lambda: coop(codes={"image": "0"}, reconstruction=False)],
     "residual": [
         lambda value=value: HardExamples(residual=value) for value in (-1, 2, NAN, "1", True, (1, 0), (0, 1, 2))
     ],
