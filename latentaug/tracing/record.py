@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,7 +80,8 @@ class Call:
             yield from child.walk()
 
 
-_top_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_top_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # from PyTorch 2.8 on
+_PROBE = torch.ones((), device="cpu", requires_grad=True)
 
 
 def saving_now() -> str:
@@ -93,7 +97,29 @@ def saving_now() -> str:
     """
     if not torch.is_grad_enabled():
         return "none"
-    return "plain" if _top_hooks(False) is None else "packed"
+    if _top_hooks is not None:
+        return "plain" if _top_hooks(False) is None else "packed"
+    return "packed" if _is_checkpointing() or _is_probe_packed() else "plain"
+
+
+def _is_checkpointing() -> bool:
+    """Tell whether activation checkpointing called us."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_probe_packed() -> bool:
+    """Tell whether hooks have packed what is saved of a computation, which is made here."""
+    probe: Any = _PROBE.square().grad_fn
+    try:
+        probe._raw_saved_self.register_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    except RuntimeError:  # it has hooks already
+        return True
+    return False
 
 
 class InputWatch:

@@ -125,8 +125,14 @@ def test_a_trace_is_gone_with_the_last_reference_to_it() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["this PyTorch", "before 2.8"])
 @pytest.mark.parametrize(("reentrant", "inside"), [(False, "packed"), (True, "none")])
-def test_checkpointing_is_told_by_how_autograd_saves(reentrant: bool, inside: str) -> None:
+def test_checkpointing_is_told_by_how_autograd_saves(
+    reentrant: bool, inside: str, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if older:
+        monkeypatch.setattr("latentaug.tracing.record._top_hooks", None)
+
     class Told(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             seen.append(saving_now())
@@ -146,6 +152,8 @@ def test_checkpointing_is_told_by_how_autograd_saves(reentrant: bool, inside: st
     with torch.no_grad():
         model(x)
     assert seen[-1] == "none"
+    with torch.autograd.graph.save_on_cpu():
+        assert saving_now() == "packed"
     output.sum().backward()  # what was asked is no part of the graph
 
 
