@@ -18,8 +18,8 @@ from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.hard_examples import HardExamples, Noise
 from latentaug.cooperative.image_style import style_layers, styled
 from latentaug.cooperative.logits import LogitsReader, Prediction
-from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, shrink, taken
-from latentaug.nets.functional import resize
+from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, taken
+from latentaug.nets.functional import resize, scaled_by, shrink
 from latentaug.tap.plan_cache import moving_in
 from latentaug.tap.prefix import code_of
 from latentaug.tracing.location import Location, unwrap
@@ -321,5 +321,4 @@ class HardExampleMaker:
 
 def decoded_size(decode: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
     """Return the size at which an image decoder is called for images of a size: smaller if it has a `scale`."""
-    scale = float(getattr(decode, "scale", 1.0))
-    return tuple(max(1, round(scale * n)) for n in size)
+    return scaled_by(size, float(getattr(decode, "scale", 1.0)))

@@ -40,7 +40,7 @@ from latentaug.cooperative.maker import HardExampleMaker
 from latentaug.cooperative.moved import accepts_moved_arguments
 from latentaug.cooperative.objective import Loss, Objective
 from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
-from latentaug.cooperative.shortcuts import Every, shrink
+from latentaug.cooperative.shortcuts import Every
 from latentaug.cooperative.stages import (
     HardStage,
     decoded,
@@ -51,7 +51,7 @@ from latentaug.cooperative.stages import (
     work_of,
 )
 from latentaug.discovery.codes import Codes
-from latentaug.nets.functional import to_labels
+from latentaug.nets.functional import shrink, to_labels
 from latentaug.nets.heads import ShapePrior
 from latentaug.tracing.isolation import (
     gathered_weights,
@@ -163,21 +163,21 @@ class CooperativeModel(nn.Module):
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
         self.image_transform, self.shape_transform = transform_pair(augment)
-        asked = reconstruction is not None or (isinstance(codes, Mapping) and codes.get("image") is not None)
-        decodes = reconstruction is not False and (asked or declaration(model) is not None)
+        declares = declaration(model) is not None
+        names_image = isinstance(codes, Mapping) and codes.get("image") is not None
+        decodes = declares or names_image if reconstruction is None else reconstruction is not False
         with called_on_example("CooperativeModel", model, example):
             found = resolve_codes(model, codes, example, logits, images=decodes)
-        given = reconstruction if isinstance(reconstruction, nn.Module) else None
-        own_decoder = given is not None
-        self._uses_declared = found.declared and decodes and not own_decoder
-        decoder = model.get_submodule("image_decoder") if self._uses_declared else None
-        self._image_range = resolve_range(image_range, example, decoder if given is None else given)
-        if decodes and not own_decoder and not self._uses_declared:
-            assert found.image is not None
-            given = placed_like(new_reconstruction_head(found.image, example, self._image_range), model, example)
-        self.reconstruction_head = given
-        if shape_prior is True or (shape_prior is None and declaration(model) is not None):
-            scale = 1.0 if declaration(model) is not None else HALF
+        head = reconstruction if isinstance(reconstruction, nn.Module) else None
+        own_decoder = head is not None
+        self._uses_declared = decodes and found.declared and head is None
+        decoder = model.get_submodule("image_decoder") if self._uses_declared else head
+        self._image_range = resolve_range(image_range, example, decoder)
+        if found.image is not None and decoder is None:
+            head = placed_like(new_reconstruction_head(found.image, example, self._image_range), model, example)
+        self.reconstruction_head = head
+        if shape_prior is True or (shape_prior is None and declares):
+            scale = 1.0 if declares else HALF
             shape_prior = placed_like(new_shape_prior(num_classes, example, scale), model, example)
         self.shape_prior: ShapePrior | None = shape_prior if isinstance(shape_prior, nn.Module) else None
         self.objective = Objective(weights, loss, ignore_index, replays=not decodes)

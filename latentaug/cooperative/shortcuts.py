@@ -85,14 +85,6 @@ def scaled_size(size: Sequence[int], scale: float, stride: Sequence[float]) -> t
     return tuple(min(n, round(m * step)) for n, m, step in zip(size, sites, stride, strict=True))
 
 
-def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Average images or logits [B, C, *S] down to `size`, if they are larger."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    precise = torch.promote_types(images.dtype, torch.float32)  # half precision is not averaged everywhere
-    return F.interpolate(images.to(precise), tuple(size), mode="area").to(images.dtype)
-
-
 def shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Take the nearest labels [B, *S] or [B, 1, *S] at `size`, if they are larger."""
     if size_of(labels, len(size)) == tuple(size):

@@ -15,10 +15,11 @@ from latentaug.cooperative.labels import size_of, squeeze_labels
 from latentaug.cooperative.maker import Made, decoded_size
 from latentaug.cooperative.objective import reconstruction_loss
 from latentaug.cooperative.output import CooperativeOutput, detached
-from latentaug.cooperative.shortcuts import shrink, shrink_labels, taken
-from latentaug.nets.functional import one_hot
+from latentaug.cooperative.shortcuts import shrink_labels, taken
+from latentaug.nets.functional import one_hot, shrink
 from latentaug.tap.plan_cache import moving_in
-from latentaug.tracing.isolation import constant_norm_parameters, is_sharded
+from latentaug.tracing.isolation import constant_norm_parameters
+from latentaug.tracing.keeping import is_sharded
 from latentaug.tracing.location import unwrap
 from latentaug.tracing.moving import held_still
 
@@ -189,11 +190,9 @@ def hard_stage(
     model: CooperativeModel, images: Tensor, labels: Tensor, made: HardStage, losses: Losses
 ) -> CooperativeOutput:
     """Compute the same losses on hard examples, without a trace in running statistics."""
-    labels = taken(labels, made.samples)
     size = size_of(labels, images.ndim - 2)
-    if made.images is not None or made.segmentation is not None:
-        size = model.maker.size(size) if made.segmentation is None else tuple(made.segmentation.shape[2:])
-    labels = shrink_labels(labels, size)
+    size = model.maker.size(size) if made.segmentation is None else tuple(made.segmentation.shape[2:])
+    labels = shrink_labels(taken(labels, made.samples), size)
     logits = refined = images.new_zeros(())
     # Statistics stay frozen while losses are backpropagated here: parts that the model checkpoints run again then.
     with all_held_still(model), constant_norm_parameters(model, model.hard.frozen_norms):

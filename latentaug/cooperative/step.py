@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -15,7 +16,7 @@ from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from latentaug.cooperative.stages import second_stage
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import is_sharded
+from latentaug.tracing.keeping import is_sharded
 from latentaug.tracing.moving import held_still
 
 
@@ -99,7 +100,7 @@ def _see_that_it_trains(function: str, model: nn.Module) -> None:
 
 def _has_second_stage(model: nn.Module) -> bool:
     """Tell whether the next step of a wrapped `CooperativeModel` has a second stage."""
-    held = [*model.modules(), getattr(model.forward, "__self__", None)]
+    held = chain([getattr(model.forward, "__self__", None)], model.modules())
     return next(one for one in held if isinstance(one, CooperativeModel)).has_second_stage()
 
 

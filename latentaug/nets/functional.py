@@ -25,6 +25,24 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode=_INTERPOLATION[len(size)])
 
 
+def scaled_by(size: Sequence[int], scale: float) -> tuple[int, ...]:
+    """Return a size `scale` times as large along each axis, 1 at least.
+
+    Example:
+        >>> scaled_by((80, 81), 0.5)
+        (40, 40)
+    """
+    return tuple(max(1, round(scale * n)) for n in size)
+
+
+def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Average images or logits [B, C, *S] down to `size`, if they are larger."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    precise = torch.promote_types(images.dtype, torch.float32)  # half precision is not averaged everywhere
+    return F.interpolate(images.to(precise), tuple(size), mode="area").to(images.dtype)
+
+
 def to_probabilities(logits: Tensor) -> Tensor:
     """Apply the softmax over classes, or the sigmoid where there is one logit only."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

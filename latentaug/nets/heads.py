@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from latentaug.checks import number, shown, whole
 from latentaug.layout import CHANNELS_FIRST, Layout
 from latentaug.nets.blocks import Decoder, Encoder, check_spatial_dims, conv_norm_relu, double_conv, initialize
-from latentaug.nets.functional import crop, resize, to_probabilities
+from latentaug.nets.functional import crop, resize, scaled_by, shrink, to_probabilities
 
 
 class CodeDecoupler(nn.Module):
@@ -213,10 +212,8 @@ class ShapePrior(nn.Module):
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Return the logits of the corrected segmentation, at the size of the input and in this module's precision."""
-        size, given = probabilities.shape[2:], _in_precision_of(self, probabilities)
-        if self.scale != 1:
-            smaller = [max(1, round(self.scale * n)) for n in size]
-            given = F.interpolate(given, smaller, mode="area")
+        size = probabilities.shape[2:]
+        given = shrink(_in_precision_of(self, probabilities), scaled_by(size, self.scale))
         return resize(crop(self.decoder(self.encoder(given)), given.shape[2:]), size)
 
     def refine(self, logits: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from latentaug.tap.capture import Capture, Key, Plan
 from latentaug.tap.proof import captured, prove
 from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import is_sharded, preserved_modes, sandbox, submodules
+from latentaug.tracing.isolation import preserved_modes, sandbox, submodules
+from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
 from latentaug.tracing.moving import Values
 from latentaug.tracing.random_state import RandomState
@@ -246,7 +247,7 @@ def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan
     """Prove a plan on smaller images, of which a pass shows the same as at full size; or tell why that won't do."""
     if any(map(is_compiled, submodules(model))):
         return None, "it is compiled, for one size"
-    if _is_spread(model):
+    if _waits_for_others(model):
         return None, "it is spread over processes, which must all make the same passes"
     obstacle = "its inputs cannot be made smaller"
     for size in _smaller_sizes(sample):
@@ -267,12 +268,9 @@ def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan
     return None, obstacle
 
 
-def _is_spread(model: nn.Module) -> bool:
+def _waits_for_others(model: nn.Module) -> bool:
     """Tell whether a pass of the model waits for those of other processes, whose batches may be of other sizes."""
-    return any(
-        is_sharded(module) or isinstance(module, nn.SyncBatchNorm) or "_fsdp_wrapped_module" in module._modules
-        for module in submodules(model)
-    ) or any(hasattr(weight, "device_mesh") for weight in model.parameters())
+    return is_spread(model) or any(isinstance(module, nn.SyncBatchNorm) for module in submodules(model))
 
 
 def _seen_and_captured(model: nn.Module, plan: Plan, inputs: Any) -> tuple[_Seen, Capture, Any]:

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentaug.tracing.fingerprint import Fingerprint, Verdict
 from latentaug.tracing.moving import PassTensors
 from latentaug.tracing.record import InputWatch, saving_now
 from latentaug.tracing.state import State
-from latentaug.tracing.tree import map_tensors, tensors_in
+from latentaug.tracing.tree import copied, map_tensors, tensors_in
 
 
 class Left(NamedTuple):
@@ -82,7 +82,7 @@ class Start:
         """Note what a call that has just finished has set on its module and on those inside."""
         within = f"{name}." if name else ""
         return [
-            Left(holder, key, map_tensors(holder[key], _copy))
+            Left(holder, key, map_tensors(holder[key], copied))
             for path, holder, key in self._movers
             if key in holder and (path == name or path.startswith(within))
         ]
@@ -155,15 +155,11 @@ class Start:
             yield
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.grad_fn is not None else tensor.detach().clone()
-
-
 def put_left(left: list[Left], *, detach: bool) -> None:
     """Set on modules what a call has set, without making the call."""
     for holder, key, value in left:
         was = holder.get(key)
-        new = map_tensors(value, lambda tensor: tensor.detach().clone() if detach else _copy(tensor))
+        new = map_tensors(value, lambda tensor: tensor.detach().clone() if detach else copied(tensor))
         holder[key] = nn.Parameter(new, requires_grad=False) if isinstance(was, nn.Parameter) else new
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from latentaug.tracing.keeping import give_modes_back, kept
+from latentaug.tracing.keeping import give_modes_back, is_sharded, kept
 from latentaug.tracing.own_passes import own_passes
 from latentaug.tracing.random_state import preserved_random_state
 
@@ -231,11 +231,6 @@ def constant_weights(model: nn.Module) -> Iterator[Callable[[], None]]:
         yield thaw
     finally:
         thaw()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Tell whether `fully_shard` was called with the very module."""
-    return hasattr(module, "set_reshard_after_backward")
 
 
 @contextmanager

@@ -87,10 +87,15 @@ def _is_lazy(module: nn.Module) -> bool:
     return any(is_lazy(one) for one in (*module._parameters.values(), *module._buffers.values()) if one is not None)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether `fully_shard` was called with the very module."""
+    return hasattr(module, "set_reshard_after_backward")
+
+
 def is_spread(model: nn.Module) -> bool:
     """Tell whether the weights of a model are spread over processes, by FSDP or as distributed tensors."""
     return any(
-        hasattr(module, "set_reshard_after_backward")
+        is_sharded(module)
         or "_fsdp_wrapped_module" in module._modules
         or any(hasattr(weight, "device_mesh") for weight in module._parameters.values())
         for _, module in named_modules_of(model)

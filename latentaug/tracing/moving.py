@@ -13,7 +13,7 @@ from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.isolation import frozen_norm_statistics, is_norm_statistic
 from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.state import State, named_modules_of
-from latentaug.tracing.tree import version_of
+from latentaug.tracing.tree import copied, version_of
 
 _ALL = 2**20  # entries of a tensor that are looked at to find out what moves
 
@@ -68,7 +68,7 @@ class PassTensors:
                     self._add(path, key, module._buffers, buffer)
         for index, slot in enumerate(self.slots if moving else ()):
             if slot.name in moving and isinstance(slot.value, Tensor):
-                self.starts[index] = _copy(slot.value)
+                self.starts[index] = copied(slot.value)
         self.note()
 
     def _add(self, path: str, key: str, holder: dict[str, Any], value: Any) -> None:
@@ -157,15 +157,11 @@ class PassTensors:
                     slot.holder[slot.key] = value
 
     def _start(self, index: int, value: Tensor) -> Tensor:
-        copy = _copy(self.starts[index])
+        copy = copied(self.starts[index])
         return nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
 
 
 _ABSENT = object()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.grad_fn is not None else tensor.detach().clone()
 
 
 class Before:
@@ -188,10 +184,10 @@ class Before:
                 if buffer is None or is_norm_statistic(module, key):
                     continue
                 if buffer.numel() <= _ALL or name in known:
-                    self._buffers.append((module._buffers, key, _copy(buffer)))
+                    self._buffers.append((module._buffers, key, copied(buffer)))
             for key, weight in module._parameters.items() if known else ():
                 if weight is not None and not weight.requires_grad and (f"{path}.{key}" if path else key) in known:
-                    self._weights.append((module._parameters, key, _copy(weight)))
+                    self._weights.append((module._parameters, key, copied(weight)))
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -200,9 +196,9 @@ class Before:
         now, saved = State(self._model, small=False), [(holder, key, holder.get(key)) for holder, key, _ in slots]
         try:
             for holder, key, value in self._buffers:
-                holder[key] = _copy(value)
+                holder[key] = copied(value)
             for holder, key, value in self._weights:
-                holder[key] = nn.Parameter(_copy(value), requires_grad=False)
+                holder[key] = nn.Parameter(copied(value), requires_grad=False)
             self._state.lend()
             yield
         finally:

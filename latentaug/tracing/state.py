@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.tree import map_tensors, tensors_in, version_of
+from latentaug.tracing.tree import copied, map_tensors, tensors_in, version_of
 
 _OWN = vars(nn.Module()).keys()
 _OURS = {"forward", "_compiled_call_impl", "__reduce_ex__"}  # where we stand in for something
@@ -143,7 +143,7 @@ class State:
         self._tensors[id(tensor)] = name, tensor, version_of(tensor)
         self._graphs[id(tensor)] = tensor.grad_fn is not None, tensor.requires_grad
         if self._copied is None or name in self._copied or tensor.numel() <= self._few:
-            self._copies[id(tensor)] = tensor.clone() if tensor.grad_fn is not None else tensor.detach().clone()
+            self._copies[id(tensor)] = copied(tensor)
 
     def _add_hidden(self, name: str, module: nn.Module) -> None:
         for path, inner in named_modules_of(module):

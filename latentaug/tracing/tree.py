@@ -81,6 +81,11 @@ def item_at(tree: Any, path: Path) -> Any:
     return tree
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy: within the graph of a tensor that has one, and a leaf otherwise."""
+    return tensor.clone() if tensor.grad_fn is not None else tensor.detach().clone()
+
+
 def is_differentiable(tensor: Tensor) -> bool:
     """Tell whether the tensor's type is one that gradients exist for."""
     return tensor.is_floating_point() or tensor.is_complex()

@@ -17,11 +17,11 @@ from latentaug.cooperative.shortcuts import (
     draw_samples,
     normal_noise,
     scaled_size,
-    shrink,
     shrink_labels,
     taken,
 )
 from latentaug.cooperative.stages import HardStage
+from latentaug.nets.functional import shrink
 from tests.support.codes import seeded
 from tests.support.cooperation import HARD, STANDARD, Spy, batch, case, cooperative, count_saliencies
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -148,18 +149,26 @@ def test_what_is_finished_is_not_run_again(whole: Path, flags: list[str], monkey
     assert (whole / "scores.csv.gz").read_bytes() == before
 
 
+@contextmanager
+def interrupted_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the batch of a number end a training as Ctrl-C does."""
+    batch = TrainingBatches.batch
+
+    def interrupt(self: TrainingBatches, asked: int) -> Batch:
+        if asked == number:
+            raise KeyboardInterrupt
+        return batch(self, asked)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "batch", interrupt)
+        yield
+
+
 def test_an_interrupted_run_goes_on_to_the_same_scores(
     whole: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(self: TrainingBatches, number: int) -> Batch:
-        if number == 2:
-            raise KeyboardInterrupt
-        return batch(self, number)
-
-    batch = TrainingBatches.batch
     output = tmp_path / "a run"
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingBatches, "batch", interrupt)
+    with interrupted_at(2, monkeypatch):
         assert acdc_cooperative.main([*flags, "--output", str(output)]) == 130
     assert f"--output '{output}'" in capsys.readouterr().err
     assert not (output / "scores.csv.gz").exists()
@@ -365,17 +374,10 @@ def test_measuring_a_step_changes_no_training(
 def test_in_equal_time_iterations_and_schedule_shrink_by_the_first_cost_that_was_measured(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: TrainingBatches, number: int) -> Batch:
-        if number == 6:
-            raise KeyboardInterrupt
-        return batch(self, number)
-
-    batch = TrainingBatches.batch
     arguments = [*flags, "--methods", "standard", "--iterations", "20", "--warm-up", "5", "--schedule", "cosine"]
     arguments += ["--equal-time", "--output", str(tmp_path / "run")]
     monkeypatch.setattr(training, "measure_cost", lambda *_: 2.5)
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingBatches, "batch", interrupt)
+    with interrupted_at(6, monkeypatch):
         assert acdc_cooperative.main(arguments) == 130
     monkeypatch.setattr(training, "measure_cost", lambda *_: 99.0)
     assert acdc_cooperative.main(arguments) == 0
