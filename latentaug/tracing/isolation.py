@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -163,6 +164,25 @@ def is_norm_statistic(module: nn.Module, buffer: str) -> bool:
         "running_var",
         "num_batches_tracked",
     )
+
+
+def is_moved_by_its_norm(module: nn.Module, buffer: str) -> bool:
+    """Tell whether `buffer` of `module` is a statistic that normalising writes in the current mode.
+
+    In train mode all are. In PyTorch 2.4, instance normalisation writes what it has read in eval mode too.
+    """
+    if not is_norm_statistic(module, buffer):
+        return False
+    return module.training or (isinstance(module, _InstanceNorm) and _instance_norm_writes_in_eval_mode())
+
+
+@functools.cache
+def _instance_norm_writes_in_eval_mode() -> bool:
+    norm = nn.InstanceNorm1d(1, track_running_stats=True).eval()
+    mean: Any = norm.running_mean
+    before = mean._version
+    norm(torch.ones(1, 1, 2))
+    return bool(mean._version != before)
 
 
 @contextmanager

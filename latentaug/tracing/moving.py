@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.fingerprint import Fingerprint
-from latentaug.tracing.isolation import frozen_norm_statistics, is_norm_statistic
+from latentaug.tracing.isolation import frozen_norm_statistics, is_moved_by_its_norm, is_norm_statistic
 from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.state import State, named_modules_of
 from latentaug.tracing.tree import copied, version_of
@@ -64,7 +64,7 @@ class PassTensors:
             for key, parameter in module._parameters.items():
                 self._add(path, key, module._parameters, parameter)
             for key, buffer in module._buffers.items():
-                if not (module.training and is_norm_statistic(module, key)):
+                if not is_moved_by_its_norm(module, key):
                     self._add(path, key, module._buffers, buffer)
         for index, slot in enumerate(self.slots if moving else ()):
             if slot.name in moving and isinstance(slot.value, Tensor):
