@@ -90,9 +90,10 @@ class Ramp(Callback):
     Args:
         model: The `CooperativeModel` whose weights rise. Under `torch.distributed`, every rank needs a ramp.
         steps: Updates over which they rise: a third of the training, in `docs/explanation/cardiac-example.md`.
+        start: Updates before they begin to rise; until then hard examples are not made, and cost nothing. Default: 0.
 
     Raises:
-        ValueError: `steps` is not positive.
+        ValueError: `steps` is not positive, or `start` is negative.
 
     Example:
         >>> import torch
@@ -103,15 +104,17 @@ class Ramp(Callback):
         >>> trainer.callbacks.append(Ramp(model, steps=1000))
     """
 
-    def __init__(self, model: Weighted, steps: float) -> None:
+    def __init__(self, model: Weighted, steps: float, *, start: float = 0) -> None:
         if not steps > 0:
             raise ValueError(f"Ramp needs a positive number of steps; got {steps}. Leave it out for none.")
-        self.model, self.steps = model, steps
+        if not start >= 0:
+            raise ValueError(f"`start` must be a number of updates, 0 or more; got {start}.")
+        self.model, self.steps, self.start = model, steps, start
         self.whole = {name: weight for name, weight in model.weights.items() if name in HARD}
 
     def on_start(self, trainer: Trainer) -> None:
         """Set the weights of the first update."""
-        share = min(1.0, (trainer.global_step + 1) / self.steps)
+        share = min(1.0, max(0.0, trainer.global_step + 1 - self.start) / self.steps)
         self.model.weights |= {name: share * weight for name, weight in self.whole.items()}
 
     def on_step(self, trainer: Trainer, losses: Mapping[str, Any]) -> None:

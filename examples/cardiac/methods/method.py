@@ -44,6 +44,7 @@ class Method:
         transform: Changes the images of a batch before the step.
         latent: Transforms of codes, by the names of the network's layers that return the changed codes in the step.
         ramp: Fraction of the training over which the weights of the losses on hard examples rise from 0.
+        start: Fraction of the training after which there are hard examples.
         heads: Whether an image decoder and a shape prior stand beside the network, as in the paper.
         reconstructs: Whether the image decoder is trained, without which there are no hard images.
         refines: Whether the shape prior is trained.
@@ -57,6 +58,7 @@ class Method:
     transform: Transform | None = None
     latent: Mapping[str, LatentTransform] = field(default_factory=dict)
     ramp: float = 0.0
+    start: float = 0.0
     heads: bool = True
     reconstructs: bool = True
     refines: bool = True

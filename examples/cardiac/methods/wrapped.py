@@ -12,9 +12,11 @@ from cardiac.methods.method import Method
 from latentaug import HardExamples, PermutedStyle, cooperative_backward
 
 
-def by_itself(title: str, *, reconstructs: bool = False, **options: Any) -> Method:
+def by_itself(title: str, *, reconstructs: bool = False, start: float = 0.0, **options: Any) -> Method:
     """Return the method of `CooperativeModel` as it is by default, of a network that is not the paper's."""
-    return Method(title, "", cooperative_backward, options, heads=False, reconstructs=reconstructs, refines=False)
+    return Method(
+        title, "", cooperative_backward, options, start=start, heads=False, reconstructs=reconstructs, refines=False
+    )
 
 
 WRAPPED: Mapping[str, Method] = {
@@ -27,6 +29,7 @@ WRAPPED: Mapping[str, Method] = {
         "the network alone, and its replay from levels in the style of other samples, in every third batch",
         augment=PermutedStyle(),
     ),
+    "late": by_itself("the network alone for a third of the training, and as `default` after it", start=1 / 3),
     "mixed": by_itself(
         "hard images, of an image decoder at half the resolution, in the place of half of the batch",
         hard=HardExamples(mix=0.5),

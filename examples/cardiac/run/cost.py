@@ -107,7 +107,7 @@ def _round(steps: Sequence[Step], batch: Batch, device: torch.device) -> float:
 def _plain_step(
     network: nn.Module, loss: Callable[[Any, Tensor], Tensor], preset: Preset, device: torch.device
 ) -> Step:
-    optimizer = torch.optim.Adam(network.parameters(), lr=preset.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=preset.learning_rate, fused=True)
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -123,7 +123,7 @@ def _own_step(method: str, model: CooperativeModel, preset: Preset, device: torc
     chosen, augment = METHODS[method], AUGMENTATIONS[preset.augment]
     if chosen.prepare is not None:
         chosen.prepare(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, fused=True)
     generator = torch.Generator().manual_seed(0)
 
     def step(images: Tensor, labels: Tensor) -> None:

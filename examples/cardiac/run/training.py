@@ -104,7 +104,7 @@ def build_trainer(
     model = network.build(preset, chosen_method.arguments).to(device).to(memory_format=torch.channels_last)
     if chosen_method.prepare is not None:
         chosen_method.prepare(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, fused=True)
     trainer = CooperativeTrainer(
         model,
         optimizer,
@@ -116,8 +116,9 @@ def build_trainer(
         allocator=False,  # tuned for the whole run already, and said so
     )
     trainer.callbacks.append(SaveOften(folder / "last.pt"))
-    if chosen_method.ramp:
-        trainer.callbacks.append(Ramp(model, chosen_method.ramp * iterations))
+    if chosen_method.ramp or chosen_method.start:
+        rising, start = max(1.0, chosen_method.ramp * iterations), chosen_method.start * iterations
+        trainer.callbacks.append(Ramp(model, rising, start=start))
     if (folder / "last.pt").exists():
         try:
             trainer.resume(folder / "last.pt")
