@@ -108,7 +108,7 @@ def modes(options: Options) -> list[list[Mode]]:
 
 def names(device: torch.device) -> list[str]:
     """Return what is measured on a device: every variant, or on a GPU, which is borrowed for minutes, the main ones."""
-    return [PLAIN, "default", "two passes"] if device.type == "cuda" else [PLAIN, *VARIANTS]
+    return [PLAIN, "default", "two passes, shape prior"] if device.type == "cuda" else [PLAIN, *VARIANTS]
 
 
 def deadline(seconds: float | None) -> Callable[[], float | None]:

@@ -16,16 +16,16 @@ from benchmarks.subjects import CLASSES, batch, compile_parts
 from latentaug import CooperativeModel, HardExamples, cooperative_backward
 
 PLAIN = "plain"
+PAPER = {"every": 1, "noise": 0.05, "separate": False, "separate_decoder": False}
+"""How hard examples are made, and learned from, in the paper."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "image decoder": {"reconstruction": True, "hard": {"mix": 0.5}},
     "shape prior": {"shape_prior": True},
     "every batch": {"hard": {"every": 1}},
-    "two passes": {
-        "reconstruction": True,
-        "shape_prior": True,
-        "hard": {"every": 1, "noise": 0.05, "separate": False, "separate_decoder": False},
-    },
+    "two passes": {"reconstruction": True, "hard": {"every": 1}},
+    "two passes, shape prior": {"reconstruction": True, "shape_prior": True, "hard": PAPER},
+    "the same, half the batch": {"reconstruction": True, "shape_prior": True, "hard": PAPER | {"fraction": 0.5}},
 }
 """Arguments of `CooperativeModel` by the names of the columns; those of "hard" are arguments of `HardExamples`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from functools import cache
 from itertools import chain
@@ -74,10 +75,14 @@ def test_differences_that_the_docs_quote_are_those_of_the_scores(
 RECIPE = re.compile(r"^\| `([a-z-]+)` \| `([a-z-]+)` \| [\d.]+ \| (.+) \|$", re.MULTILINE)
 
 
+def recipes_page() -> str:
+    return (EXAMPLES.parent / "docs" / "explanation" / "recipes.md").read_text()
+
+
 @cache
 def recipes() -> dict[str, list[str]]:
     """Return the cells of each line of the table of recipes, by what `compare_runs` calls its method."""
-    text = (EXAMPLES.parent / "docs" / "explanation" / "recipes.md").read_text()
+    text = recipes_page().partition("\n## ")[0]
     lines = {}
     for method, augment, cells in RECIPE.findall(text):
         name = "cooperative-details" if method == "cooperative" else method
@@ -100,3 +105,22 @@ def test_recipes_are_those_whose_scores_are_kept_and_quoted_right() -> None:
             points = [f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high) if value is not None]
             expected.append("{} ({} to {})".format(*points))
         assert [cell for cell in recipes()[row.method] if cell.strip()] == expected, row.method
+
+
+CHOSEN = re.compile(r"^\| `([a-z-]+)` \| `([a-z-]+)` \| (\d) \| [\d.]+ \| (.+) \|$", re.MULTILINE)
+TESTED_ON = ["ACDC", "RandBias", "RandSpike", "RandGhosting", "RandMotion", "SCD"]
+
+
+def test_what_the_default_was_chosen_by_is_quoted_right() -> None:
+    found = {
+        (method, augment, draw): cells.split(" | ") for method, augment, draw, cells in CHOSEN.findall(recipes_page())
+    }
+    columns = ("validation", "shifted validation", *TESTED_ON, "shifts")
+    with (CARDIAC / "wrapped" / "validated.csv").open() as file:
+        kept = {
+            (row["method"], row["augment"], row["draw"]): [
+                f"{float(row[name]):.3f}" if row[name] else "" for name in columns
+            ]
+            for row in csv.DictReader(file)
+        }
+    assert found == kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,27 @@ def test_a_ramp_follows_from_the_step_number_and_ends_whole(tmp_path: Path) -> N
     assert resumed.model.weights == whole
 
 
-def test_a_ramp_of_no_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="Ramp needs a positive number of steps; got 0"):
-        Ramp(tiny_coop(), 0)
+def test_a_ramp_that_starts_later_makes_no_hard_examples_before() -> None:
+    model, hard = tiny_coop(), []
+
+    class Watched(Callback):
+        def on_step(self, trainer: Any, losses: Mapping[str, Any]) -> None:
+            hard.append(any("hard" in name for name in losses))
+
+    trainer = tiny_trainer(model)
+    trainer.callbacks += [Watched(), Ramp(model, 1, start=2)]
+    trainer.fit(squares(), max_steps=4)
+    assert hard == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "said"),
+    [
+        (0, 0, "Ramp needs a positive number of steps; got 0"),
+        (1, -1, "`start` must be a number of updates, 0 or more; got -1"),
+        (1, float("nan"), "`start` must be a number of updates, 0 or more; got nan"),
+    ],
+)
+def test_a_ramp_of_no_length_or_before_the_training_is_refused(steps: float, start: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Ramp(tiny_coop(), steps, start=start)
