@@ -43,6 +43,7 @@ from latentaug.augment.schedule import Schedule
 from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
 from latentaug.augment.style_exchange import CrossNorm, EFDMix
 from latentaug.augment.targeted_drop import RSC, TargetDrop
+from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
@@ -114,6 +115,7 @@ __all__ = [
     "MoEx",
     "MultiplicativeNoise",
     "OneOf",
+    "OutputLoss",
     "PerStep",
     "PermutedStyle",
     "Ramp",

@@ -11,7 +11,7 @@ import latentaug
 PACKAGE, TESTS = Path(latentaug.__file__).parent, Path(__file__).parent
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
-MOVING: set[str] = set()  # rooms that are still being rebuilt
+MOVING = {"integrations"}  # whose tests are held otherwise: there each door is a folder, beside the matrix of models
 EXCEPTIONS: set[str] = set()  # as "tap/plan": a module that has no tests at its place, or tests that have no module
 
 

@@ -1,11 +1,14 @@
-"""A user's own loss, called with labels as the user gave them."""
+"""A user's own loss, called with labels as the user gave them, and of logits or of all that a model returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latentaug.checks import shown
 
 
 class GivenLoss:
@@ -67,3 +70,34 @@ class GivenLoss:
             held = [*self.loss.parameters(), *self.loss.buffers()]
             if any(tensor.device != device for tensor in held):
                 self.loss.to(device)
+
+
+class OutputLoss:
+    """A loss of all that the model returns, for `CooperativeModel(loss=...)`: one made for deep supervision, say.
+
+    It is called with what the model returns, as it is, and with the labels as they were given: a list of targets of
+    several sizes, channels of regions, whatever it takes. They aren't looked at before. The model must go without image
+    decoder and shape prior, which learn from logits by themselves.
+
+    Args:
+        loss: Callable (output, labels) -> scalar.
+
+    Raises:
+        TypeError: `loss` cannot be called.
+
+    Example:
+        >>> def loss(output, targets):
+        ...     return sum(nn.functional.cross_entropy(one, target) for one, target in zip(output, targets))
+        >>> targets = [torch.ones(1, 4).long(), torch.ones(1, 2).long()]
+        >>> OutputLoss(loss)([torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)], targets)
+        tensor(1.3863)
+    """
+
+    def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
+        if isinstance(loss, type) or not callable(loss):
+            raise TypeError(f"OutputLoss needs a callable (output, labels) -> scalar; got {shown(loss)}.")
+        self.loss = loss
+
+    def __call__(self, output: Any, labels: Any) -> Tensor:
+        """Return the loss of what a model returned."""
+        return self.loss(output, labels)

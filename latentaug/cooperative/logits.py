@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.nets.functional import resize
 from latentaug.tracing.record import depends
 from latentaug.tracing.tree import children_of, tensors_in
@@ -28,9 +29,13 @@ class Prediction(NamedTuple):
     """All of them: more than one under deep supervision."""
     shares: list[float]
     """What part each has in the loss."""
+    output: Any = None
+    """What they were read from."""
 
     def loss(self, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor:
-        """Return the loss over all outputs, the mean by their shares."""
+        """Return the loss over all outputs, the mean by their shares; an `OutputLoss` gets what they were read from."""
+        if isinstance(loss, OutputLoss):
+            return loss(self.output, labels)
         if len(self.outputs) == 1:
             return loss(self.main, labels)
         terms = [share * loss(logits, labels) for share, logits in zip(self.shares, self.outputs, strict=True)]
@@ -109,7 +114,8 @@ class LogitsReader:
         if len(candidates) > 1 and codes and len(outputs) not in self._main:
             whole = (i for i in candidates if all(depends(outputs[i], code) for code in codes))
             self._main[len(outputs)] = next(whole, candidates[0])
-        return at_size(outputs, self._main.get(len(outputs), candidates[0]), size)
+        found = at_size(outputs, self._main.get(len(outputs), candidates[0]), size)
+        return found._replace(output=output)
 
 
 def at_size(outputs: Sequence[Tensor], main: int, size: Sequence[int]) -> Prediction:

@@ -32,6 +32,7 @@ from latentaug.cooperative.build import (
 )
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
+from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.labels import whole_numbers
@@ -90,7 +91,8 @@ class CooperativeModel(nn.Module):
             declares, or `find_codes` finds.
         augment: What changes the codes: any transform that asks for no more than the saliency; or a pair, for the image
             code and the shape codes. Default: `paper_masks()`.
-        loss: Callable (logits, labels) -> scalar for every segmentation term. Default: `segmentation_loss`.
+        loss: Callable (logits, labels) -> scalar for every segmentation term; or an `OutputLoss`, of all that the model
+            returns and labels in any form. Default: `segmentation_loss`.
         weights: Weights that differ from the paper's, by the names of the losses. "hard_code_segmentation", by which
             the model learns to segment from the changed shape codes themselves, weighs 1 where there is no image
             decoder, and 0 otherwise. What weighs 0 is not computed, and is not among the losses.
@@ -181,6 +183,11 @@ class CooperativeModel(nn.Module):
             shape_prior = placed_like(new_shape_prior(num_classes, example, scale), model, example)
         self.shape_prior: ShapePrior | None = shape_prior if isinstance(shape_prior, nn.Module) else None
         self.objective = Objective(weights, loss, ignore_index, replays=not decodes)
+        if self._takes_outputs and (decodes or self.shape_prior is not None):
+            raise ValueError(
+                "loss=OutputLoss(...) is of what the model returns, and heads learn from logits. Pass "
+                "reconstruction=False and shape_prior=False, or a loss (logits, labels) -> scalar."
+            )
         if self.reconstruction is not None:
             check_decoder_range(self.reconstruction, self._image_range)
         self._closed: bool | None = None
@@ -333,8 +340,7 @@ class CooperativeModel(nn.Module):
         Shape:
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
-        self._check(images, labels)
-        labels = whole_numbers(labels)
+        labels = self._checked(images, labels)
         maker, losses = self.maker, self.objective.losses()
         with preserved_modes(self), torch.enable_grad(), self.eval().tapped() as taps:
             predicted = self.reader.read(self.model(images), images.shape[2:], [*taps.codes.values()])
@@ -413,9 +419,8 @@ class CooperativeModel(nn.Module):
         scaler: torch.amp.GradScaler | None = None,
     ) -> CooperativeOutput:
         """Compute the losses of a step or of one stage of it; eagerly, each is backpropagated as its branch ends."""
-        self._expected.check(self.model, images, labels, generator)
-        self._check(images, labels)
-        labels = whole_numbers(labels)
+        self._expected.check(self.model, images, None if self._takes_outputs else labels, generator)
+        labels = self._checked(images, labels)
         if not self.training:
             return standard_stage(self, images, labels, None, self.objective.losses(), make_hard=False)
         if not torch.is_grad_enabled():
@@ -472,11 +477,21 @@ class CooperativeModel(nn.Module):
                 f"{type(self.model).__name__} raised {type(error).__name__}: {error} Pass another scale, or 1."
             ) from error
 
-    def _check(self, images: Tensor, labels: Tensor) -> None:
-        """Look at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all."""
-        check_shapes(images, labels)
+    @property
+    def _takes_outputs(self) -> bool:
+        return isinstance(self.loss, OutputLoss)
+
+    def _checked(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Look at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all.
+
+        Return the labels as whole numbers; those that are for a loss of all that the model returns stay as they are.
+        """
+        looks_at_labels = not self._takes_outputs
+        if looks_at_labels:
+            check_shapes(images, labels)
         if self._unchecked:
             check_range(images, self.image_range)
-        if self._unchecked or labels.device.type == "cpu":
+        if looks_at_labels and (self._unchecked or labels.device.type == "cpu"):
             check_labels(labels, self.num_classes, self.ignore_index)
         self._unchecked = False
+        return whole_numbers(labels) if looks_at_labels else labels

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from latentaug.checks import shown
 from latentaug.cooperative.eager_losses import Losses
-from latentaug.cooperative.given_loss import GivenLoss
+from latentaug.cooperative.given_loss import GivenLoss, OutputLoss
 from latentaug.cooperative.labels import squeeze_labels, whole_numbers
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -75,9 +75,11 @@ class Objective:
     ) -> None:
         if loss is not None and (isinstance(loss, type) or not callable(loss)):
             raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
-        self.segmentation: Loss = (
-            functools.partial(segmentation_loss, ignore_index=ignore_index) if loss is None else GivenLoss(loss)
-        )
+        self.segmentation: Loss
+        if loss is None:
+            self.segmentation = functools.partial(segmentation_loss, ignore_index=ignore_index)
+        else:
+            self.segmentation = loss if isinstance(loss, OutputLoss) else GivenLoss(loss)
         self.ignore_index = ignore_index
         default = {**WEIGHTS, "hard_code_segmentation": float(replays)}
         self._weights = {**default, **_checked({} if weights is None else weights)}

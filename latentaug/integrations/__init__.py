@@ -1,0 +1,1 @@
+"""Doors into the frameworks that people train with; each framework is imported by its own door only."""
