@@ -43,6 +43,7 @@ from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
 from latentaug.cooperative.shortcuts import Every
 from latentaug.cooperative.stages import (
     HardStage,
+    InParts,
     decoded,
     hard_stage,
     second_stage,
@@ -281,7 +282,7 @@ class CooperativeModel(nn.Module):
         labels: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        stage: Literal["all", "standard", "first"] | HardStage = "all",
+        stage: Literal["all", "standard", "first"] | HardStage | InParts = "all",
     ) -> Any:
         """Return the losses for images with labels; without labels, in eval mode, what the model itself returns.
 
@@ -291,6 +292,7 @@ class CooperativeModel(nn.Module):
             generator: Source of the noise and the changes.
             stage: What `cooperative_backward` and `standard_backward` ask a wrapped model for. "standard" are the
                 losses on the images themselves; "first" makes hard examples as well; a `HardStage` goes on from there.
+                `InParts` backpropagates within the call.
         """
         if labels is None:
             if self.training:
@@ -407,12 +409,9 @@ class CooperativeModel(nn.Module):
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator | None,
-        stage: str | HardStage,
-        *,
-        eager: bool = False,
-        scaler: torch.amp.GradScaler | None = None,
+        stage: str | HardStage | InParts,
     ) -> CooperativeOutput:
-        """Compute the losses of a step or of one stage of it; eagerly, each is backpropagated as its branch ends."""
+        """Compute the losses of a step or of one stage of it; in parts, each is backpropagated as its branch ends."""
         self._expected.check(self.model, images, labels, generator)
         self._check(images, labels)
         labels = whole_numbers(labels)
@@ -423,20 +422,21 @@ class CooperativeModel(nn.Module):
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
                 "torch.no_grad() or inference_mode, or call .eval() first to validate."
             )
+        backpropagate = None
+        if isinstance(stage, InParts):
+            backpropagate, stage = stage
         if not isinstance(stage, HardStage) and stage not in ("all", "standard", "first"):
             raise ValueError(f"stage must be one of 'all', 'standard', 'first' or a HardStage; got {stage!r}.")
         with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self._checkpointed}):
+            losses = self.objective.losses(backpropagate)
             if isinstance(stage, HardStage):
-                return hard_stage(self, images, labels, stage, self.objective.losses(eager=eager, scaler=scaler))
-            losses = self.objective.losses(eager=eager, scaler=scaler)
+                return hard_stage(self, images, labels, stage, losses)
             make_hard = stage != "standard" and (self.hard_schedule is None or self.hard_schedule())
             standard = standard_stage(self, images, labels, generator, losses, make_hard=make_hard)
             if stage != "all" or not work_of(self, make_hard=make_hard).has_second_stage:
                 return standard
-            made = second_stage(standard)
-            return joined(
-                standard, hard_stage(self, images, labels, made, self.objective.losses(eager=eager, scaler=scaler))
-            )
+            hard = hard_stage(self, images, labels, second_stage(standard), self.objective.losses(backpropagate))
+            return joined(standard, hard)
 
     def has_second_stage(self) -> bool:
         """Tell whether the next step has a second stage, which learns from what the first makes."""

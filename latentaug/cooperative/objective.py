@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentaug.checks import shown
+from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.given_loss import GivenLoss
 from latentaug.cooperative.labels import squeeze_labels, whole_numbers
@@ -91,9 +92,9 @@ class Objective:
     def weights(self, weights: Mapping[str, float]) -> None:
         self._weights = {**self._weights, **_checked(weights)}
 
-    def losses(self, *, eager: bool = False, scaler: torch.amp.GradScaler | None = None) -> Losses:
+    def losses(self, backpropagate: Backpropagation | None = None) -> Losses:
         """Return what adds the losses of one stage up; see `Losses`."""
-        return Losses(self._weights, eager=eager, scaler=scaler)
+        return Losses(self._weights, backpropagate)
 
 
 def _checked(weights: Mapping[str, object]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.labels import size_of, squeeze_labels
@@ -75,6 +76,13 @@ class HardStage(NamedTuple):
     images: Tensor | None
     segmentation: Tensor | None
     samples: Tensor | None = None
+
+
+class InParts(NamedTuple):
+    """A step, or one stage of it, whose losses are backpropagated within the call, each as its branch ends."""
+
+    backpropagate: Backpropagation
+    stage: str | HardStage = "all"
 
 
 def standard_stage(

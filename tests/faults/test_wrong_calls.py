@@ -162,6 +162,18 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: step(scaler="float16"),
         lambda: standard_backward(coop(), X, Y, scaler=2),
     ],
+    "backward": [
+        lambda: step(backward=1),
+        lambda: step(backward=Tensor),
+        lambda: step(backward=lambda loss: None),
+        lambda: standard_backward(coop(), X, Y, backward="loss"),
+    ],
+    "scale": [
+        lambda: step(scale=0),
+        lambda: step(scale=-1.0),
+        lambda: step(scale=float("inf")),
+        lambda: step(scale="1"),
+    ],
     "CooperativeModel|`model`": [
         lambda: cooperative_backward(net(), X, Y),
         lambda: standard_backward(net(), X, Y),
