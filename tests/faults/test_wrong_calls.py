@@ -168,12 +168,6 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: step(backward=lambda loss: None),
         lambda: standard_backward(coop(), X, Y, backward="loss"),
     ],
-    "scale": [
-        lambda: step(scale=0),
-        lambda: step(scale=-1.0),
-        lambda: step(scale=float("inf")),
-        lambda: step(scale="1"),
-    ],
     "CooperativeModel|`model`": [
         lambda: cooperative_backward(net(), X, Y),
         lambda: standard_backward(net(), X, Y),
@@ -289,6 +283,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "scale": [
         *(lambda value=value: HardExamples(scale=value) for value in (0, -0.5, 2, NAN, "1", True)),
         *(lambda value=value: la.ReconstructionHead(4, 1, (4, 4), scale=value) for value in (0, 2, NAN)),
+        *(lambda value=value: step(scale=value) for value in (0, -1.0, float("inf"), "1")),
     ],
     "saliency_every": [lambda value=value: HardExamples(saliency_every=value) for value in (0, -1, 1.5, "2", True)],
     "frozen_norms": [
