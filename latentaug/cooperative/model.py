@@ -32,6 +32,7 @@ from latentaug.cooperative.build import (
 )
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
+from latentaug.cooperative.deployed import deployed
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.labels import whole_numbers
@@ -324,8 +325,31 @@ class CooperativeModel(nn.Module):
         whole("refine", refine, least=0, of="steps")
         with preserved_modes(self):
             self.eval()
-            logits = self.reader.read(self.model(images), images.shape[2:]).main
+            logits = self.reader.main(self.model(images), images.shape[2:])
             return to_labels(self.refine(logits, refine))
+
+    def deployed(self, refine: int = 1) -> nn.Module:
+        """Return what `predict` predicts with as a plain module, for `torch.export`, ONNX and serving.
+
+        It takes images and returns one tensor, the logits [B, num_classes, *S], whose arg-max (where there is one
+        logit: whose sign) is what `predict` returns. It is a copy: in eval mode, without gradients, and nothing that is
+        done to it reaches this model. The state dict of your network is under "model." in its own, by the names that it
+        has alone, so `network.load_state_dict(deployed.model.state_dict())`; that of the shape prior is under
+        "shape_prior.".
+
+        Args:
+            refine: How many times the shape prior corrects the logits; 0 leaves it out. Without one it does nothing.
+
+        Example:
+            >>> network = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4))
+            >>> images = torch.rand(2, 1, 32, 32)
+            >>> coop = CooperativeModel(network, num_classes=3, example=images, codes="1")
+            >>> program = torch.export.export(coop.deployed(), (images,))
+            >>> torch.equal(program.module()(images).argmax(1), coop.predict(images))
+            True
+        """
+        whole("refine", refine, least=0, of="steps")
+        return deployed(self, refine)
 
     def explain(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> Explanation:
         """Make hard examples of a batch, and return every step of their making; for figures.

@@ -310,6 +310,11 @@ class CooperativeTrainer:
         with self._scored(), self._optimization.autocast():
             return model.predict(images.to(self.device), refine=refine)
 
+    def deployed(self, refine: int = 1) -> nn.Module:
+        """Return what `predict` predicts with as a plain module, with `ema` the average; see `CooperativeModel`."""
+        with self._scored():
+            return self._built("deployed").deployed(refine)
+
     def save(self, path: str | Path) -> None:
         """Write everything that training depends on; the file at `path` is replaced whole or not at all.
 
