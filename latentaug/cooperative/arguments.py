@@ -41,6 +41,19 @@ def check_model(
         raise TypeError(f"shape_prior must be a ShapePrior, True, False or None; got {shown(shape_prior)}.")
 
 
+def check_prior(prior: object, regions: bool) -> None:
+    """See that a user's shape prior takes channels for what they are.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if isinstance(prior, nn.Module) and getattr(prior, "regions", regions) != regions:
+        raise ValueError(
+            f"shape_prior must be of {'regions' if regions else 'classes'}, as the CooperativeModel is; got a "
+            f"{type(prior).__name__} of the other kind. Make it with regions={regions}."
+        )
+
+
 def check_images(name: str, images: object) -> Tensor:
     """Check a batch of images.
 

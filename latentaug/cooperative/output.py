@@ -27,31 +27,6 @@ class CooperativeOutput(NamedTuple):
     """Positions in the batch of the samples that these were made of; None means all."""
 
 
-class Explanation(NamedTuple):
-    """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots."""
-
-    image_saliency: Tensor | None
-    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]; None without an image decoder.
-    """
-    image_factor: Tensor | None
-    """Factor of the mask on it; None where the change is no mask."""
-    hard_images: Tensor | None
-    """Images decoded from the changed image code; None without an image decoder."""
-    logits: Tensor
-    """The model's logits of the images themselves."""
-    shape_saliency: Tensor
-    """Gradient of the segmentation loss with respect to the (deepest) shape code."""
-    shape_factor: Tensor | None
-    """Factor of the mask on it; None where the change is no mask."""
-    hard_segmentation: Tensor
-    """Logits replayed from the changed shape codes."""
-    refined: Tensor
-    """What the shape prior makes of those; themselves where there is none."""
-
-    def __repr__(self) -> str:
-        return f"Explanation of {len(self.logits)} hard examples: {', '.join(self._fields)}"
-
-
 def joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:
     """Put what the two stages return together: all losses, and the rest from the standard stage."""
     return standard._replace(loss=standard.loss + hard.loss, losses={**standard.losses, **hard.losses})

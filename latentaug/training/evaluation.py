@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.training.finite import all_finite
-from latentaug.training.metrics import Overlap, add_to, means_of
+from latentaug.training.metrics import Overlap, RegionOverlap, add_to, means_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def evaluate(
 
 def overlaps_of(model: CooperativeModel, device: torch.device | str = "cpu") -> list[Overlap]:
     """Return what counts for the model's own segmentation, and for the refined one."""
-    return [Overlap(model.num_classes, model.ignore_index, device) for _ in range(2)]
+    kind = RegionOverlap if model.regions else Overlap
+    return [kind(model.num_classes, model.ignore_index, device) for _ in range(2)]
 
 
 def scores_of(overlaps: Sequence[Overlap]) -> dict[str, float]:

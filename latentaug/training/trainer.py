@@ -75,7 +75,8 @@ class CooperativeTrainer:
         model: A `CooperativeModel`, also inside `DistributedDataParallel`; or any segmentation model, which is wrapped.
         optimizer: An instance that holds every trainable parameter of the cooperative model, or a callable that makes
             one from a list of them. Default: the paper's Adam with a learning rate of 1e-4.
-        num_classes: Classes of the segmentation; only for a model that is to be wrapped.
+        num_classes: Classes of the segmentation; only for a model that is to be wrapped. For regions, which may
+            overlap, pass a `CooperativeModel`.
         example: Images to size the heads with; without them the first batch that `fit` sees serves.
         scheduler: A learning rate scheduler on that optimizer, or a callable that makes one from it. It advances once
             per epoch; inside `PerStep` with every update.
@@ -103,7 +104,7 @@ class CooperativeTrainer:
         best: The best epoch by the monitored metric, or None.
 
     Shape:
-        images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices.
+        images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices; of regions [B, k, *S].
 
     Raises:
         ValueError: The optimizer lacks a trainable parameter, or an option is out of range.
@@ -608,7 +609,7 @@ class CooperativeTrainer:
 
     def _place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         model = self._built("fit")
-        labels = check_batch(images, labels, model.num_classes, model.ignore_index)
+        labels = check_batch(images, labels, model.num_classes, model.ignore_index, regions=model.regions)
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _settings(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentaug.cooperative.output import CooperativeOutput, Explanation, detached, joined
+from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from tests.support.cooperation import HARD, STANDARD, batch, cooperative
 
 
@@ -52,8 +52,3 @@ def test_a_detached_output_has_the_same_numbers_and_no_graph() -> None:
     tensors: list[Tensor] = [cut.loss, cut.logits, cut.refined, *cut.losses.values()]
     assert not any(tensor.requires_grad for tensor in tensors)
     assert live.loss.requires_grad
-
-
-def test_an_explanation_is_shown_by_what_it_has_and_not_by_its_numbers() -> None:
-    shown = repr(Explanation(*[torch.rand(5, 2, 4, 4)] * 8))
-    assert shown == f"Explanation of 5 hard examples: {', '.join(Explanation._fields)}"
