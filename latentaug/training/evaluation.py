@@ -14,6 +14,7 @@ from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.training.finite import all_finite
 from latentaug.training.metrics import Overlap, RegionOverlap, add_to, means_of
+from latentaug.training.plain import plain_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def scores_of(overlaps: Sequence[Overlap]) -> dict[str, float]:
 
 
 def losses_of(output: CooperativeOutput) -> dict[str, Tensor]:
-    """Return the total and every term, without a graph."""
-    return {name: loss.detach() for name, loss in {"loss": output.loss, **output.losses}.items()}
+    """Return the total and every term, without a graph, whatever kind of tensor the images were."""
+    return {name: plain_tensor(loss.detach()) for name, loss in {"loss": output.loss, **output.losses}.items()}
 
 
 def _tell_of_lost(finite: Sequence[bool]) -> None:

@@ -43,3 +43,12 @@ def test_a_loss_that_is_not_finite_is_named_by_its_batch(caplog: pytest.LogCaptu
 def test_no_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch; got an empty one"):
         evaluate(tiny_coop(), [], CPU, nullcontext)
+
+
+def test_losses_of_images_of_another_kind_of_tensor_are_plain() -> None:
+    class Own(torch.Tensor):
+        pass
+
+    images, labels = next(iter(squares()))
+    found = losses_of(tiny_coop()(images.as_subclass(Own), labels.as_subclass(Own)))
+    assert {type(loss) for loss in found.values()} == {torch.Tensor}
