@@ -26,6 +26,20 @@ class CooperativeOutput(NamedTuple):
     hard_samples: Tensor | None = None
     """Positions in the batch of the samples that these were made of; None means all."""
 
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
+        rest = [f"{name}={_shown(getattr(self, name))}" for name in self._fields[2:]]
+        return f"CooperativeOutput(loss={_shown(self.loss)}, losses=({losses}), {', '.join(rest)})"
+
+
+def _shown(value: Tensor | None) -> str:
+    """Show a scalar by its value, which the host waits for, and any other tensor by its shape."""
+    if value is None:
+        return "None"
+    if value.numel() != 1 or value.is_meta:
+        return str(list(value.shape))
+    return f"{value.item():.4g}"
+
 
 def joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:
     """Put what the two stages return together: all losses, and the rest from the standard stage."""

@@ -52,3 +52,10 @@ def test_a_detached_output_has_the_same_numbers_and_no_graph() -> None:
     tensors: list[Tensor] = [cut.loss, cut.logits, cut.refined, *cut.losses.values()]
     assert not any(tensor.requires_grad for tensor in tensors)
     assert live.loss.requires_grad
+
+
+def test_an_output_is_shown_by_its_losses_and_shapes_and_not_by_its_numbers() -> None:
+    shown = repr(output(3, "a", "b")._replace(logits=torch.zeros(2, 3, 8, 8), hard_images=torch.zeros(1, 1, 8, 8)))
+    assert shown.startswith("CooperativeOutput(loss=7, losses=(a=3, b=4), logits=[2, 3, 8, 8], refined=")
+    assert shown.endswith("hard_images=[1, 1, 8, 8], hard_segmentation=None, hard_samples=None)")
+    assert len(shown) < 200
