@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,7 +14,8 @@ from benchmarks.measure import Step
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import Size, bare, cooperative_model, trained
 from latentaug import FTN, CooperativeModel
-from latentaug.cooperative.stages import second_stage
+from latentaug.cooperative.backpropagation import Backpropagation
+from latentaug.cooperative.stages import InParts, second_stage
 
 COLUMNS = ("peak GB", "left GB", "allocations", "over bare")
 FORMATS = {"peak GB": "{:.3f}", "left GB": "{:.3f}", "allocations": "{:,}"}
@@ -50,8 +50,11 @@ def stages(device: torch.device, *, images: int, side: int) -> dict[str, Step]:
     model, inputs, labels = cooperative_model(device, FTN(num_classes=4), images, (side, side))
     model.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(0)
-    run: Callable[..., Any] = partial(model.run_step, inputs, labels, generator, eager=True)
-    made = second_stage(run(stage="first"))
+
+    def run(stage: Any) -> Any:
+        return model(inputs, labels, generator=generator, stage=InParts(Backpropagation(), stage))
+
+    made = second_stage(run("first"))
     return {
         "standard stage": partial(run, stage="standard"),
         "standard stage, making hard examples": partial(run, stage="first"),

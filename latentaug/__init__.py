@@ -43,11 +43,12 @@ from latentaug.augment.schedule import Schedule
 from latentaug.augment.style import DSU, MixStyle, PermutedStyle, TriD
 from latentaug.augment.style_exchange import CrossNorm, EFDMix
 from latentaug.augment.targeted_drop import RSC, TargetDrop
+from latentaug.cooperative.explanation import Explanation
 from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
-from latentaug.cooperative.output import CooperativeOutput, Explanation
+from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import Codes, find_codes, find_levels

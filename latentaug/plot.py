@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from latentaug.nets.functional import to_labels
@@ -55,7 +56,7 @@ def plot_hard_examples(
 
     Args:
         images: Clean images; the first channel is drawn.
-        labels: Class indices; negative ones are left transparent.
+        labels: Class indices; negative ones are left transparent. Or regions: where several overlap, the last is drawn.
         image_saliency: Gradient of the reconstruction loss with respect to the image code; None without one.
         image_factor: Factor of the mask on the image code; None leaves the column empty.
         hard_images: Images decoded from the masked image code; None likewise.
@@ -67,7 +68,8 @@ def plot_hard_examples(
         samples: Rows, at most. Default 4.
 
     Shape:
-        images, hard_images: [B, C, *S].   labels: [B, *S].   logits, hard_segmentation, refined: [B, classes, *S].
+        images, hard_images: [B, C, *S].   labels: [B, *S]; of regions [B, classes, *S].
+        logits, hard_segmentation, refined: [B, classes, *S].
         saliencies: [B, C, *grid] or tokens [B, C, N].   factors: broadcastable to those.
 
     Raises:
@@ -90,7 +92,12 @@ def plot_hard_examples(
     if images.ndim not in (4, 5):
         raise ValueError(f"plot_hard_examples needs images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}.")
     size = tuple(images.shape[-2:])
-    classes = max(logits.shape[1], 2)
+    regions = labels.ndim == images.ndim and labels.shape[1] == logits.shape[1] > 1
+    classes = logits.shape[1] + 1 if regions else max(logits.shape[1], 2)
+
+    def predicted(logits: Tensor) -> Tensor:
+        return _flattened(to_labels(logits, regions=True)) if regions else to_labels(logits)
+
     segmentation = _segmentation_painter(images, classes)
     of_images: list[Column] = [
         ("image saliency", image_saliency, _saliency_painter(size)),
@@ -98,13 +105,13 @@ def plot_hard_examples(
         ("hard image", hard_images, _image_painter()),
     ]
     columns: list[Column] = [
-        ("image and labels", labels, segmentation),
+        ("image and labels", _flattened(labels) if regions else labels, segmentation),
         *([] if hard_images is None else of_images),
-        ("prediction", to_labels(logits), segmentation),
+        ("prediction", predicted(logits), segmentation),
         ("shape saliency", shape_saliency, _saliency_painter(size)),
         ("mask", shape_factor, _mask_painter(size)),
-        ("hard segmentation", to_labels(hard_segmentation), segmentation),
-        ("refined", to_labels(refined), segmentation),
+        ("hard segmentation", predicted(hard_segmentation), segmentation),
+        ("refined", predicted(refined), segmentation),
     ]
     rows = min(samples, images.shape[0])
     figure, axes = _grid(rows, len(columns), aspect=size[0] / size[1])
@@ -155,6 +162,12 @@ def plot_gallery(pictures: Mapping[str, Tensor], *, samples: int = 3, columns: i
         place.imshow(picture, cmap="gray", vmin=first.min(), vmax=first.max())
         place.set_title(name, fontsize=9)
     return figure
+
+
+def _flattened(regions: Tensor) -> Tensor:
+    """Draw regions [B, C, *S] over each other, into one map [B, *S] of their numbers from 1 on."""
+    numbers = torch.arange(1, regions.shape[1] + 1, device=regions.device).view(-1, *[1] * (regions.ndim - 2))
+    return ((regions > 0.5) * numbers).amax(dim=1)
 
 
 # Painters: each puts one sample of a tensor on one pair of axes ---------------------------------------------------

@@ -101,3 +101,18 @@ def test_what_a_cooperative_model_explains_can_be_drawn_and_saved(masker, tmp_pa
     figure = plot_hard_examples(images, labels, **coop.explain(images, labels)._asdict())
     figure.savefig(tmp_path / "hard.png")
     assert (tmp_path / "hard.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regions_are_drawn_over_each_other():
+    given = tensors()
+    given["labels"] = torch.zeros(2, 3, 16, 24).long()
+    given["labels"][:, 0, :8] = 1
+    given["labels"][:, 2, :4] = 1
+    figure = plot_hard_examples(**given)
+    drawn = figure.axes[0].images[1].get_array()
+    assert (drawn[:4] == 3).all()
+    assert (drawn[4:8] == 1).all()
+    assert drawn.mask[8:].all()
+    predicted = figure.axes[4].images[1].get_array()
+    expected = (given["logits"][0] > 0) * torch.tensor([1, 2, 3])[:, None, None]
+    assert np.array_equal(predicted.data, expected.amax(0).numpy())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import described, module, random_source, shown, tensor, whole
+from latentaug.checks import described, module, number, random_source, shown, tensor, whole
 from latentaug.tracing.isolation import preserved_modes, sandbox
 
 
@@ -39,6 +39,19 @@ def check_model(
         or (isinstance(shape_prior, nn.Module) and hasattr(shape_prior, "refine"))
     ):
         raise TypeError(f"shape_prior must be a ShapePrior, True, False or None; got {shown(shape_prior)}.")
+
+
+def check_prior(prior: object, regions: bool) -> None:
+    """See that a user's shape prior takes channels for what they are.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if isinstance(prior, nn.Module) and getattr(prior, "regions", regions) != regions:
+        raise ValueError(
+            f"shape_prior must be of {'regions' if regions else 'classes'}, as the CooperativeModel is; got a "
+            f"{type(prior).__name__} of the other kind. Make it with regions={regions}."
+        )
 
 
 def check_images(name: str, images: object) -> Tensor:
@@ -127,11 +140,19 @@ class Expected:
             )
 
 
-def check_step(function: str, model: nn.Module, scaler: object, generator: object) -> None:
+def check_step(
+    function: str,
+    model: nn.Module,
+    scaler: object,
+    generator: object,
+    backward: object = None,
+    scale: object = 1.0,
+) -> None:
     """See that a step is one of a cooperative model.
 
     Raises:
-        TypeError: It is not.
+        TypeError: It is not, or something is of another kind.
+        ValueError: Both `scaler` and `backward` are given, or `scale` isn't above 0.
     """
     module("model", model, who=function)
     takes = inspect.signature(model.forward).parameters
@@ -143,3 +164,10 @@ def check_step(function: str, model: nn.Module, scaler: object, generator: objec
     if scaler is not None and not hasattr(scaler, "scale"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler or None; got {shown(scaler)}.")
     random_source(generator)
+    if backward is not None and (isinstance(backward, type) or not callable(backward)):
+        raise TypeError(f"backward must be a callable (loss) that backpropagates; got {shown(backward)}.")
+    if scaler is not None and backward is not None:
+        raise ValueError(
+            f"{function} takes `scaler` or `backward`; got both. Leave scaler out where backward scales the losses."
+        )
+    number("scale", scale, above=0)

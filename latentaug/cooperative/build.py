@@ -63,10 +63,10 @@ def new_reconstruction_head(
     )
 
 
-def new_shape_prior(num_classes: int, example: Tensor, scale: float = 1.0) -> ShapePrior:
+def new_shape_prior(num_classes: int, example: Tensor, scale: float = 1.0, regions: bool = False) -> ShapePrior:
     """Size the prior so that its code has about the paper's grid, 12 sites along the longest axis."""
     depth = max(1, round(math.log2(scale * max(example.shape[2:]) / 12)))
-    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, scale=scale)
+    return ShapePrior(num_classes, depth=depth, spatial_dims=example.ndim - 2, scale=scale, regions=regions)
 
 
 def placed_like(head: nn.Module, model: nn.Module, example: Tensor) -> Any:
@@ -217,16 +217,24 @@ def check_decoder_range(decoder: nn.Module, image_range: tuple[float, float] | N
         )
 
 
-def check_shapes(images: Tensor, labels: Tensor) -> None:
-    """See that labels are class indices of the images' size.
+def check_shapes(images: Tensor, labels: Tensor, regions: int | None = None) -> None:
+    """See that labels are class indices of the images' size, or as many regions of it.
 
     Raises:
         ValueError: They are of another shape.
     """
+    if regions is not None:
+        if not of_size(labels, len(images), images.shape[2:], regions):
+            raise ValueError(
+                f"CooperativeModel of regions needs labels [B, {regions}, *S], 0 and 1 in a channel for each, for "
+                f"images of shape {tuple(images.shape)}; got {tuple(labels.shape)}."
+            )
+        return
     if not of_size(labels, len(images), images.shape[2:]):
         raise ValueError(
             f"CooperativeModel needs labels [B, *S] or [B, 1, *S] for images of shape {tuple(images.shape)}; got "
-            f"{tuple(labels.shape)}. Pass class indices of the images' size, not one channel per class."
+            f"{tuple(labels.shape)}. Pass class indices of the images' size, not one channel per class; or, where "
+            "channels may overlap, regions=True."
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latentaug.checks import scalar
+from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.saliency import latent_saliency
 
 
@@ -23,12 +24,11 @@ class Losses:
 
     Args:
         weights: Factor of each loss, by name.
-        eager: Whether to backpropagate here.
-        scaler: Scales what is backpropagated, for float16.
+        backpropagate: What to backpropagate here with; None to leave it.
 
     Example:
         >>> code = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> losses = Losses({"branch": 3.0, "trunk": 1.0}, eager=True)
+        >>> losses = Losses({"branch": 3.0, "trunk": 1.0}, Backpropagation())
         >>> losses.end("branch", losses.start("branch", code).square().sum())
         >>> losses.saliencies("branch", [code]), code.grad
         ([tensor([2., 4.])], None)
@@ -38,15 +38,17 @@ class Losses:
         tensor([ 7., 13.])
     """
 
-    def __init__(
-        self, weights: Mapping[str, float], *, eager: bool = False, scaler: torch.amp.GradScaler | None = None
-    ) -> None:
-        self.eager = eager
-        self._weights, self._scaler = weights, scaler
+    def __init__(self, weights: Mapping[str, float], backpropagate: Backpropagation | None = None) -> None:
+        self._weights, self._backpropagate = weights, backpropagate
         self._plain: dict[str, Tensor] = {}
         self._weighted: dict[str, Tensor] = {}
         self._starts: dict[str, list[_Start]] = {}
-        self._ended: set[str] = set()
+        self._factors: dict[str, Tensor] = {}  # of the gradients of branches that have ended
+
+    @property
+    def eager(self) -> bool:
+        """Whether losses are backpropagated here."""
+        return self._backpropagate is not None
 
     @property
     def weighted(self) -> dict[str, Tensor]:
@@ -81,9 +83,10 @@ class Losses:
     def end(self, name: str, loss: Tensor) -> None:
         """Take the loss of a branch, and let go of the branch if possible."""
         self.add(name, loss)
-        if self.eager and self._weights[name] and loss.requires_grad:
-            backpropagate([self._weighted[name]], scaler=self._scaler)
-            self._ended.add(name)
+        if self._backpropagate is not None and self._weights[name] and loss.requires_grad:
+            factor = self._backpropagate([self._weighted[name]])
+            assert factor is not None
+            self._factors[name] = self._weights[name] * factor
             self._plain[name], self._weighted[name] = loss.detach(), self._weighted[name].detach()
 
     def add(self, name: str, loss: Tensor) -> None:
@@ -96,17 +99,16 @@ class Losses:
         """Differentiate a loss, without its weight, by codes; where its branch has ended, by the code it started at."""
         starts = {id(given): start.leaf for start in self._starts.get(name, ()) for given in (start.leaf, start.tensor)}
         leaves = [starts.get(id(code), code) for code in codes]
-        if name not in self._ended:
+        if name not in self._factors:
             return latent_saliency(self._plain[name], leaves)
-        factor = torch.full((), self._weights[name], device=leaves[0].device)
-        factor = factor if self._scaler is None else self._scaler.scale(factor)
-        return [_arrived(leaf) / factor for leaf in leaves]
+        return [_arrived(leaf) / self._factors[name] for leaf in leaves]
 
     def backward(self) -> None:
         """Backpropagate what `end` has left, but for losses that weigh nothing."""
         rest = [loss for name, loss in self._weighted.items() if loss.requires_grad and self._weights[name]]
         further = (start for starts in self._starts.values() for start in starts if start.further)
-        backpropagate(rest, [(start.tensor, start.leaf.grad) for start in further], scaler=self._scaler)
+        if self._backpropagate is not None:
+            self._backpropagate(rest, [(start.tensor, start.leaf.grad) for start in further])
 
 
 class _Start(NamedTuple):
@@ -119,18 +121,3 @@ def _arrived(leaf: Tensor) -> Tensor:
     if leaf.grad is None:  # nothing of the branch reads it
         return torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
     return leaf.grad.float() if leaf.dtype == torch.float16 else leaf.grad
-
-
-def backpropagate(
-    losses: Sequence[Tensor],
-    arrived: Sequence[tuple[Tensor, Tensor | None]] = (),
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Backpropagate losses, which are scaled, together with other tensors, whose gradients have arrived already."""
-    scaled = [loss if scaler is None else scaler.scale(loss) for loss in losses]
-    further = [(tensor, gradient) for tensor, gradient in arrived if gradient is not None]
-    tensors = scaled + [tensor for tensor, _ in further]
-    if tensors:
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            torch.autograd.backward(tensors, [None] * len(scaled) + [gradient for _, gradient in further])

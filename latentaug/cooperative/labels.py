@@ -48,8 +48,10 @@ def between_classes(labels: Tensor) -> Tensor:
     return ~((labels - labels.round()).abs() <= TOLERANCE)  # so that NaN is one, too
 
 
-def of_size(labels: Tensor, batch: int, size: Sequence[int]) -> bool:
-    """Tell whether labels are [B, *S] or [B, 1, *S] for a batch and a spatial size."""
+def of_size(labels: Tensor, batch: int, size: Sequence[int], regions: int | None = None) -> bool:
+    """Tell whether labels are [B, *S] or [B, 1, *S] for a batch and a spatial size; of regions [B, regions, *S]."""
+    if regions is not None:
+        return tuple(labels.shape) == (batch, regions, *size)
     return tuple(squeeze_labels(labels, len(size)).shape) == (batch, *size)
 
 

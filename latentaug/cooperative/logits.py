@@ -110,12 +110,23 @@ class LogitsReader:
                 passes through the bottleneck: the segmentation is the first of the finest that all codes take part in.
         """
         outputs = read_logits(output, self.num_classes, len(size), self.reader)
-        candidates = finest(outputs)
-        if len(candidates) > 1 and codes and len(outputs) not in self._main:
-            whole = (i for i in candidates if all(depends(outputs[i], code) for code in codes))
-            self._main[len(outputs)] = next(whole, candidates[0])
-        found = at_size(outputs, self._main.get(len(outputs), candidates[0]), size)
-        return found._replace(output=output)
+        if len(outputs) > 1 and codes and len(outputs) not in self._main:
+            candidates = finest(outputs)
+            if len(candidates) > 1:
+                whole = (i for i in candidates if all(depends(outputs[i], code) for code in codes))
+                self._main[len(outputs)] = next(whole, candidates[0])
+        return at_size(outputs, self._place(outputs), size)._replace(output=output)
+
+    def main(self, output: Any, size: Sequence[int]) -> Tensor:
+        """Return the logits that a segmentation is made of, at a size; of a pass that is followed by none of a loss."""
+        outputs = read_logits(output, self.num_classes, len(size), self.reader)
+        return resize(outputs[self._place(outputs)], size)
+
+    def _place(self, outputs: Sequence[Tensor]) -> int:
+        """Return the position of the segmentation among the outputs."""
+        if len(outputs) == 1:
+            return 0
+        return self._main[len(outputs)] if len(outputs) in self._main else finest(outputs)[0]
 
 
 def at_size(outputs: Sequence[Tensor], main: int, size: Sequence[int]) -> Prediction:

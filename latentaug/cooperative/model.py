@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.augment.base import LatentTransform
-from latentaug.checks import called_on_example, whole
-from latentaug.cooperative.arguments import Expected, check_decoder, check_model
+from latentaug.checks import called_on_example, flag, whole
+from latentaug.cooperative.arguments import Expected, check_model, check_prior
 from latentaug.cooperative.build import (
     HALF,
     ImageRange,
@@ -32,27 +31,29 @@ from latentaug.cooperative.build import (
 )
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
+from latentaug.cooperative.deployed import deployed
+from latentaug.cooperative.explanation import Explanation, explained
 from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.labels import whole_numbers
-from latentaug.cooperative.logits import LogitsReader, finest, read_logits
+from latentaug.cooperative.logits import LogitsReader
 from latentaug.cooperative.maker import HardExampleMaker
 from latentaug.cooperative.moved import accepts_moved_arguments
 from latentaug.cooperative.objective import Loss, Objective
-from latentaug.cooperative.output import CooperativeOutput, Explanation, joined
+from latentaug.cooperative.output import CooperativeOutput, joined
 from latentaug.cooperative.shortcuts import Every
 from latentaug.cooperative.stages import (
     HardStage,
-    decoded,
+    InParts,
     hard_stage,
     second_stage,
-    segmentation_at,
     standard_stage,
     work_of,
 )
+from latentaug.cooperative.trial import try_on_example
 from latentaug.discovery.codes import Codes
-from latentaug.nets.functional import shrink, to_labels
+from latentaug.nets.functional import to_labels
 from latentaug.nets.heads import ShapePrior
 from latentaug.tracing.isolation import (
     gathered_weights,
@@ -84,6 +85,9 @@ class CooperativeModel(nn.Module):
     Args:
         model: Any segmentation model that takes a batch of images.
         num_classes: Channels of the logits; 1 means a binary segmentation with one logit.
+        regions: Whether channels are regions, which may overlap, such as a tumour and its core, and not classes, of
+            which each pixel has one. Labels are then 0 and 1 in a channel for each, and so is what `predict` returns: 1
+            where a logit is positive. Default losses are binary cross entropies, the mean over channels.
         example: A batch of images, for the dry runs that find the codes and size the heads.
         codes: Where the codes are. A layer (a dotted name, a module or a `Location`); a list of layers, all of which
             are changed in the segmentation, while images are decoded from the deepest; or what `find_codes` returns, or
@@ -92,7 +96,8 @@ class CooperativeModel(nn.Module):
         augment: What changes the codes: any transform that asks for no more than the saliency; or a pair, for the image
             code and the shape codes. Default: `paper_masks()`.
         loss: Callable (logits, labels) -> scalar for every segmentation term; or an `OutputLoss`, of all that the model
-            returns and labels in any form. Default: `segmentation_loss`.
+            returns and labels in any form. It gets labels in the shape that they come in, those of regions in floating
+            point, and is tried on the example, but for an `OutputLoss`. Default: `segmentation_loss`.
         weights: Weights that differ from the paper's, by the names of the losses. "hard_code_segmentation", by which
             the model learns to segment from the changed shape codes themselves, weighs 1 where there is no image
             decoder, and 0 otherwise. What weighs 0 is not computed, and is not among the losses.
@@ -113,7 +118,7 @@ class CooperativeModel(nn.Module):
             segmentation.
 
     Shape:
-        images: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
+        images: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S]; of regions [B, num_classes, *S].
 
     Samples:
         Noise per pixel; changes once per batch and code, as the transforms say; the samples of `HardExamples.fraction`
@@ -145,6 +150,7 @@ class CooperativeModel(nn.Module):
         model: nn.Module,
         *,
         num_classes: int,
+        regions: bool = False,
         example: Tensor,
         codes: Codes | Mapping[str, Layers] | Layers | None = None,
         augment: LatentTransform | tuple[LatentTransform, LatentTransform] | None = None,
@@ -161,6 +167,7 @@ class CooperativeModel(nn.Module):
         check_model(model, num_classes, example, ignore_index, reconstruction, shape_prior)
         self.model = model
         self.num_classes = num_classes
+        self.regions = flag("regions", regions)
         self._expected = Expected(example)
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
@@ -180,9 +187,10 @@ class CooperativeModel(nn.Module):
         self.reconstruction_head = head
         if shape_prior is True or (shape_prior is None and declares):
             scale = 1.0 if declares else HALF
-            shape_prior = placed_like(new_shape_prior(num_classes, example, scale), model, example)
+            shape_prior = placed_like(new_shape_prior(num_classes, example, scale, regions), model, example)
+        check_prior(shape_prior, regions)
         self.shape_prior: ShapePrior | None = shape_prior if isinstance(shape_prior, nn.Module) else None
-        self.objective = Objective(weights, loss, ignore_index, replays=not decodes)
+        self.objective = Objective(weights, loss, ignore_index, replays=not decodes, regions=regions)
         if self._takes_outputs and (decodes or self.shape_prior is not None):
             raise ValueError(
                 "loss=OutputLoss(...) is of what the model returns, and heads learn from logits. Pass "
@@ -200,7 +208,7 @@ class CooperativeModel(nn.Module):
         )
         self.hard = hard
         self._checkpointed: tuple[str, ...] = ()
-        self._try(example, own_decoder=own_decoder)
+        try_on_example(self, example, own_decoder=own_decoder)
 
     # What it was made of ------------------------------------------------------------------------------------------
 
@@ -258,6 +266,10 @@ class CooperativeModel(nn.Module):
         return self.objective.segmentation
 
     @property
+    def _takes_outputs(self) -> bool:
+        return isinstance(self.loss, OutputLoss)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Factor of each loss, by name: a copy; may be set, in whole or in part, and is checked then."""
         return self.objective.weights
@@ -288,7 +300,7 @@ class CooperativeModel(nn.Module):
         labels: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-        stage: Literal["all", "standard", "first"] | HardStage = "all",
+        stage: Literal["all", "standard", "first"] | HardStage | InParts = "all",
     ) -> Any:
         """Return the losses for images with labels; without labels, in eval mode, what the model itself returns.
 
@@ -298,6 +310,7 @@ class CooperativeModel(nn.Module):
             generator: Source of the noise and the changes.
             stage: What `cooperative_backward` and `standard_backward` ask a wrapped model for. "standard" are the
                 losses on the images themselves; "first" makes hard examples as well; a `HardStage` goes on from there.
+                `InParts` backpropagates within the call.
         """
         if labels is None:
             if self.training:
@@ -324,13 +337,39 @@ class CooperativeModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
-        """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients."""
+        """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients.
+
+        Of regions it is [B, num_classes, *S], 0 and 1 in a channel for each.
+        """
         self._expected.check(self.model, images, None, None)
         whole("refine", refine, least=0, of="steps")
         with preserved_modes(self):
             self.eval()
-            logits = self.reader.read(self.model(images), images.shape[2:]).main
-            return to_labels(self.refine(logits, refine))
+            logits = self.reader.main(self.model(images), images.shape[2:])
+            return to_labels(self.refine(logits, refine), regions=self.regions)
+
+    def deployed(self, refine: int = 1) -> nn.Module:
+        """Return what `predict` predicts with as a plain module, for `torch.export`, ONNX and serving.
+
+        It takes images and returns one tensor, the logits [B, num_classes, *S], whose arg-max (of one logit and of
+        regions: whose sign) is what `predict` returns. It is a copy: in eval mode, without gradients, and nothing that
+        is done to it reaches this model. The state dict of your network is under "model." in its own, by the names that
+        it has alone, so `network.load_state_dict(deployed.model.state_dict())`; that of the shape prior is under
+        "shape_prior.".
+
+        Args:
+            refine: How many times the shape prior corrects the logits; 0 leaves it out. Without one it does nothing.
+
+        Example:
+            >>> network = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 4))
+            >>> images = torch.rand(2, 1, 32, 32)
+            >>> coop = CooperativeModel(network, num_classes=3, example=images, codes="1")
+            >>> program = torch.export.export(coop.deployed(), (images,))
+            >>> torch.equal(program.module()(images).argmax(1), coop.predict(images))
+            True
+        """
+        whole("refine", refine, least=0, of="steps")
+        return deployed(self, refine)
 
     def explain(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> Explanation:
         """Make hard examples of a batch, and return every step of their making; for figures.
@@ -340,35 +379,7 @@ class CooperativeModel(nn.Module):
         Shape:
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
-        labels = self._checked(images, labels)
-        maker, losses = self.maker, self.objective.losses()
-        with preserved_modes(self), torch.enable_grad(), self.eval().tapped() as taps:
-            predicted = self.reader.read(self.model(images), images.shape[2:], [*taps.codes.values()])
-            losses.add("segmentation", predicted.loss(self.loss, labels))
-            reconstructed = None
-            if self.reconstruction is not None:
-                reconstructed = decoded(self, taps, images, losses)
-            image_code, shape_codes = maker.codes(taps, losses, generator)
-
-            def loss(decoded: Tensor) -> Tensor:
-                with taps.aside():
-                    return segmentation_at(self, decoded, labels)
-
-            hard_images = None
-            if image_code is not None and self.reconstruction is not None and reconstructed is not None:
-                hard_images = maker.images(image_code, self.reconstruction, images, reconstructed, generator, loss)
-            hard_segmentation = maker.segmentations(taps, shape_codes, images.shape[2:]).main
-            deepest = max(shape_codes, key=lambda one: math.prod(one.location.stride))
-            image_saliency, image_factor = (None, None) if image_code is None else image_code.shown()
-            return Explanation(
-                image_saliency,
-                image_factor,
-                hard_images,
-                predicted.main.detach(),
-                *deepest.shown(),
-                hard_segmentation,
-                self.refine(hard_segmentation).detach(),
-            )
+        return explained(self, images, self.checked(images, labels), generator)
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
@@ -413,14 +424,11 @@ class CooperativeModel(nn.Module):
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator | None,
-        stage: str | HardStage,
-        *,
-        eager: bool = False,
-        scaler: torch.amp.GradScaler | None = None,
+        stage: str | HardStage | InParts,
     ) -> CooperativeOutput:
-        """Compute the losses of a step or of one stage of it; eagerly, each is backpropagated as its branch ends."""
+        """Compute the losses of a step or of one stage of it; in parts, each is backpropagated as its branch ends."""
         self._expected.check(self.model, images, None if self._takes_outputs else labels, generator)
-        labels = self._checked(images, labels)
+        labels = self.checked(images, labels)
         if not self.training:
             return standard_stage(self, images, labels, None, self.objective.losses(), make_hard=False)
         if not torch.is_grad_enabled():
@@ -428,20 +436,21 @@ class CooperativeModel(nn.Module):
                 "CooperativeModel in train mode differentiates its losses, but gradients are disabled here. Leave "
                 "torch.no_grad() or inference_mode, or call .eval() first to validate."
             )
+        backpropagate = None
+        if isinstance(stage, InParts):
+            backpropagate, stage = stage
         if not isinstance(stage, HardStage) and stage not in ("all", "standard", "first"):
             raise ValueError(f"stage must be one of 'all', 'standard', 'first' or a HardStage; got {stage!r}.")
         with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self._checkpointed}):
+            losses = self.objective.losses(backpropagate)
             if isinstance(stage, HardStage):
-                return hard_stage(self, images, labels, stage, self.objective.losses(eager=eager, scaler=scaler))
-            losses = self.objective.losses(eager=eager, scaler=scaler)
+                return hard_stage(self, images, labels, stage, losses)
             make_hard = stage != "standard" and (self.hard_schedule is None or self.hard_schedule())
             standard = standard_stage(self, images, labels, generator, losses, make_hard=make_hard)
             if stage != "all" or not work_of(self, make_hard=make_hard).has_second_stage:
                 return standard
-            made = second_stage(standard)
-            return joined(
-                standard, hard_stage(self, images, labels, made, self.objective.losses(eager=eager, scaler=scaler))
-            )
+            hard = hard_stage(self, images, labels, second_stage(standard), self.objective.losses(backpropagate))
+            return joined(standard, hard)
 
     def has_second_stage(self) -> bool:
         """Tell whether the next step has a second stage, which learns from what the first makes."""
@@ -450,48 +459,20 @@ class CooperativeModel(nn.Module):
 
     # Checking -----------------------------------------------------------------------------------------------------
 
-    def _try(self, example: Tensor, *, own_decoder: bool) -> None:
-        """Read the logits of one pass, so that what does not fit is refused here and not in the first step."""
-        with preserved_modes(self.model), sandbox(unwrap(self.model), example.device):
-            self.model.eval()
-            with torch.no_grad():
-                outputs = read_logits(self.model(example), self.num_classes, example.ndim - 2, self.reader.reader)
-            if len(finest(outputs)) > 1 or own_decoder:
-                with self.tapped() as taps:
-                    self.reader.read(self.model(example), example.shape[2:], [*taps.codes.values()])
-                    if own_decoder and self.reconstruction is not None and self.image_code is not None:
-                        check_decoder(self.reconstruction, taps.codes[self.image_code].detach(), example)
-            self._try_size(example)
+    def checked(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return labels as whole numbers; those of regions in floating point, those for an `OutputLoss` as they are.
 
-    def _try_size(self, example: Tensor) -> None:
-        """See that the model takes images of the size of hard examples."""
-        size = self.maker.size(example.shape[2:])
-        if size == example.shape[2:]:
-            return
-        try:
-            with torch.no_grad():
-                self.model(shrink(example, size))
-        except Exception as error:
-            raise ValueError(
-                f"CooperativeModel with scale={self.hard.scale:g} needs a model that takes images of size {size}; "
-                f"{type(self.model).__name__} raised {type(error).__name__}: {error} Pass another scale, or 1."
-            ) from error
-
-    @property
-    def _takes_outputs(self) -> bool:
-        return isinstance(self.loss, OutputLoss)
-
-    def _checked(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Look at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all.
-
-        Return the labels as whole numbers; those that are for a loss of all that the model returns stay as they are.
+        Looks at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all.
         """
-        looks_at_labels = not self._takes_outputs
-        if looks_at_labels:
-            check_shapes(images, labels)
+        if not self._takes_outputs:
+            check_shapes(images, labels, self.num_classes if self.regions else None)
         if self._unchecked:
             check_range(images, self.image_range)
-        if looks_at_labels and (self._unchecked or labels.device.type == "cpu"):
-            check_labels(labels, self.num_classes, self.ignore_index)
+        if self._takes_outputs:
+            self._unchecked = False
+            return labels
+        if self._unchecked or labels.device.type == "cpu":
+            check_labels(labels, 2 if self.regions else self.num_classes, self.ignore_index)
         self._unchecked = False
-        return whole_numbers(labels) if looks_at_labels else labels
+        labels = whole_numbers(labels)
+        return labels.to(torch.promote_types(images.dtype, torch.float32)) if self.regions else labels

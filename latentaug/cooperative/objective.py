@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentaug.checks import shown
+from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.given_loss import GivenLoss, OutputLoss
 from latentaug.cooperative.labels import squeeze_labels, whole_numbers
@@ -59,6 +60,7 @@ class Objective:
             `segmentation_loss`.
         ignore_index: Label of pixels that don't count.
         replays: Whether the model learns from changed shape codes themselves unless told otherwise.
+        regions: Whether logits are those of regions, which may overlap.
 
     Raises:
         ValueError: There is no loss of a name, or a weight is negative or not finite.
@@ -71,18 +73,25 @@ class Objective:
     """
 
     def __init__(
-        self, weights: Mapping[str, float] | None, loss: Loss | None, ignore_index: int, *, replays: bool = False
+        self,
+        weights: Mapping[str, float] | None,
+        loss: Loss | None,
+        ignore_index: int,
+        *,
+        replays: bool = False,
+        regions: bool = False,
     ) -> None:
         if loss is not None and (isinstance(loss, type) or not callable(loss)):
             raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
+        default = functools.partial(segmentation_loss, ignore_index=ignore_index, regions=regions)
         self.segmentation: Loss
-        if loss is None:
-            self.segmentation = functools.partial(segmentation_loss, ignore_index=ignore_index)
+        if loss is None or isinstance(loss, OutputLoss):
+            self.segmentation = default if loss is None else loss
         else:
-            self.segmentation = loss if isinstance(loss, OutputLoss) else GivenLoss(loss)
+            self.segmentation = GivenLoss(loss)
         self.ignore_index = ignore_index
-        default = {**WEIGHTS, "hard_code_segmentation": float(replays)}
-        self._weights = {**default, **_checked({} if weights is None else weights)}
+        usual = {**WEIGHTS, "hard_code_segmentation": float(replays)}
+        self._weights = {**usual, **_checked({} if weights is None else weights)}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -93,9 +102,9 @@ class Objective:
     def weights(self, weights: Mapping[str, float]) -> None:
         self._weights = {**self._weights, **_checked(weights)}
 
-    def losses(self, *, eager: bool = False, scaler: torch.amp.GradScaler | None = None) -> Losses:
+    def losses(self, backpropagate: Backpropagation | None = None) -> Losses:
         """Return what adds the losses of one stage up; see `Losses`."""
-        return Losses(self._weights, eager=eager, scaler=scaler)
+        return Losses(self._weights, backpropagate)
 
 
 def _checked(weights: Mapping[str, object]) -> dict[str, float]:
@@ -111,16 +120,17 @@ def _checked(weights: Mapping[str, object]) -> dict[str, float]:
     return checked
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return the mean cross entropy over labelled pixels; binary where there is one logit.
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100, *, regions: bool = False) -> Tensor:
+    """Return the mean cross entropy over labelled pixels; binary where there is one logit, or one for each region.
 
     Args:
         logits: What the network returns, before softmax or sigmoid.
-        labels: Class indices; 0 and 1 where there is one logit.
+        labels: Class indices; 0 and 1 where there is one logit, and for each region.
         ignore_index: Label of pixels that don't count. Where none counts, the loss is 0.
+        regions: Whether channels are regions, which may overlap, and not classes, of which each pixel has one.
 
     Shape:
-        logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: a scalar.
+        logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S]; of regions [B, C, *S].   output: a scalar.
 
     Raises:
         ValueError: The labels' shape doesn't fit the logits'.
@@ -131,6 +141,13 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) 
         >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), -100))
         tensor(0.)
     """
+    if regions:
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"segmentation_loss of regions needs labels of the logits' shape {tuple(logits.shape)}; got "
+                f"{tuple(labels.shape)}. Labels of regions are 0 and 1 in a channel for each."
+            )
+        return _binary(_at_least_float32(logits), whole_numbers(labels), ignore_index)
     labels = whole_numbers(squeeze_labels(labels, logits.ndim - 2))
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
@@ -138,12 +155,16 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) 
             f"{tuple(logits.shape)}; got {tuple(labels.shape)}. Labels are class indices, without a channel per class."
         )
     logits = _at_least_float32(logits)
-    valid = labels != ignore_index
     if logits.shape[1] == 1:
-        targets = labels.where(valid, 0).to(logits.dtype)
-        total = F.binary_cross_entropy_with_logits(logits.squeeze(1), targets, valid.to(logits.dtype), reduction="sum")
-    else:
-        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+        return _binary(logits.squeeze(1), labels, ignore_index)
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def _binary(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    valid = labels != ignore_index
+    targets = labels.where(valid, 0).to(logits.dtype)
+    total = F.binary_cross_entropy_with_logits(logits, targets, valid.to(logits.dtype), reduction="sum")
     return total / valid.sum().clamp(min=1)
 
 

@@ -26,30 +26,19 @@ class CooperativeOutput(NamedTuple):
     hard_samples: Tensor | None = None
     """Positions in the batch of the samples that these were made of; None means all."""
 
-
-class Explanation(NamedTuple):
-    """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots."""
-
-    image_saliency: Tensor | None
-    """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]; None without an image decoder.
-    """
-    image_factor: Tensor | None
-    """Factor of the mask on it; None where the change is no mask."""
-    hard_images: Tensor | None
-    """Images decoded from the changed image code; None without an image decoder."""
-    logits: Tensor
-    """The model's logits of the images themselves."""
-    shape_saliency: Tensor
-    """Gradient of the segmentation loss with respect to the (deepest) shape code."""
-    shape_factor: Tensor | None
-    """Factor of the mask on it; None where the change is no mask."""
-    hard_segmentation: Tensor
-    """Logits replayed from the changed shape codes."""
-    refined: Tensor
-    """What the shape prior makes of those; themselves where there is none."""
-
     def __repr__(self) -> str:
-        return f"Explanation of {len(self.logits)} hard examples: {', '.join(self._fields)}"
+        losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
+        rest = [f"{name}={_shown(getattr(self, name))}" for name in self._fields[2:]]
+        return f"CooperativeOutput(loss={_shown(self.loss)}, losses=({losses}), {', '.join(rest)})"
+
+
+def _shown(value: Tensor | None) -> str:
+    """Show a scalar by its value, which the host waits for, and any other tensor by its shape."""
+    if value is None:
+        return "None"
+    if value.numel() != 1 or value.is_meta:
+        return str(list(value.shape))
+    return f"{value.item():.4g}"
 
 
 def joined(standard: CooperativeOutput, hard: CooperativeOutput) -> CooperativeOutput:

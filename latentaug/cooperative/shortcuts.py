@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentaug.cooperative.labels import size_of, squeeze_labels
+from latentaug.cooperative.labels import size_of
 
 
 class Every(nn.Module):
@@ -86,10 +86,10 @@ def scaled_size(size: Sequence[int], scale: float, stride: Sequence[float]) -> t
 
 
 def shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Take the nearest labels [B, *S] or [B, 1, *S] at `size`, if they are larger."""
+    """Take the nearest labels [B, *S] or [B, C, *S] at `size`, if they are larger."""
     if size_of(labels, len(size)) == tuple(size):
         return labels
-    given = squeeze_labels(labels, len(size)).unsqueeze(1).float()
+    given = (labels if labels.ndim == len(size) + 2 else labels.unsqueeze(1)).float()
     nearest = F.interpolate(given, tuple(size), mode="nearest-exact")
     return nearest.view(*labels.shape[: -len(size)], *size).to(labels.dtype)
 

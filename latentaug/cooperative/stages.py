@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.labels import size_of, squeeze_labels
@@ -77,6 +78,13 @@ class HardStage(NamedTuple):
     samples: Tensor | None = None
 
 
+class InParts(NamedTuple):
+    """A step, or one stage of it, whose losses are backpropagated within the call, each as its branch ends."""
+
+    backpropagate: Backpropagation
+    stage: str | HardStage = "all"
+
+
 def standard_stage(
     model: CooperativeModel,
     images: Tensor,
@@ -136,14 +144,21 @@ def _prior_losses(model: CooperativeModel, logits: Tensor, labels: Tensor, losse
     prior, weights = model.shape_prior, model.weights
     assert prior is not None
     if weights["shape_from_labels"]:
-        indices = squeeze_labels(labels, logits.ndim - 2)
-        hot = one_hot(indices, model.num_classes, ignore_index=model.ignore_index, dtype=logits.dtype)
+        hot = _as_probabilities(model, labels, logits)
         losses.end("shape_from_labels", model.loss(prior(hot), labels))
     if not weights["shape_from_logits"]:
         return logits
     refined = _refined(model, losses.start("shape_from_logits", logits))
     losses.end("shape_from_logits", model.loss(refined, labels))
     return refined
+
+
+def _as_probabilities(model: CooperativeModel, labels: Tensor, logits: Tensor) -> Tensor:
+    """Write labels as the probabilities that a perfect segmentation has, with zeros where they are to be ignored."""
+    if model.regions:
+        return labels.where(labels != model.ignore_index, 0).to(logits.dtype)
+    indices = squeeze_labels(labels, logits.ndim - 2)
+    return one_hot(indices, model.num_classes, ignore_index=model.ignore_index, dtype=logits.dtype)
 
 
 def decoded(model: CooperativeModel, taps: CodeTaps, images: Tensor, losses: Losses) -> Tensor:

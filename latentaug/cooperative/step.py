@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.cooperative.arguments import check_step
-from latentaug.cooperative.eager_losses import backpropagate
+from latentaug.cooperative.backpropagation import Backpropagation, Backward
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
-from latentaug.cooperative.stages import second_stage
+from latentaug.cooperative.stages import InParts, second_stage
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.keeping import is_sharded
 from latentaug.tracing.moving import held_still
@@ -27,12 +27,15 @@ def cooperative_backward(
     *,
     scaler: torch.amp.GradScaler | None = None,
     generator: torch.Generator | None = None,
+    backward: Backward | None = None,
+    scale: float = 1.0,
 ) -> CooperativeOutput:
     """Do what `model(images, labels).loss.backward()` does, at a third of the memory.
 
     Backpropagates each loss as soon as its branch of the networks is through, and the standard losses before the hard
     ones; the gradients are the same. They are added to those that are there, and the optimizer is left alone. What is
-    wrapped, by DDP for instance, or sharded is backpropagated once for each stage, at half the memory.
+    wrapped, by DDP or `fabric.setup` for instance, or sharded is backpropagated once for each stage, at half the memory
+    of one backward pass. A `backward` of one's own changes neither: it costs no memory.
 
     Args:
         model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.
@@ -40,12 +43,18 @@ def cooperative_backward(
         labels: Their labels.
         scaler: Scales the losses before each backward pass, for float16.
         generator: Source of the noise and the masks.
+        backward: Callable (loss) in place of `loss.backward()`, as loops have that scale losses or accumulate:
+            `accelerator.backward`, `fabric.backward`, a LightningModule's `manual_backward`. It is called on a scalar
+            for each part of the step, and each loss is in one of them. What it multiplies gradients by, it multiplies
+            all by, once; changes are sampled by saliencies that it doesn't multiply.
+        scale: Factor of all gradients: 1 / n for the mean over n batches that are accumulated by hand.
 
     Returns:
-        What the call of the model would return, without a graph.
+        What the call of the model would return, without a graph; losses without `scale` and whatever `backward` does.
 
     Raises:
-        RuntimeError: The model is in eval mode.
+        RuntimeError: The model is in eval mode, or `backward` doesn't backpropagate.
+        ValueError: Both `scaler` and `backward` are given, or `scale` isn't above 0.
 
     Example:
         >>> from latentaug.nets.ftn import FTN
@@ -55,20 +64,19 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
-    check_step("cooperative_backward", model, scaler, generator)
-    _see_that_it_trains("cooperative_backward", model)
+    backpropagate = _checked("cooperative_backward", model, scaler, generator, backward, scale)
     if _can_backpropagate_inside(model):
-        return model.run_step(images, labels, generator, "all", eager=True, scaler=scaler)
+        return _in_parts(model, images, labels, generator, InParts(backpropagate))
     two_stages = _has_second_stage(model)
     with _without_sync(model) if two_stages else nullcontext():
         standard = model(images, labels, generator=generator, stage="first")
         made = second_stage(standard)
-        backpropagate([standard.loss], scaler=scaler)
+        backpropagate([standard.loss])
     if not two_stages:
         return detached(standard)
     hard = model(images, labels, stage=made)
     with held_still(model):  # as in the hard stage itself: parts that the model checkpoints run again now
-        backpropagate([hard.loss], scaler=scaler)
+        backpropagate([hard.loss])
     return detached(joined(standard, hard))
 
 
@@ -79,23 +87,36 @@ def standard_backward(
     *,
     scaler: torch.amp.GradScaler | None = None,
     generator: torch.Generator | None = None,
+    backward: Backward | None = None,
+    scale: float = 1.0,
 ) -> CooperativeOutput:
     """Backpropagate the standard losses only: what cooperative training is compared with.
 
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
-    check_step("standard_backward", model, scaler, generator)
-    _see_that_it_trains("standard_backward", model)
+    backpropagate = _checked("standard_backward", model, scaler, generator, backward, scale)
     if _can_backpropagate_inside(model):
-        return model.run_step(images, labels, generator, "standard", eager=True, scaler=scaler)
+        return _in_parts(model, images, labels, generator, InParts(backpropagate, "standard"))
     output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
-    backpropagate([output.loss], scaler=scaler)
+    backpropagate([output.loss])
     return detached(output)
 
 
-def _see_that_it_trains(function: str, model: nn.Module) -> None:
+def _in_parts(
+    model: CooperativeModel, images: Tensor, labels: Tensor, generator: torch.Generator | None, stage: InParts
+) -> CooperativeOutput:
+    """Call the model, and no method of it: libraries put a `forward` in its place that enters autocast."""
+    output: CooperativeOutput = model(images, labels, generator=generator, stage=stage)
+    return output
+
+
+def _checked(
+    function: str, model: nn.Module, scaler: Any, generator: Any, backward: Any, scale: Any
+) -> Backpropagation:
+    check_step(function, model, scaler, generator, backward, scale)
     if not model.training:
         raise RuntimeError(f"{function} needs the model in train mode; call .train() first.")
+    return Backpropagation(backward, scaler=scaler, scale=float(scale))
 
 
 def _has_second_stage(model: nn.Module) -> bool:

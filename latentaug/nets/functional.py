@@ -43,13 +43,24 @@ def shrink(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images.to(precise), tuple(size), mode="area").to(images.dtype)
 
 
-def to_probabilities(logits: Tensor) -> Tensor:
-    """Apply the softmax over classes, or the sigmoid where there is one logit only."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+def to_probabilities(logits: Tensor, *, regions: bool = False) -> Tensor:
+    """Apply the softmax over classes, or the sigmoid where there is one logit only, or one for each region."""
+    return logits.sigmoid() if regions or logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-def to_labels(logits: Tensor) -> Tensor:
-    """Return the label map that logits stand for; with one logit, 1 where it is positive."""
+def to_labels(logits: Tensor, *, regions: bool = False) -> Tensor:
+    """Return the label map that logits stand for; with one logit, or one for each region, 1 where it is positive.
+
+    Shape:
+        logits: [B, C, *S].   output: [B, *S]; of regions [B, C, *S].
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, -1.0], [3.0, 1.0]]])
+        >>> to_labels(logits), to_labels(logits, regions=True)
+        (tensor([[1, 1]]), tensor([[[1, 0], [1, 1]]]))
+    """
+    if regions:
+        return (logits > 0).long()
     return (logits > 0).squeeze(1).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 

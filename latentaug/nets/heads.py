@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from latentaug.checks import number, shown, whole
+from latentaug.checks import flag, number, shown, whole
 from latentaug.layout import CHANNELS_FIRST, Layout
 from latentaug.nets.blocks import Decoder, Encoder, check_spatial_dims, conv_norm_relu, double_conv, initialize
 from latentaug.nets.functional import crop, resize, scaled_by, shrink, to_probabilities
@@ -169,6 +169,7 @@ class ShapePrior(nn.Module):
         temperature: What `refine` divides logits by, so that the prior sees soft predictions.
         scale: Resolution that shapes are corrected at, in (0, 1]: probabilities are averaged down to it, and the logits
             interpolated up again. Half costs a quarter in 2-D.
+        regions: Whether channels are regions, which may overlap, and not classes, of which each pixel has one.
 
     Shape:
         probabilities: [B, num_classes, *S], any S.   output: logits of the same shape.
@@ -197,6 +198,7 @@ class ShapePrior(nn.Module):
         spatial_dims: int = 2,
         temperature: float = 2.0,
         scale: float = 1.0,
+        regions: bool = False,
     ) -> None:
         super().__init__()
         _check_scale(scale)
@@ -207,6 +209,7 @@ class ShapePrior(nn.Module):
         self.num_classes = num_classes
         self.temperature = temperature
         self.scale = scale
+        self.regions = flag("regions", regions)
         self.encoder = Encoder(num_classes, width, depth, spatial_dims)
         self.decoder = Decoder(8 * width, num_classes, [(2,) * spatial_dims] * depth, width, spatial_dims)
 
@@ -218,13 +221,15 @@ class ShapePrior(nn.Module):
 
     def refine(self, logits: Tensor) -> Tensor:
         """Correct the segmentation that `logits` stand for, made softer by the temperature."""
-        refined: Tensor = self(to_probabilities(_in_precision_of(self, logits) / self.temperature))
+        softer = _in_precision_of(self, logits) / self.temperature
+        refined: Tensor = self(to_probabilities(softer, regions=self.regions))
         return refined
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
         scale = "" if self.scale == 1 else f", scale={self.scale}"
-        return f"num_classes={self.num_classes}, temperature={self.temperature}{scale}"
+        regions = ", regions=True" if self.regions else ""
+        return f"num_classes={self.num_classes}, temperature={self.temperature}{scale}{regions}"
 
 
 def _check_scale(scale: float) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, TypeAlias
 
 import torch
@@ -60,20 +61,37 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """Candidates for the tap of a model; print it."""
+    """Candidates for the tap of a model; shown as a table."""
 
     model: str
     rows: list[Row]
 
-    def __str__(self) -> str:
-        head = ("", "layer", "type", "shape", "layout", "stride", "saves", "influence", "leak")
-        table: list[tuple[str, ...]] = [head, *map(_cells, self.rows)]
+    def __repr__(self) -> str:
+        table = [_HEAD, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+        return "\n".join([self._title(), *(line.rstrip() for line in lines)])
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+
+        def line(cells: Sequence[str], kind: str) -> str:
+            return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
+
+        rows = "".join(line(_cells(row), "td") for row in self.rows)
+        return (
+            f"<table><caption>{escape(self._title())}</caption><thead>{line(_HEAD, 'th')}</thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+    def _title(self) -> str:
         marks = "* is the layer that layer=None taps"
         if any(row.fine for row in self.rows):
             marks += ", + the one that find_codes names for images"
-        return "\n".join([f"{self.model}: {marks}", *(line.rstrip() for line in lines)])
+        return f"{self.model}: {marks}"
+
+
+_HEAD: tuple[str, ...] = ("", "layer", "type", "shape", "layout", "stride", "saves", "influence", "leak")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -89,7 +107,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | None = None) -> Description:
-    """List a model's latent codes, with what tapping each of them would bring; print the result.
+    """List a model's latent codes, with what tapping each of them would bring; shown as a table.
 
     For the bottleneck, for the fine code (see `find_codes`), and for the widest codes of each grid beside or around
     them: path, type of module, shape, layout, stride, the share of the forward's time that a replay saves, and the

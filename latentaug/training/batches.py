@@ -29,7 +29,9 @@ def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def check_batch(
+    images: Tensor, labels: Tensor, num_classes: int, ignore_index: int, *, regions: bool = False
+) -> Tensor:
     """Return the labels, rounded to whole numbers, or say what is wrong with the batch.
 
     They keep their shape, and are floating point or int64 as `whole_numbers` says. Their values are checked on the CPU
@@ -40,9 +42,10 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
         labels: Their labels, of any type that holds whole numbers.
         num_classes: 1 for one logit, with labels 0 and 1.
         ignore_index: Label of pixels that don't count.
+        regions: Whether labels are 0 and 1 in a channel for each of `num_classes` regions.
 
     Shape:
-        images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].   output: as the labels.
+        images: [B, C, *S].   labels: [B, *S] or [B, 1, *S]; of regions [B, num_classes, *S].   output: as the labels.
 
     Raises:
         TypeError: The images aren't floating point, or the labels are complex.
@@ -56,11 +59,11 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
         raise TypeError(f"images must be floating point; got {images.dtype}. Scale them, for example images / 255.")
     if labels.is_complex():
         raise TypeError(f"labels must be class indices; got {labels.dtype}. Pass labels.real.long().")
-    if images.ndim < 3 or not of_size(labels, len(images), images.shape[2:]):
-        expected = (*images.shape[:1], *images.shape[2:])
+    if images.ndim < 3 or not of_size(labels, len(images), images.shape[2:], num_classes if regions else None):
+        expected = (*images.shape[:1], *[num_classes] * regions, *images.shape[2:])
         raise ValueError(
             f"labels must be {expected} for images of shape {tuple(images.shape)}; got {tuple(labels.shape)}. "
-            "Labels are class indices, without a channel per class."
+            f"Labels are {'0 and 1 per region' if regions else 'class indices, without a channel per class'}."
         )
     given, labels = labels, whole_numbers(labels)
     if labels.device.type == "cpu":
@@ -68,7 +71,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, ignore_index: 
         if broken.any():
             fraction = given[broken][0].item()
             raise ValueError(f"labels must be whole numbers, class indices; got {fraction:g}. Round or threshold them.")
-        highest = max(num_classes - 1, 1)
+        highest = 1 if regions else max(num_classes - 1, 1)
         counted = labels.where(labels != ignore_index, 0)
         if counted.numel() and (counted.min() < 0 or counted.max() > highest):
             wrong = sorted({int(label) for label in counted[(counted < 0) | (counted > highest)].tolist()})

@@ -25,6 +25,10 @@ class Best(NamedTuple):
     folder: str = ""
     """Where its weights were written."""
 
+    def __repr__(self) -> str:
+        where = "in memory" if self.weights is not None else f"in {self.folder}"
+        return f"Best(epoch={self.epoch}, value={self.value:.4g}, weights {where})"
+
 
 def save_best(best: Best, weights: dict[str, Any], folder: Path) -> None:
     """Write the weights of the best epoch to a folder."""

@@ -101,9 +101,18 @@ def check_weights(model: nn.Module, weights: object, source: str) -> None:
     Raises:
         ValueError: Names or shapes differ; the message says which.
     """
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{source} has no weights, but a {type(weights).__name__} in their place.")
-    own, other = ({name: _shape(value) for name, value in one.items()} for one in (model.state_dict(), weights))
+    check_same(model.state_dict(), weights, source, model)
+
+
+def check_same(expected: Mapping[str, Any], given: object, source: str, model: nn.Module) -> None:
+    """Refuse tensors that have other names or shapes than a model's.
+
+    Raises:
+        ValueError: Names or shapes differ; the message says which.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{source} has no weights, but a {type(given).__name__} in their place.")
+    own, other = ({name: _shape(value) for name, value in one.items()} for one in (expected, given))
     differences = [f"'{name}' is missing" for name in own if name not in other]
     differences += [f"'{name}' is unknown to the model" for name in other if name not in own]
     differences += [

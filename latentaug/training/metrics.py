@@ -56,11 +56,47 @@ class Overlap:
             `iou` and `dice`, the means, then `iou_<class>` and `dice_<class>`. A class that is neither labelled nor
             predicted anywhere is NaN, and the means leave it out.
         """
-        counts = self.counts.cpu().double()
-        hits, total = counts.diagonal(), counts.sum(0) + counts.sum(1)
+        hits, total = self._hits_and_total(self.counts.cpu().double())
         kinds = {"iou": hits / (total - hits), "dice": 2 * hits / total}
         means = {name: float(values[self.scored].nanmean()) for name, values in kinds.items()}
         return means | {f"{name}_{index}": float(kinds[name][index]) for index in self.scored for name in kinds}
+
+    def _hits_and_total(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for each class the pixels where both agree, and those of labels and predictions together."""
+        return counts.diagonal(), counts.sum(0) + counts.sum(1)
+
+
+class RegionOverlap(Overlap):
+    """Count where regions, which may overlap, agree with their labels; otherwise as `Overlap` does.
+
+    Attributes:
+        counts: Pixels so far, a row per region: in both, in the labels, in the prediction.
+
+    Example:
+        >>> overlap = RegionOverlap(num_classes=2)
+        >>> overlap.add(torch.tensor([[[2.0, 3.0], [-1.0, 2.0]]]), torch.tensor([[[1, 0], [0, 1]]]))
+        >>> overlap.scores()
+        {'iou': 0.75, 'dice': 0.833..., 'iou_0': 0.5, 'dice_0': 0.666..., 'iou_1': 1.0, 'dice_1': 1.0}
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = -100, device: torch.device | str = "cpu") -> None:
+        super().__init__(num_classes, ignore_index, device)
+        self.scored = list(range(num_classes))
+        self.counts = torch.zeros(num_classes, 3, dtype=torch.long, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Shape:
+            logits, labels: [B, C, *S]; labels 0 and 1.
+        """
+        valid = labels != self.ignore_index
+        predicted, labelled = to_labels(logits, regions=True).bool() & valid, (labels > 0.5) & valid
+        both = (labelled & predicted, labelled, predicted)
+        self.counts += torch.stack([one.transpose(0, 1).flatten(1).sum(1) for one in both], dim=1)
+
+    def _hits_and_total(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        return counts[:, 0], counts[:, 1] + counts[:, 2]
 
 
 def add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: int = 1) -> None:

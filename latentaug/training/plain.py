@@ -39,8 +39,7 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return {_ARRAY: _as_tensor(value, where)}
     if isinstance(value, Tensor):
-        known = type(value) in (Tensor, nn.Parameter) or hasattr(value, "full_tensor")  # sharded ones have that
-        return value if known else value.detach().as_subclass(Tensor)
+        return plain_tensor(value)
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, dict):
@@ -52,6 +51,18 @@ def plain(value: Any, where: str) -> Any:
         f"{where} can't be kept in a checkpoint: it holds {_shown(value)}. States may hold tensors, numbers, texts, "
         "and lists and dictionaries of them."
     )
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor of a library's own kind, such as MONAI's `MetaTensor`, as PyTorch's; a sharded one as it is.
+
+    Example:
+        >>> class Own(torch.Tensor): pass
+        >>> plain_tensor(torch.ones(2).as_subclass(Own))
+        tensor([1., 1.])
+    """
+    known = type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "full_tensor")  # sharded ones have that
+    return tensor if known else tensor.detach().as_subclass(Tensor)
 
 
 def restored(value: Any) -> Any:

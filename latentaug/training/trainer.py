@@ -24,12 +24,14 @@ from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.allocator import tune_allocator
 from latentaug.training.arguments import check_fit, check_images, check_options
+from latentaug.training.average import Average
 from latentaug.training.batches import as_pair, check_batch, grouped, length_of, planned_steps
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
 from latentaug.training.drawing import Drawing, rest_of_epoch
-from latentaug.training.finite import FiniteGuard, NotFiniteError, Watched, all_finite, weights_finite
+from latentaug.training.evaluation import evaluate, losses_of, overlaps_of, scores_of
+from latentaug.training.finite import FiniteGuard, NotFiniteError, Watched, weights_finite
 from latentaug.training.interrupt import (
     Interrupted,
     Terminated,
@@ -38,7 +40,7 @@ from latentaug.training.interrupt import (
     undisturbed,
 )
 from latentaug.training.lock import FolderLock, folder_lock
-from latentaug.training.metrics import Overlap, add_to, means_of
+from latentaug.training.metrics import add_to, means_of
 from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
 from latentaug.training.plain import plain
@@ -73,7 +75,8 @@ class CooperativeTrainer:
         model: A `CooperativeModel`, also inside `DistributedDataParallel`; or any segmentation model, which is wrapped.
         optimizer: An instance that holds every trainable parameter of the cooperative model, or a callable that makes
             one from a list of them. Default: the paper's Adam with a learning rate of 1e-4.
-        num_classes: Classes of the segmentation; only for a model that is to be wrapped.
+        num_classes: Classes of the segmentation; only for a model that is to be wrapped. For regions, which may
+            overlap, pass a `CooperativeModel`.
         example: Images to size the heads with; without them the first batch that `fit` sees serves.
         scheduler: A learning rate scheduler on that optimizer, or a callable that makes one from it. It advances once
             per epoch; inside `PerStep` with every update.
@@ -83,6 +86,9 @@ class CooperativeTrainer:
             that emulates the other two takes ten times as long with them, which is said once.
         accumulate: Batches per update; the gradient is their mean.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
+        ema: Part that an update leaves of an exponential moving average of the weights, such as 0.999. The average
+            begins with the first update; it is what `evaluate`, `predict` and `deployed` use, and what the best epoch
+            keeps. `model` holds the weights that are trained. Running statistics are the model's in both.
         device: Where to train. Default: where the model is.
         seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
         folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory. One trainer at a
@@ -98,7 +104,7 @@ class CooperativeTrainer:
         best: The best epoch by the monitored metric, or None.
 
     Shape:
-        images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices.
+        images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices; of regions [B, k, *S].
 
     Raises:
         ValueError: The optimizer lacks a trainable parameter, or an option is out of range.
@@ -130,6 +136,7 @@ class CooperativeTrainer:
         precision: Precision = "float32",
         accumulate: int = 1,
         clip_norm: float | None = None,
+        ema: float | None = None,
         device: torch.device | str | None = None,
         seed: int | None = None,
         folder: str | Path | None = None,
@@ -157,6 +164,7 @@ class CooperativeTrainer:
         self.best: Best | None = None
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
+        self._average = None if ema is None else Average(ema)
         self._to_pair = as_pair if batch is None else batch
         self._step, self._accumulate, self._allocator = step, accumulate, allocator
         self._folder = None if folder is None else Path(folder)
@@ -274,7 +282,7 @@ class CooperativeTrainer:
                 self._end_epoch(val_loader, monitor, complete, started)
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Score the model, alone and refined by the shape prior, in eval mode.
+        """Score the model, alone and refined by the shape prior, in eval mode; with `ema`, by its average.
 
         Modes and random streams are left as they were. Under `torch.distributed` the counts of all ranks are summed.
 
@@ -287,44 +295,26 @@ class CooperativeTrainer:
             ValueError: The loader is empty, or a batch doesn't fit.
         """
         model = self._built("evaluate")
-        overlaps = [Overlap(model.num_classes, model.ignore_index, self.device) for _ in range(2)]
-        sums: dict[str, Tensor] = {}
-        samples, finite = 0, list[Tensor]()
-        with (
-            self._optimization.evaluating(),
-            preserved_modes(model),
-            preserved_random_streams(self.device, loader),
-            torch.no_grad(),
-        ):
-            model.eval()
-            for batch in self._drawing.batches(loader, iter(loader)):
-                images, labels = self._place(*self._to_pair(batch))
-                with self._optimization.autocast():
-                    output = model(images, labels)
-                for overlap, logits in zip(overlaps, (output.logits, output.refined), strict=True):
-                    overlap.add(logits, labels)
-                add_to(sums, _losses(output), weight=len(images))
-                samples += len(images)
-                finite.append(all_finite(output.loss))
-                self._beat()
-        if samples == 0:
-            raise ValueError("evaluate needs a loader that yields at least one batch; got an empty one.")
-        _tell_of_lost(torch.stack(finite).tolist())
-        if distributed.is_available() and distributed.is_initialized():
-            for overlap in overlaps:
-                distributed.all_reduce(overlap.counts)
-        return means_of(sums, samples) | _scores(*overlaps)
+        with self._scored(), preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
+            return evaluate(model, self._batches(loader), self.device, self._optimization.autocast)
 
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
         """Return label maps, after `refine` passes through the shape prior; 0 takes the model's own output.
+
+        With `ema`, the average predicts.
 
         Shape:
             images: [B, C, *S].   output: [B, *S], on the trainer's device.
         """
         model = self._built("predict")
         check_images(images)
-        with self._optimization.evaluating(), self._optimization.autocast():
+        with self._scored(), self._optimization.autocast():
             return model.predict(images.to(self.device), refine=refine)
+
+    def deployed(self, refine: int = 1) -> nn.Module:
+        """Return what `predict` predicts with as a plain module, with `ema` the average; see `CooperativeModel`."""
+        with self._scored():
+            return self._built("deployed").deployed(refine)
 
     def save(self, path: str | Path) -> None:
         """Write everything that training depends on; the file at `path` is replaced whole or not at all.
@@ -346,6 +336,7 @@ class CooperativeTrainer:
                 "random": random_state(self.device, self._loader),
                 "position": vars(self._position),
                 "best": None if self.best is None else self.best._asdict(),
+                "average": None if self._average is None else self._average.state_dict(),
                 "run": self._run,
             }
             save_checkpoint(state, Path(path))
@@ -382,12 +373,16 @@ class CooperativeTrainer:
             self._optimization.load_state_dict(state["optimization"], override)
             if self.generator is not None:
                 self.generator.set_state(state["generator"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"], model, str(path))
         self.best, self._position, self._run = contents.best, contents.position, contents.run
         self._resumed_random, self._resumed_from = state["random"], path.parent
         tell_of_resume(path, self._position, wishes, override, older="asked" not in state["optimization"])
 
     def load_best(self) -> None:
         """Load the weights of the best epoch of this run into the model; after a resume, also from the folder before.
+
+        With `ema` these are its average, which then begins anew with the next update.
 
         Raises:
             RuntimeError: There is none: no fit had a validation loader.
@@ -400,6 +395,8 @@ class CooperativeTrainer:
         weights, source = weights_of(self.best, self._folders())
         check_weights(model, weights, source)
         model.load_state_dict(weights)
+        if self._average is not None:
+            self._average.begin_anew()
 
     def stop(self) -> None:
         """End the running fit after the current update, in the middle of the epoch if need be.
@@ -476,7 +473,7 @@ class CooperativeTrainer:
             watched = Watched(self._guard, self.model, accumulated=len(group) > 1, gradients=gradients)
             with optimization.autocast():
                 output = self._step(self.model, images, labels, scaler=optimization.scaler, generator=self.generator)
-            losses = _losses(output)
+            losses = losses_of(output)
             finite = watched.settle(position.epoch + 1, number, images, losses)
             if finite is not False:
                 last = losses
@@ -484,6 +481,8 @@ class CooperativeTrainer:
                 add_to(sums, losses if finite is True else {k: v.where(finite, 0) for k, v in losses.items()})
         if last:
             optimization.update(count if len(group) > 1 else 1)
+            if self._average is not None:
+                self._average.update(self._built("fit"))
             position.step += 1
             position.sums = sums
             position.counted = position.counted + count
@@ -518,10 +517,10 @@ class CooperativeTrainer:
     def _keep_best(self, epoch: int, value: float) -> None:
         if not value > (-math.inf if self.best is None else self.best.value):
             return
-        if not weights_finite(self.model):
-            logger.error("Epoch %d is not kept as the best one: its weights are not finite.", epoch)
-            return
-        with self._optimization.evaluating(), undisturbed():
+        with self._scored(), undisturbed():
+            if not weights_finite(self.model):
+                logger.error("Epoch %d is not kept as the best one: its weights are not finite.", epoch)
+                return
             weights = self._built("fit").state_dict()
             kept = copy.deepcopy(weights) if self._folder is None else None
             where = "" if self._folder is None else str(self._folder.absolute())
@@ -565,9 +564,17 @@ class CooperativeTrainer:
                 raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
             return
         model = self._built("fit")
-        scores = _scores(*[Overlap(model.num_classes, model.ignore_index)] * 2)
+        scores = scores_of(overlaps_of(model))
         if monitor not in scores:
             raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
+
+    @contextmanager
+    def _scored(self) -> Iterator[None]:
+        """Let the model have the weights that are evaluated and kept, for as long as the context lasts."""
+        with self._optimization.evaluating(), ExitStack() as stack:
+            if self._average is not None:
+                stack.enter_context(self._average.weights(self._built("evaluate")))
+            yield
 
     # The model and its batches ----------------------------------------------------------------------------------------
 
@@ -594,14 +601,21 @@ class CooperativeTrainer:
                 return images
         raise ValueError("fit needs a loader that yields at least one batch; got an empty one.")
 
+    def _batches(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches that the model is scored on."""
+        for batch in self._drawing.batches(loader, iter(loader)):
+            yield self._place(*self._to_pair(batch))
+            self._beat()
+
     def _place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         model = self._built("fit")
-        labels = check_batch(images, labels, model.num_classes, model.ignore_index)
+        labels = check_batch(images, labels, model.num_classes, model.ignore_index, regions=model.regions)
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _settings(self) -> dict[str, Any]:
         """Return what must be alike where a checkpoint is written and where it is resumed."""
-        return self._optimization.settings() | {"seed": None if self.generator is None else "given"}
+        given = {"seed": self.generator, "ema": self._average}
+        return self._optimization.settings() | {name: None if one is None else "given" for name, one in given.items()}
 
 
 def _unwrap(model: nn.Module) -> CooperativeModel | None:
@@ -617,14 +631,6 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def _losses(output: CooperativeOutput) -> dict[str, Tensor]:
-    return {name: loss.detach() for name, loss in {"loss": output.loss, **output.losses}.items()}
-
-
-def _scores(own: Overlap, refined: Overlap) -> dict[str, float]:
-    return own.scores() | {f"refined_{name}": score for name, score in refined.scores().items()}
-
-
 @cache
 def _tell_of_allocator() -> None:
     """Say once what is no longer as it was in the whole process; a warning shows without any setting up of logs."""
@@ -632,15 +638,3 @@ def _tell_of_allocator() -> None:
         "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
         "CooperativeTrainer(allocator=False) leaves it alone."
     )
-
-
-def _tell_of_lost(finite: Sequence[bool]) -> None:
-    """Say which batches of an evaluation have a loss that is not finite."""
-    lost = [str(number) for number, one in enumerate(finite) if not one]
-    if lost:
-        logger.warning(
-            "evaluate: the loss of %d of %d batches is infinite or not a number, counted from 0: %s. Look at them.",
-            len(lost),
-            len(finite),
-            ", ".join(lost[:5]) + (", …" if len(lost) > 5 else ""),
-        )

@@ -144,6 +144,7 @@ def test_a_loss_of_the_users_own_gets_labels_in_the_users_shape(name: str, hard:
     images, labels = batch(num_classes=1)
     given = labels.unsqueeze(1).float()
     coop = cooperative(num_classes=1, loss=loss, hard=hard)
+    seen.clear()
     output = cooperative_backward(wrap(coop) if way == "stage by stage" else coop, images, given, generator=seeded())
     assert len(seen) >= 6
     assert all(of_logits == of_labels for of_logits, of_labels in seen)
@@ -173,5 +174,7 @@ def test_an_explanation_calls_the_loss_as_a_step_does() -> None:
         shapes.append(labels.shape)
         return dice(logits, labels)
 
-    cooperative(num_classes=1, loss=loss).explain(images, labels.unsqueeze(1))
+    coop = cooperative(num_classes=1, loss=loss)
+    shapes.clear()
+    coop.explain(images, labels.unsqueeze(1))
     assert set(shapes) == {(3, 1, 16, 20)}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
-import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +10,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from latentaug.augment.masks import RandomChannelMask
 from latentaug.cooperative.hard_examples import HardExamples
-from latentaug.cooperative.logits import read_logits
-from latentaug.cooperative.objective import reconstruction_loss, segmentation_loss
+from latentaug.cooperative.model import CooperativeModel
+from latentaug.cooperative.objective import segmentation_loss
 from latentaug.cooperative.step import cooperative_backward
+from latentaug.nets.heads import ShapePrior
 from tests.models.segmenters import Returning, SkipNet
 from tests.support.codes import seeded
-from tests.support.cooperation import CASES, STANDARD, batch, case, cooperative, scaled_at, small_ftn
+from tests.support.cooperation import (
+    HARD,
+    SHORTCUTS,
+    STANDARD,
+    WAYS,
+    Wrap,
+    assert_same_gradients,
+    batch,
+    case,
+    cooperative,
+    small_ftn,
+)
 from tests.support.traces import traces
 
 # Eval mode ------------------------------------------------------------------------------------------------------------
@@ -77,62 +86,6 @@ def test_predictions_are_the_labels_of_eval_mode_and_leave_every_mode_as_it_was(
     for found, logits in ((labels, coop(images)), (refined, coop.refine(coop(images), steps=2))):
         assert torch.equal(found, logits.argmax(1) if num_classes > 1 else (logits[:, 0] > 0).long())
         assert found.dtype == torch.int64
-
-
-# Explanations ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_step_of_the_making_of_hard_examples_is_what_hooks_see(name: str) -> None:
-    coop, images, labels = case(name)
-    coop.hard = dataclasses.replace(coop.hard, residual=0)
-    before = copy.deepcopy(coop.state_dict())
-    shown = coop.explain(images, labels, generator=seeded())
-    assert coop.training
-    assert all(parameter.grad is None for parameter in coop.parameters())
-    torch.testing.assert_close(dict(coop.state_dict()), dict(before), rtol=0, atol=0)
-
-    coop.eval()
-    image_code, shape_code = coop.image_code, max(coop.shape_codes, key=lambda one: math.prod(one.stride))
-    codes: dict[str, Tensor] = {}
-
-    def keep(layer: str) -> Any:
-        def hook(module: Any, inputs: Any, code: Tensor) -> None:
-            codes[layer] = code
-
-        return coop.model.get_submodule(layer).register_forward_hook(hook)
-
-    handles = [keep(layer) for layer in {image_code.name, shape_code.name}]
-    (logits,) = read_logits(coop.model(images), coop.num_classes, images.ndim - 2)
-    for handle in handles:
-        handle.remove()
-    code = codes[image_code.name]
-    reconstruction = reconstruction_loss(coop.reconstruction(code, images.shape[2:]), images)
-    (image_saliency,) = torch.autograd.grad(reconstruction, code, retain_graph=True)
-    (shape_saliency,) = torch.autograd.grad(segmentation_loss(logits, labels), codes[shape_code.name])
-    same = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-14)
-    same(shown.logits, logits.detach())
-    same(shown.image_saliency, image_code.layout.to_channels_first(image_saliency))
-    same(shown.shape_saliency, shape_code.layout.to_channels_first(shape_saliency))
-
-    with torch.no_grad():
-        assert shown.image_factor is not None
-        factor = image_code.layout.from_channels_first(shown.image_factor, code)
-        same(shown.hard_images, coop.reconstruction(factor * code, images.shape[2:]))
-        if len(coop.shape_codes) == 1:
-            assert shown.shape_factor is not None
-            factor = shape_code.layout.from_channels_first(shown.shape_factor, codes[shape_code.name])
-            replayed = scaled_at(coop.model, {shape_code.name: factor}, images)
-            same(shown.hard_segmentation, replayed)
-        same(shown.refined, coop.refine(shown.hard_segmentation))
-
-
-def test_without_a_mask_the_hard_segmentation_is_the_prediction() -> None:
-    coop = cooperative(augment=RandomChannelMask(0.0), dtype=torch.float64)
-    shown = coop.explain(*batch(dtype=torch.float64))
-    torch.testing.assert_close(shown.hard_segmentation, shown.logits, rtol=1e-12, atol=1e-12)
-    assert shown.shape_factor is not None
-    assert shown.shape_factor.eq(1).all()
 
 
 # Leaving things alone -------------------------------------------------------------------------------------------------
@@ -253,3 +206,113 @@ def test_other_things_than_hard_examples_are_refused() -> None:
 def test_unknown_norms_to_freeze_are_refused() -> None:
     with pytest.raises(ValueError, match=r"frozen_norms must name submodules, .* got \['model.encodr'\]"):
         cooperative(hard=HardExamples(frozen_norms=("model.encodr",)))
+
+
+# Regions --------------------------------------------------------------------------------------------------------------
+
+
+def regions_batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    images, labels = batch(dtype=dtype)
+    whole = labels > 0
+    return images, torch.stack([whole, whole & (labels > 1), images[:, 0] > 0.7], 1).long()
+
+
+def of_regions(**options: Any) -> CooperativeModel:
+    prior = ShapePrior(3, width=2, depth=2, regions=True).double()
+    return cooperative(dtype=torch.float64, regions=True, shape_prior=prior, **options)
+
+
+def binary_by_hand(logits: Tensor, labels: Tensor) -> Tensor:
+    return -(labels * logits.sigmoid().log() + (1 - labels) * (1 - logits.sigmoid()).log()).mean()
+
+
+def test_losses_of_regions_are_binary_cross_entropies_over_all_channels() -> None:
+    coop, (images, labels) = of_regions(), regions_batch()
+    coop.eval()
+    with torch.no_grad():
+        output = coop(images, labels)
+    prior, target = coop.shape_prior, labels.double()
+    assert prior is not None
+    with torch.no_grad():
+        refined, again = prior((output.logits / prior.temperature).sigmoid()), prior(target)
+    torch.testing.assert_close(output.refined, refined)
+    for name, logits in (("segmentation", output.logits), ("from_logits", refined), ("from_labels", again)):
+        loss = output.losses[name if name == "segmentation" else f"shape_{name}"]
+        torch.testing.assert_close(loss, binary_by_hand(logits, target))
+
+
+@pytest.mark.parametrize("wrap", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("hard", [HardExamples(), SHORTCUTS], ids=["whole", "smaller"])
+def test_steps_of_regions_fill_the_gradients_of_one_backward_pass(wrap: Wrap, hard: HardExamples) -> None:
+    coop, (images, labels) = of_regions(hard=hard), regions_batch()
+    other = copy.deepcopy(coop)
+    torch.manual_seed(1)
+    output = coop(images, labels, generator=seeded())
+    output.loss.backward()
+    torch.manual_seed(1)
+    cooperative_backward(wrap(other), images, labels, generator=seeded())
+    assert set(output.losses) == {*STANDARD, *HARD}
+    assert_same_gradients(other, coop)
+
+
+def test_regions_are_predicted_where_their_logit_is_positive() -> None:
+    coop, (images, _) = of_regions(), regions_batch()
+    coop.eval()
+    logits = coop(images)
+    assert torch.equal(coop.predict(images, refine=0), (logits > 0).long())
+    assert torch.equal(coop.predict(images), (coop.refine(logits) > 0).long())
+    assert torch.equal((coop.deployed()(images) > 0).long(), coop.predict(images))
+
+
+def test_pixels_of_a_region_that_are_ignored_count_nowhere() -> None:
+    coop, (images, labels) = of_regions(), regions_batch()
+    coop.eval()
+    whole = coop(images, labels).losses["segmentation"] * labels.numel()
+    ignored = labels.clone()
+    ignored[0, 1] = -100
+    rest = coop(images, ignored)
+    lost = binary_by_hand(rest.logits[0, 1], labels[0, 1].double()) * labels[0, 1].numel()
+    found = rest.losses["segmentation"] * (labels.numel() - labels[0, 1].numel())
+    torch.testing.assert_close(found, whole - lost)
+
+
+def test_a_loss_of_the_users_own_gets_regions_as_they_are_in_floating_point() -> None:
+    seen: list[Tensor] = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels)
+        return F.binary_cross_entropy_with_logits(logits, labels)
+
+    coop, (images, labels) = of_regions(loss=loss), regions_batch()
+    seen.clear()
+    for given in (labels, labels.bool(), labels.float(), labels.to(torch.uint8)):
+        coop.eval()(images, given)
+    assert all(torch.equal(one, labels.double()) for one in seen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(3, 16, 20), r"of regions needs labels \[B, 3, \*S\], 0 and 1 in a channel for each"),
+        (torch.zeros(3, 2, 16, 20), r"got \(3, 2, 16, 20\)"),
+        (torch.full((3, 3, 16, 20), 2), "needs labels in 0 … 1"),
+    ],
+)
+def test_labels_that_are_no_regions_are_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        of_regions()(regions_batch()[0], labels)
+
+
+def test_a_shape_prior_of_classes_is_refused_for_regions_and_the_other_way_round() -> None:
+    with pytest.raises(ValueError, match=r"shape_prior must be of regions, .* Make it with regions=True"):
+        cooperative(regions=True)
+    with pytest.raises(ValueError, match=r"shape_prior must be of classes, .* Make it with regions=False"):
+        cooperative(shape_prior=ShapePrior(3, width=2, depth=2, regions=True))
+
+
+def test_the_heads_that_are_made_take_regions() -> None:
+    coop = CooperativeModel(SkipNet(), num_classes=3, regions=True, example=batch()[0], shape_prior=True)
+    assert coop.shape_prior is not None
+    assert coop.shape_prior.regions
+    explanation = coop.explain(batch()[0], regions_batch()[1])
+    assert explanation.refined.shape == (3, 3, 16, 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentaug.cooperative.output import CooperativeOutput, Explanation, detached, joined
+from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from tests.support.cooperation import HARD, STANDARD, batch, cooperative
 
 
@@ -54,6 +54,8 @@ def test_a_detached_output_has_the_same_numbers_and_no_graph() -> None:
     assert live.loss.requires_grad
 
 
-def test_an_explanation_is_shown_by_what_it_has_and_not_by_its_numbers() -> None:
-    shown = repr(Explanation(*[torch.rand(5, 2, 4, 4)] * 8))
-    assert shown == f"Explanation of 5 hard examples: {', '.join(Explanation._fields)}"
+def test_an_output_is_shown_by_its_losses_and_shapes_and_not_by_its_numbers() -> None:
+    shown = repr(output(3, "a", "b")._replace(logits=torch.zeros(2, 3, 8, 8), hard_images=torch.zeros(1, 1, 8, 8)))
+    assert shown.startswith("CooperativeOutput(loss=7, losses=(a=3, b=4), logits=[2, 3, 8, 8], refined=")
+    assert shown.endswith("hard_images=[1, 1, 8, 8], hard_segmentation=None, hard_samples=None)")
+    assert len(shown) < 200

@@ -162,6 +162,12 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: step(scaler="float16"),
         lambda: standard_backward(coop(), X, Y, scaler=2),
     ],
+    "backward": [
+        lambda: step(backward=1),
+        lambda: step(backward=Tensor),
+        lambda: step(backward=lambda loss: None),
+        lambda: standard_backward(coop(), X, Y, backward="loss"),
+    ],
     "CooperativeModel|`model`": [
         lambda: cooperative_backward(net(), X, Y),
         lambda: standard_backward(net(), X, Y),
@@ -277,6 +283,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
     "scale": [
         *(lambda value=value: HardExamples(scale=value) for value in (0, -0.5, 2, NAN, "1", True)),
         *(lambda value=value: la.ReconstructionHead(4, 1, (4, 4), scale=value) for value in (0, 2, NAN)),
+        *(lambda value=value: step(scale=value) for value in (0, -1.0, float("inf"), "1")),
     ],
     "saliency_every": [lambda value=value: HardExamples(saliency_every=value) for value in (0, -1, 1.5, "2", True)],
     "frozen_norms": [

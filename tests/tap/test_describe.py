@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -114,3 +115,14 @@ def test_described_logits_count_alone() -> None:
     everything = next(row for row in describe(model, images()).rows if row.chosen)
     logits = next(row for row in describe(model, images(), logits=lambda out: out["logits"]).rows if row.chosen)
     assert logits.influence > 10 * (everything.influence or 0)
+
+
+def test_a_description_is_shown_as_its_table_in_a_console_and_in_a_notebook() -> None:
+    description = describe(Net(Encoder()), images())
+    assert repr(description) == str(description)
+    html = description._repr_html_()
+    assert html.count("<tr>") == 1 + len(description.rows)
+    cells = [f"<td>{cell}</td>" for cell in ("*", "encoder[2]", "Encoder", "2x32x8x12")]
+    assert "".join(cells) in html
+    row = dataclasses.replace(description.rows[0], type="<b>", saved=None, refusal="a < b")
+    assert "<td>&lt;b&gt;</td>" in dataclasses.replace(description, rows=[row])._repr_html_()

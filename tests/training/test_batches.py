@@ -127,6 +127,7 @@ def test_a_loss_of_the_users_own_gets_labels_in_the_shape_that_the_loader_yields
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
     trainer = tiny_trainer(tiny_coop(num_classes=1, loss=loss))
+    shapes.clear()
     batches = [(IMAGES, (LABELS > 0).float()[:, None])]
     trainer.fit(batches, batches, epochs=1)
     assert set(shapes) == {(2, 1, 8, 8)}

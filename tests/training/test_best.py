@@ -97,3 +97,8 @@ def test_there_is_nothing_to_bring_without_a_best_epoch_or_with_weights_at_hand(
     keep_in(tmp_path, None, [])
     keep_in(tmp_path, Best(1, 0.5, {}), [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_epoch_is_shown_without_its_weights() -> None:
+    assert repr(Best(3, 0.51236, {"weight": torch.zeros(99)})) == "Best(epoch=3, value=0.5124, weights in memory)"
+    assert repr(Best(3, 0.5, None, folder="runs")) == "Best(epoch=3, value=0.5, weights in runs)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentaug.training.metrics import Overlap
+from latentaug.training.metrics import Overlap, RegionOverlap
 from tests.support.synchronisation import NoSync
 from tests.support.tiny_training import (
     tiny_coop,
@@ -79,3 +79,35 @@ def test_evaluation_counts_without_a_wait_for_the_device() -> None:
     with NoSync():
         overlap.add(torch.rand(2, 3, 4, 4), torch.randint(3, (2, 4, 4)))
     assert int(overlap.counts.sum()) == 32
+
+
+def test_regions_are_scored_as_counting_pixels_of_each_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    overlap, logits, labels = RegionOverlap(3, ignore_index=255), list[torch.Tensor](), list[torch.Tensor]()
+    for n in (3, 2):
+        logits.append(torch.randn(n, 3, 8, 8, generator=generator))
+        labels.append(torch.randint(2, (n, 3, 8, 8), generator=generator))
+        labels[-1][0, 1, :4] = 255
+        with NoSync():
+            overlap.add(logits[-1], labels[-1].float())
+    scores, predicted, given = overlap.scores(), (torch.cat(logits) > 0).long(), torch.cat(labels)
+    expected = [overlap_by_counting(predicted[:, i], given[:, i], 1, 255) for i in range(3)]
+    for i, (iou, dice) in enumerate(expected):
+        assert scores[f"iou_{i}"] == pytest.approx(iou)
+        assert scores[f"dice_{i}"] == pytest.approx(dice)
+    assert scores["dice"] == pytest.approx(sum(dice for _, dice in expected) / 3)
+
+
+def test_a_trainer_fits_scores_and_predicts_regions() -> None:
+    images = torch.rand(4, 2, 1, 8, 8)
+    batches = list(zip(images, torch.stack([images[:, :, 0] > 0.3, images[:, :, 0] > 0.6], 2), strict=True))
+    trainer = tiny_trainer(tiny_coop(2, regions=True))
+    trainer.fit(batches, batches, epochs=2, monitor="refined_dice_1")
+    assert {"val_dice_0", "val_refined_iou_1"} <= trainer.history[-1].keys()
+    predicted = trainer.predict(images[0])
+    assert predicted.shape == (2, 2, 8, 8)
+    scores = RegionOverlap(2)
+    scores.add(trainer.model.eval()(images[0]), batches[0][1])
+    assert trainer.evaluate(batches[:1])["dice_0"] == pytest.approx(scores.scores()["dice_0"])
+    with pytest.raises(ValueError, match=r"labels must be \(2, 2, 8, 8\).*Labels are 0 and 1 per region"):
+        trainer.fit([(images[0], batches[0][1][:, 0])], epochs=3)
