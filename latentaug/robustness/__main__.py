@@ -1,0 +1,87 @@
+"""The command: models and a loader of the user's own, named as `file.py:name` or `package.module:name`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from latentaug.robustness.measure import measure
+from latentaug.robustness.shifts import SEVERITIES, Shift, intensity_shifts, mr_artefacts
+
+KINDS = {"intensity": intensity_shifts, "mr": mr_artefacts}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table and write the report; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m latentaug.robustness",
+        description="Dice of trained models under shifts that they never saw. Nothing is trained.",
+    )
+    parser.add_argument("models", help="a model, or a mapping of several by name, or what returns it: file.py:name")
+    parser.add_argument("loader", help="batches (images, labels), or what returns them: file.py:name")
+    parser.add_argument("--num-classes", type=int, required=True, help="channels of the logits")
+    parser.add_argument(
+        "--shifts", nargs="+", default=["intensity"], metavar="KIND", help="intensity, mr, or file.py:name"
+    )
+    parser.add_argument("--severities", nargs="+", type=int, default=[*SEVERITIES], metavar="N")
+    parser.add_argument("--ignore-index", type=int, default=-100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="robustness", metavar="DIR", help="where to write the report")
+    options = parser.parse_args(arguments)
+    try:
+        shifts: dict[str, Shift] = {}
+        for kind in options.shifts:
+            shifts |= KINDS[kind]() if kind in KINDS else _made(kind)
+        found = measure(
+            _made(options.models),
+            _made(options.loader),
+            num_classes=options.num_classes,
+            shifts=shifts,
+            severities=options.severities,
+            ignore_index=options.ignore_index,
+            seed=options.seed,
+        )
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(found.to_markdown())
+    print(f"Written to {found.write(options.output)}: robustness.json, .md, .html and .png.")
+    return 0
+
+
+def _made(name: str) -> Any:
+    """Import what a name stands for, and call it if it is a function.
+
+    Raises:
+        ValueError: It has no colon, or there is nothing of that name.
+        FileNotFoundError: There is no such file.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise ValueError(f"{name!r} must be file.py:name or package.module:name.")
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise FileNotFoundError(f"there is no file {place}.")
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, module)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    if not hasattr(module, attribute):
+        raise ValueError(f"{place} has no {attribute!r}.")
+    found = getattr(module, attribute)
+    return found() if callable(found) and not isinstance(found, nn.Module) else found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Measure trained models under shifts: the same shifted images for each, nothing trained, nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentaug.checks import whole
+from latentaug.cooperative.labels import of_size, squeeze_labels, whole_numbers
+from latentaug.cooperative.logits import LogitsReader
+from latentaug.nets.functional import to_labels
+from latentaug.robustness.result import CLEAN, Robustness
+from latentaug.robustness.shifts import SEVERITIES, Shift, check_shifts, intensity_shifts
+from latentaug.tracing.isolation import preserved_modes
+
+
+@torch.no_grad()
+def measure(
+    models: nn.Module | Mapping[str, nn.Module],
+    loader: Iterable[Any],
+    *,
+    num_classes: int,
+    shifts: Mapping[str, Shift] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    then: Callable[[Tensor], Tensor] | None = None,
+    ignore_index: int = -100,
+    logits: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+) -> Robustness:
+    """Return how well models segment the images of a loader, as they are and under shifts.
+
+    Each model is run in eval mode and has its modes again afterwards. All see the same shifted images.
+
+    Args:
+        models: A model, or several by name; gains are over the first.
+        loader: Yields batches: pairs (images, labels), or mappings with "image" and "label". It is gone through once.
+        num_classes: Channels of the logits; 1 means a binary segmentation with one logit.
+        shifts: What is done to images, by name; see `Shift`. Default: `intensity_shifts()`. `mr_artefacts()` gives
+            those of MR scanners.
+        severities: Which severities, of 1 to 5. Default: all.
+        then: What is done to images after the shift, such as a standardisation that the loader does before it.
+            Default: nothing.
+        ignore_index: Label of pixels that don't count.
+        logits: Callable that returns the logits from what a model returns. Default: a tensor, "out", "logits", or the
+            finest of a list.
+        seed: Of all shifts; the same seed, the same images.
+
+    Shape:
+        images: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
+
+    Raises:
+        ValueError: There are no models, shifts or cases; a severity is none of 1 to 5; labels or what a shift returns
+            don't fit the images.
+        TypeError: A model is no module, or a batch is neither a pair nor a mapping.
+
+    Example:
+        >>> unet = nn.Conv2d(1, 2, 3, padding=1)
+        >>> batches = [(torch.rand(2, 1, 16, 16), torch.ones(2, 16, 16, dtype=torch.long))]
+        >>> found = measure(unet, batches, num_classes=2, severities=[1, 3])
+        >>> len(found.cells)
+        14
+    """
+    named = _named(models)
+    whole("num_classes", num_classes)
+    given = check_shifts(intensity_shifts() if shifts is None else shifts)
+    if not severities or any(severity not in SEVERITIES for severity in severities):
+        raise ValueError(f"severities must be some of 1 to 5; got {severities!r}.")
+    keys = [(CLEAN, 0), *((name, severity) for name in given for severity in severities)]
+    scores: dict[tuple[str, str, int], list[float]] = {(model, *key): [] for model in named for key in keys}
+    readers = {name: LogitsReader(num_classes, logits) for name in named}
+    with ExitStack() as stack:
+        for model in named.values():
+            stack.enter_context(preserved_modes(model))
+            model.eval()
+        for number, batch in enumerate(loader):
+            images, labels = _pair(batch)
+            for shift, severity in keys:
+                changed = images
+                if shift != CLEAN:
+                    generator = _generator(seed, number, shift, severity)
+                    changed = _changed(given[shift], shift, images, severity, generator)
+                changed = changed if then is None else then(changed)
+                for name, model in named.items():
+                    found = readers[name].main(model(_to(changed, model)), images.shape[2:])
+                    scores[name, shift, severity] += dice_of_cases(found, labels, num_classes, ignore_index)
+    if not next(iter(scores.values())):
+        raise ValueError("loader must yield one batch at least; got none.")
+    return Robustness(scores)
+
+
+def dice_of_cases(logits: Tensor, labels: Tensor, num_classes: int, ignore_index: int = -100) -> list[float]:
+    """Return the Dice of each case, the mean over classes but the background that are labelled or predicted.
+
+    NaN where none is.
+
+    Shape:
+        logits: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
+
+    Example:
+        >>> dice_of_cases(torch.tensor([[[2.0, 3.0, -1.0, -2.0]]]), torch.tensor([[1, 0, 0, 0]]), 1)
+        [0.666...]
+    """
+    labels = whole_numbers(squeeze_labels(labels, logits.ndim - 2)).to(logits.device).flatten(1)
+    counts = labels != ignore_index
+    predicted = to_labels(logits).flatten(1)
+    totals = []
+    for index in range(1, max(num_classes, 2)):
+        one, other = (predicted == index) & counts, (labels == index) & counts
+        totals.append(torch.stack([2 * (one & other).sum(1), one.sum(1) + other.sum(1)]))
+    hits, both = torch.stack(totals, 1).double()
+    return list((hits / both).nanmean(0).tolist())
+
+
+def _named(models: object) -> dict[str, nn.Module]:
+    named = dict(models) if isinstance(models, Mapping) else {"model": models}
+    if not named:
+        raise ValueError("models must hold one model at least; got none.")
+    for name, model in named.items():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"models must be modules, by name; got {type(model).__name__} as {name!r}.")
+    return {str(name): model for name, model in named.items() if isinstance(model, nn.Module)}
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, Mapping) and {"image", "label"} <= {*batch}:
+        batch = batch["image"], batch["label"]
+    if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)):
+        raise TypeError(
+            'loader must yield pairs (images, labels) of tensors, or mappings with "image" and "label"; got '
+            f"{type(batch).__name__}."
+        )
+    images, labels = batch
+    if not of_size(labels, len(images), images.shape[2:]):
+        raise ValueError(
+            f"loader must yield labels of the size of the images; got images {tuple(images.shape)} and labels "
+            f"{tuple(labels.shape)}."
+        )
+    return images, labels
+
+
+def _generator(seed: int, batch: int, shift: str, severity: int) -> torch.Generator:
+    """Return a stream of its own for each batch, shift and severity, so that none depends on which others there are."""
+    text = f"{seed} {batch} {severity} {shift}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(text, "little") % (2**61 - 1))
+
+
+def _changed(shift: Shift, name: str, images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    found = shift(images.clone(), severity, generator)
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"shifts[{name!r}] must return images of shape {tuple(images.shape)}; got {got}.")
+    return found
+
+
+def _to(images: Tensor, model: nn.Module) -> Tensor:
+    weight = next(model.parameters(), images)
+    return images.to(weight.device)

@@ -1,0 +1,57 @@
+"""The command, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentaug.robustness.__main__ import main
+
+MINE = """
+import torch
+from torch import nn
+
+models = {"one": nn.Conv2d(1, 2, 1), "two": nn.Conv2d(1, 2, 1)}
+shifts = {"dark": lambda images, severity, generator: images / severity}
+
+
+def loader():
+    return [(torch.rand(2, 1, 16, 16), torch.ones(2, 16, 16).long())]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return str(path)
+
+
+def test_it_prints_the_table_and_writes_the_report(
+    mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    given = [f"{mine}:models", f"{mine}:loader", "--num-classes", "2", "--severities", "1", "3"]
+    assert main([*given, "--shifts", "intensity", f"{mine}:shifts", "--output", str(tmp_path / "out")]) == 0
+    assert "| dark | 3 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "robustness.json").read_text())["cells"][0]["model"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ("mine", "'mine' must be file.py:name"),
+        ("nowhere.py:models", "there is no file nowhere.py"),
+        ("MINE:other", "has no 'other'"),
+        ("no_such_package_at_all:models", "No module named 'no_such_package_at_all'"),
+    ],
+)
+def test_what_it_cannot_find_is_told_in_a_line(
+    mine: str, models: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([models.replace("MINE", mine), f"{mine}:loader", "--num-classes", "2"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,154 @@
+"""Measuring: the right Dice of each case, on the same images for every model, and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentaug.robustness import intensity_shifts, measure
+from latentaug.robustness.measure import dice_of_cases
+
+
+class Threshold(nn.Module):
+    """Segments what is brighter than a threshold, and counts the images that it saw."""
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold, self.seen = threshold, []
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        assert not self.training
+        self.seen.append(images.clone())
+        return {"out": torch.cat([self.threshold - images, images - self.threshold], 1), "aux": [images]}
+
+
+def batches(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        labels = torch.rand(3, 4, 4, generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2) > 0.5
+        made.append((0.2 + 0.6 * labels[:, None].float(), labels.long()))
+    return made
+
+
+def test_clean_images_are_scored_as_they_are_and_shifted_ones_worse() -> None:
+    found = measure(Threshold(), batches(), num_classes=2)
+    assert found.cell("model").dice == 1
+    assert len(found.scores["model", "none", 0]) == 6
+    assert 0 < found.average("model").dice < 1
+    assert found.cell("model", "noise", 5).dice < found.cell("model", "noise", 1).dice
+    assert {severity for _, shift, severity in found.scores if shift == "blur"} == {1, 2, 3, 4, 5}
+
+
+def test_all_models_see_the_same_images_and_a_further_shift_changes_no_other() -> None:
+    def seen(shifts: list[str]) -> list[Tensor]:
+        one, other = Threshold(), Threshold()
+        chosen = {name: shift for name, shift in intensity_shifts().items() if name in shifts}
+        measure({"one": one, "other": other}, batches(), num_classes=2, shifts=chosen, severities=[2])
+        assert all(map(torch.equal, one.seen, other.seen))
+        return one.seen
+
+    few, more = seen(["gamma"]), seen(["noise", "gamma"])
+    assert torch.equal(few[1], more[2])
+    assert torch.equal(few[3], more[5])
+
+
+def test_a_seed_gives_the_same_images_and_another_others() -> None:
+    def noisy(seed: int) -> list[float]:
+        model = Threshold()
+        measure(
+            model, batches(1), num_classes=2, shifts={"noise": intensity_shifts()["noise"]}, severities=[5], seed=seed
+        )
+        return model.seen[1].flatten().tolist()
+
+    assert noisy(0) == noisy(0) != noisy(1)
+
+
+def test_models_are_left_as_they_were() -> None:
+    model = Threshold().train()
+    model.norm.eval()
+    before = copy.deepcopy(model.state_dict())
+    measure(model, batches(1), num_classes=2, severities=[1])
+    assert (model.training, model.norm.training) == (True, False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_is_done_after_the_shift_is_done_to_clean_images_too() -> None:
+    model = Threshold()
+    measure(model, batches(1), num_classes=2, severities=[1], then=lambda images: images * 0 + 1)
+    assert all((images == 1).all() for images in model.seen)
+
+
+def test_a_shift_of_ones_own() -> None:
+    found = measure(
+        Threshold(),
+        batches(),
+        num_classes=2,
+        shifts={"dark": lambda images, severity, _: images / severity},
+        severities=[1, 5],
+    )
+    assert found.cell("model", "dark", 1).dice == 1
+    assert found.cell("model", "dark", 5).dice == 0
+    assert found.cell("model", "dark", 5).failures == 1
+
+
+@pytest.mark.parametrize("of", ["torchvision", "smp", "mapping"])
+def test_models_and_batches_of_other_libraries(of: str) -> None:
+    data: Any = batches(1)
+    if of == "torchvision":
+        library = pytest.importorskip("torchvision").models.segmentation
+        model = library.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+        data = [(images.repeat(1, 3, 2, 2), labels.repeat(1, 2, 2)) for images, labels in data]
+    elif of == "smp":
+        library = pytest.importorskip("segmentation_models_pytorch")
+        model = library.Unet("resnet18", encoder_weights=None, in_channels=1, classes=2)
+        data = [(images.repeat(1, 1, 2, 2), labels.repeat(1, 2, 2)) for images, labels in data]
+    else:
+        model, data = Threshold(), [{"image": images, "label": labels[:, None]} for images, labels in data]
+    found = measure(model, data, num_classes=2, severities=[3])
+    assert 0 <= found.average("model").dice <= 1
+
+
+def test_dice_is_of_classes_that_are_there_and_nan_where_none_is() -> None:
+    logits = torch.zeros(3, 3, 2, 2)
+    logits[:, 0] = 1
+    logits[0, 1, 0, 0] = 2
+    labels = torch.zeros(3, 2, 2).long()
+    labels[0, 0, :] = 1
+    labels[2] = 2
+    first, second, third = dice_of_cases(logits, labels, 3)
+    assert first == pytest.approx(2 / 3)
+    assert second != second
+    assert third == 0
+    labels[2] = -100
+    assert dice_of_cases(logits, labels, 3)[2] != dice_of_cases(logits, labels, 3)[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"models": {}}, ValueError, "models must hold one model at least"),
+        ({"models": {"one": "two"}}, TypeError, "models must be modules, by name; got str as 'one'"),
+        ({"loader": []}, ValueError, "loader must yield one batch at least"),
+        ({"loader": [torch.rand(2, 1, 8, 8)]}, TypeError, "loader must yield pairs"),
+        ({"loader": [(torch.rand(2, 1, 8, 8), torch.ones(2, 4, 4))]}, ValueError, "labels of the size of the images"),
+        ({"severities": [0]}, ValueError, "severities must be some of 1 to 5; got"),
+        ({"severities": []}, ValueError, "severities must be some of 1 to 5; got"),
+        ({"num_classes": 0}, ValueError, "num_classes"),
+        (
+            {"shifts": {"cut": lambda images, *_: images[:1]}},
+            ValueError,
+            r"shifts\['cut'\] must return images of shape",
+        ),
+    ],
+)
+def test_wrong_calls_are_told(changed: dict[str, Any], error: type[Exception], said: str) -> None:
+    given: dict[str, Any] = {"models": Threshold(), "loader": batches(1), "num_classes": 2} | changed
+    with pytest.raises(error, match=said):
+        measure(given.pop("models"), given.pop("loader"), **given)
