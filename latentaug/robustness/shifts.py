@@ -48,8 +48,8 @@ def mr_artefacts() -> dict[str, Shift]:
     """Return artefacts of MR scanners, by TorchIO: `bias field`, `spike`, `ghosting` and `motion`.
 
     Of 2-D images each is changed as a volume of one slice. At severities 1 to 5: a bias field of coefficients up to 0.2
-    to 1; one spike of 0.1 to 0.8 of the spectrum's maximum; four ghosts of 0.2 to 1.2 of the image; two movements of up
-    to 2 to 12 degrees and millimetres.
+    to 1; one spike of 0.2 to 1.6 of the spectrum's maximum; four ghosts of 0.2 to 1.2 of the image; two movements of up
+    to 0.5 to 4 degrees and pixels.
 
     Raises:
         ModuleNotFoundError: TorchIO is not installed.
@@ -74,9 +74,9 @@ def mr_artefacts() -> dict[str, Shift]:
 
     return {
         "bias field": _by_torchio(bias, (0.2, 0.4, 0.6, 0.8, 1.0)),
-        "spike": _by_torchio(spike, (0.1, 0.2, 0.35, 0.55, 0.8)),
+        "spike": _by_torchio(spike, (0.2, 0.4, 0.7, 1.1, 1.6)),
         "ghosting": _by_torchio(ghosting, (0.2, 0.4, 0.6, 0.9, 1.2)),
-        "motion": _by_torchio(motion, (2, 4, 6, 9, 12)),
+        "motion": _by_torchio(motion, (0.5, 1.0, 1.5, 2.5, 4.0)),
     }
 
 
