@@ -31,6 +31,7 @@ from latentaug.cooperative.build import (
 )
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
+from latentaug.cooperative.compiling import compile_parts, parts_of, tell_of_compiling
 from latentaug.cooperative.deployed import deployed
 from latentaug.cooperative.explanation import Explanation, explained
 from latentaug.cooperative.given_loss import OutputLoss
@@ -55,6 +56,7 @@ from latentaug.cooperative.trial import try_on_example
 from latentaug.discovery.codes import Codes
 from latentaug.nets.functional import to_labels
 from latentaug.nets.heads import ShapePrior
+from latentaug.tracing.compiled import compile_as, gradients_twice, uncompiled
 from latentaug.tracing.isolation import (
     gathered_weights,
     preserved_modes,
@@ -171,6 +173,7 @@ class CooperativeModel(nn.Module):
         self._expected = Expected(example)
         self.reader = LogitsReader(num_classes, logits)
         self._unchecked = True
+        self.told_of_compiling = False
         self.image_transform, self.shape_transform = transform_pair(augment)
         declares = declaration(model) is not None
         names_image = isinstance(codes, Mapping) and codes.get("image") is not None
@@ -209,6 +212,7 @@ class CooperativeModel(nn.Module):
         self.hard = hard
         self._checkpointed: tuple[str, ...] = ()
         try_on_example(self, example, own_decoder=own_decoder)
+        compile_parts(self, model)
 
     # What it was made of ------------------------------------------------------------------------------------------
 
@@ -312,6 +316,18 @@ class CooperativeModel(nn.Module):
                 losses on the images themselves; "first" makes hard examples as well; a `HardStage` goes on from there.
                 `InParts` backpropagates within the call.
         """
+        if torch.compiler.is_compiling():
+            tell_of_compiling(self)
+        return self._forward(images, labels, generator, stage)
+
+    @uncompiled
+    def _forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+        stage: str | HardStage | InParts,
+    ) -> Any:
         if labels is None:
             if self.training:
                 raise ValueError(
@@ -336,6 +352,7 @@ class CooperativeModel(nn.Module):
         return logits
 
     @torch.no_grad()
+    @uncompiled
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
         """Return the label map [B, *S] of images, corrected `refine` times; in eval mode and without gradients.
 
@@ -371,6 +388,7 @@ class CooperativeModel(nn.Module):
         whole("refine", refine, least=0, of="steps")
         return deployed(self, refine)
 
+    @uncompiled
     def explain(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> Explanation:
         """Make hard examples of a batch, and return every step of their making; for figures.
 
@@ -379,7 +397,7 @@ class CooperativeModel(nn.Module):
         Shape:
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
-        return explained(self, images, self.checked(images, labels), generator)
+        return explained(self, images, self._checked(images, labels), generator)
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
@@ -417,6 +435,15 @@ class CooperativeModel(nn.Module):
             after = ancestors([output.grad_fn for output in outputs])
         return bool(trunk) and all(hasattr(node, "variable") for node in trunk & after)  # weights may be shared
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network and the heads, each as `nn.Module.compile` does: parts that hold no tapped layer.
+
+        Of a step, what is between these parts runs as it is written: codes are tapped and changed there, and parts are
+        called once more in replays. Takes what `torch.compile` takes.
+        """
+        for part in parts_of(self).values():
+            compile_as(part, lambda call: torch.compile(call, *args, **kwargs))
+
     # One step -----------------------------------------------------------------------------------------------------
 
     def run_step(
@@ -428,7 +455,7 @@ class CooperativeModel(nn.Module):
     ) -> CooperativeOutput:
         """Compute the losses of a step or of one stage of it; in parts, each is backpropagated as its branch ends."""
         self._expected.check(self.model, images, None if self._takes_outputs else labels, generator)
-        labels = self.checked(images, labels)
+        labels = self._checked(images, labels)
         if not self.training:
             return standard_stage(self, images, labels, None, self.objective.losses(), make_hard=False)
         if not torch.is_grad_enabled():
@@ -441,7 +468,11 @@ class CooperativeModel(nn.Module):
             backpropagate, stage = stage
         if not isinstance(stage, HardStage) and stage not in ("all", "standard", "first"):
             raise ValueError(f"stage must be one of 'all', 'standard', 'first' or a HardStage; got {stage!r}.")
-        with gathered_weights(self), checkpointing({name: self.get_submodule(name) for name in self._checkpointed}):
+        with (
+            gradients_twice(),
+            gathered_weights(self),
+            checkpointing({name: self.get_submodule(name) for name in self._checkpointed}),
+        ):
             losses = self.objective.losses(backpropagate)
             if isinstance(stage, HardStage):
                 return hard_stage(self, images, labels, stage, losses)
@@ -459,7 +490,7 @@ class CooperativeModel(nn.Module):
 
     # Checking -----------------------------------------------------------------------------------------------------
 
-    def checked(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _checked(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return labels as whole numbers; those of regions in floating point, those for an `OutputLoss` as they are.
 
         Looks at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all.

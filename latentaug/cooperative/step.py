@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from latentaug.cooperative.arguments import check_step
 from latentaug.cooperative.backpropagation import Backpropagation, Backward
+from latentaug.cooperative.compiling import opened
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from latentaug.cooperative.stages import InParts, second_stage
+from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.keeping import is_sharded
 from latentaug.tracing.moving import held_still
 
 
+@uncompiled
 def cooperative_backward(
     model: nn.Module,
     images: Tensor,
@@ -65,6 +68,7 @@ def cooperative_backward(
         >>> optimizer.step()
     """
     backpropagate = _checked("cooperative_backward", model, scaler, generator, backward, scale)
+    model = opened(model)
     if _can_backpropagate_inside(model):
         return _in_parts(model, images, labels, generator, InParts(backpropagate))
     two_stages = _has_second_stage(model)
@@ -80,6 +84,7 @@ def cooperative_backward(
     return detached(joined(standard, hard))
 
 
+@uncompiled
 def standard_backward(
     model: nn.Module,
     images: Tensor,
@@ -95,6 +100,7 @@ def standard_backward(
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
     backpropagate = _checked("standard_backward", model, scaler, generator, backward, scale)
+    model = opened(model)
     if _can_backpropagate_inside(model):
         return _in_parts(model, images, labels, generator, InParts(backpropagate, "standard"))
     output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")

@@ -20,6 +20,7 @@ from latentaug.tap.plan import initialise
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
+from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import Override, is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
@@ -71,6 +72,7 @@ def augmented(
 class Augmented:
     """What `augmented` returns: a context manager, or with `attach` a handle to remove."""
 
+    @uncompiled
     def __init__(
         self,
         model: nn.Module,
@@ -125,11 +127,13 @@ class Augmented:
             criterion = functools.partial(change.loss, criterion)
         return criterion(logits, labels)
 
+    @uncompiled
     def attach(self) -> Self:
         """Change the codes of every pass from now on, until `remove` is called; for loops that one does not own."""
         self.__enter__()
         return self
 
+    @uncompiled
     def remove(self) -> None:
         """Leave the model as it was; may be called again."""
         if self._undo is not None:
@@ -137,6 +141,7 @@ class Augmented:
             undo()
         self._changes = []
 
+    @uncompiled
     def __enter__(self) -> Self:
         if self._undo is not None:
             raise RuntimeError("This `augmented` is at work already. Leave it, or remove it, first.")
@@ -144,6 +149,7 @@ class Augmented:
         self._undo = stand_in({**modules, **self._tapped_modules(), "": self._root}, self._handle)
         return self
 
+    @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.saliency import latent_saliency
+from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, spot_in, unwrap
 from latentaug.tracing.own_passes import depth_of
@@ -42,6 +43,7 @@ class SaliencyCalculator:
         >>> calculator.remove()
     """
 
+    @uncompiled
     def __init__(self, model: nn.Module, layer: str | nn.Module | Location | None = None):
         self._model = unwrap(model)
         self._code: Tensor | None = None
@@ -56,16 +58,19 @@ class SaliencyCalculator:
             self._attach(name)
 
     @property
+    @uncompiled
     def code(self) -> Tensor:
         """What the layer last returned, live in the graph."""
         if self._code is None:
             raise RuntimeError("SaliencyCalculator needs a forward pass of the model first.")
         return self._code
 
+    @uncompiled
     def __call__(self, loss: Tensor) -> Tensor:
         """Return the gradient of `loss` with respect to the layer's last output; see `latent_saliency`."""
         return latent_saliency(loss, self.code)
 
+    @uncompiled
     def remove(self) -> None:
         """Take every hook off the model, and let go of the code."""
         for handle in self._handles:
@@ -74,9 +79,11 @@ class SaliencyCalculator:
         self._undo()
         self._code = None
 
+    @uncompiled
     def __enter__(self) -> Self:
         return self
 
+    @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

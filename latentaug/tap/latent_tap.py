@@ -28,6 +28,7 @@ from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Divergence, Layer, New, Objective, Sampled, Sampler
 from latentaug.tap.start import see_what_is_known
 from latentaug.tap.whole_pass import CannotFollow, Unmixed, see_that_rows_are_samples
+from latentaug.tracing.compiled import gradients_twice, uncompiled
 from latentaug.tracing.fast_path import modules_are_called
 from latentaug.tracing.intercept import LIVE, Handler, Override, overridden
 from latentaug.tracing.isolation import submodules
@@ -85,6 +86,7 @@ class LatentTap:
         ((2, 8, 8, 8), torch.Size([2, 2, 16, 16]))
     """
 
+    @uncompiled
     def __init__(
         self,
         model: nn.Module,
@@ -120,6 +122,7 @@ class LatentTap:
     # Reading ------------------------------------------------------------------------------------------------------
 
     @property
+    @uncompiled
     def layers(self) -> list[Location]:
         """The tapped locations; known once the model was called, or at once if `example` was given."""
         if self._seen is None:
@@ -137,15 +140,18 @@ class LatentTap:
         return self.layers[0].layout
 
     @property
+    @uncompiled
     def codes(self) -> list[Tensor]:
         """The codes of the last pass, one for each layer, live in its graph."""
         return self._captured("codes").codes
 
     @property
+    @uncompiled
     def code(self) -> Tensor:
         """The code of the last pass, live in its graph; with several layers, the first."""
         return self._captured("code").codes[0]
 
+    @uncompiled
     def cut(self) -> Self:
         """Let what follows the codes be derived by itself, without what precedes them; return the tap.
 
@@ -156,12 +162,14 @@ class LatentTap:
         return self
 
     @property
+    @uncompiled
     def cuts(self) -> list[tuple[Tensor, Tensor]]:
         """The leaves of the last pass, each with what it stands for; none without `cut`."""
         return self._captured("cuts").cuts
 
     # Capturing ----------------------------------------------------------------------------------------------------
 
+    @uncompiled
     def __enter__(self) -> Self:
         if self._context is not None:
             raise RuntimeError("This LatentTap is open already. Make another one for a nested context.")
@@ -177,6 +185,7 @@ class LatentTap:
         self._shared.open.append(weakref.ref(self))
         return self
 
+    @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -207,7 +216,8 @@ class LatentTap:
         capture = Capture(self._root, plan, args, kwargs, cut=self._cut)
         self._running = True
         try:
-            output = capture.run(original, args, kwargs)
+            with gradients_twice():
+                output = capture.run(original, args, kwargs)
         finally:
             self._running = False
         self._capture = capture
@@ -234,6 +244,7 @@ class LatentTap:
         own = self._shared.busy or self._running or depth_of(self._root) > self._depth
         return own or threading.get_ident() != self._thread
 
+    @uncompiled
     def draw(
         self,
         transform: Sampler | Sequence[Sampler],
@@ -299,6 +310,7 @@ class LatentTap:
             )
         return sampled[0] if len(sampled) == 1 else sampled
 
+    @uncompiled
     def replay(
         self,
         code: New | Sequence[New],
