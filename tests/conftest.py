@@ -12,6 +12,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from tests.campaigns import day
 
 settings.register_profile("latentaug", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentaug")
@@ -25,7 +26,7 @@ SHAPES = {
     "tokens": (TOKENS, (2, 15, 8)),
     "tokens_with_prefix": (Layout(channel_dim=-1, prefix_tokens=2), (2, 2 + 15, 8)),
 }
-WHOLE = ("benchmarks", "distributed", "examples", "integrations")
+WHOLE = ("benchmarks", "campaigns", "distributed", "examples", "integrations")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in WHOLE:
             item.add_marker("no_cover")
+
+
+def pytest_report_header() -> str:
+    """Print the seed of the campaigns, by which they can be repeated."""
+    return f"campaigns: LATENTAUG_SEED={day.seed()}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

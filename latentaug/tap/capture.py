@@ -44,6 +44,7 @@ class Plan:
     moves_weights: bool  # whether a pass changes trainable weights
     scratch: frozenset[str] = frozenset()  # attributes that a pass writes before it reads them, if it does
     saving: tuple[tuple[Key, str], ...] = ()  # how autograd saves what these calls compute: `saving_now`
+    checkpointed: bool = False  # whether autograd saves any of what a pass computes in a packed way
     replayed: bool = True  # whether there will be replays
     fast: bool = True
     graphless: bool = False  # whether the backward pass of a replay would compute part of it from the old code

@@ -11,17 +11,17 @@ import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from latentaug.tap.capture import Capture, Key, Plan
-from latentaug.tap.proof import captured, prove
+from latentaug.tap.proof import captured, prove, see_that_a_tap_changes_nothing
 from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import preserved_modes, sandbox, submodules
@@ -67,6 +67,8 @@ def make_plan(
             seen, _ = _seen(model, spots, call, sample)
         fraction, once = _size(sample) / _size(inputs), clock.seconds()
         plan, misfit = None, None
+        if seen.shared is not None:
+            see_that_a_tap_changes_nothing(model, seen.plan, sample, seen.shared)
         if not obstacle and fraction > _LITTLE:
             plan, obstacle = _proved_on_smaller(model, seen, sample)
         if plan is None:
@@ -136,12 +138,14 @@ class _Seen(NamedTuple):
         calls: All calls in order, and how autograd saved what each computed.
         attributes: What modules changed on themselves.
         codes: Shapes of the codes.
+        shared: A tapped module that returned memory which is known elsewhere, and was changed in place later.
     """
 
     plan: Plan
     calls: list[tuple[Key, str]]
     attributes: frozenset[str]
     codes: list[tuple[int, ...]]
+    shared: str | None = None
 
     def difference(self, small: _Seen) -> str | None:
         """Tell how a pass of smaller images differs, as far as replays are concerned; None if it doesn't."""
@@ -181,6 +185,7 @@ def _seen(
         interpreter=random.interpreter_moved(),
         moves_weights=bool(values.moved(trainable=True)),
         scratch=frozenset(attributes & (state.large() | after.large())),
+        checkpointed=any(entry.saving == "packed" for entry in trace.walk()),
     )
     keys = {plan.chosen(spot) for spot in spots}
     tapped = sorted((entry for entry in trace.walk() if entry.key in keys), key=lambda entry: entry.finish)
@@ -198,11 +203,14 @@ def _seen(
         saving=tuple((entry.key, entry.saving) for entry in [*kept, *tapped] if entry.saving),
     )
     codes = {entry.key: entry.output for entry in tapped}
+    held = state.storages() | _storages(chain(model.parameters(), model.buffers()))
+    shared = (entry.name for entry in tapped if _storages(entry.moved()) & (entry.inputs | held | after.storages()))
     seen = _Seen(
         plan,
         [(entry.key, entry.saving) for entry in trace.walk()],
         frozenset(attributes),
         [tuple(item_at(codes[plan.chosen(spot)], spot.path).shape) for spot in spots],
+        next(shared, None),
     )
     return seen, output
 
@@ -236,10 +244,14 @@ def _independent(call: Call, tapped: list[Call], rejected: set[Call]) -> Iterato
 
 def _shares(call: Call, others: list[Call]) -> bool:
     """Tell whether something that `call` returned, and that was changed later, is also known elsewhere."""
-    moved = {storage_of(tensor) for tensor in call.moved()}
+    moved = _storages(call.moved())
     if moved & call.inputs:
         return True
-    return any(moved & {storage_of(t) for _, t in other.tensors} for other in others if other is not call)
+    return any(moved & _storages(t for _, t in other.tensors) for other in others if other is not call)
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {storage_of(tensor) for tensor in tensors}
 
 
 # Proving ----------------------------------------------------------------------------------------------------------

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.replaying import within_checkpoint
 from latentaug.tracing.intercept import overridden
+from latentaug.tracing.location import device_of
+from latentaug.tracing.moving import Before
+from latentaug.tracing.random_state import preserved_random_state
 from latentaug.tracing.record import ancestors
-from latentaug.tracing.state import is_large
+from latentaug.tracing.state import State, is_large
 from latentaug.tracing.tree import is_differentiable, item_at, map_tensors, tensors_in
 
 
@@ -56,6 +59,31 @@ def prove(capture: Capture, output: Any, inputs: Any) -> tuple[Plan, str | None]
     return plan, reason
 
 
+def see_that_a_tap_changes_nothing(model: nn.Module, plan: Plan, inputs: Any, name: str) -> None:
+    """Compare a pass with a tap to one without, where what a tapped module returns is changed in place later.
+
+    A code is a tensor of its own. What is done to it is not done to the tensor that the module was given, or keeps,
+    though it returned the same memory.
+
+    Raises:
+        RuntimeError: They differ.
+    """
+    before, device = Before(model, plan.moving), device_of(model, *inputs)
+
+    def run(tapped: bool) -> Any:
+        args, kwargs = map_tensors(inputs, torch.clone)
+        with before.again(), preserved_random_state(device):
+            output = captured(model, plan, args, kwargs)[1] if tapped else model(*args, **kwargs)
+            return output, State(model, copied=None).values()
+
+    if not same(run(True), run(False)):
+        raise RuntimeError(
+            f"LatentTap cannot tap {name!r} of {type(model).__name__}: it returns the memory that it was given, or "
+            "that the model keeps, and that is changed in place later, which a code of its own would not show. Tap the "
+            "module before it, or change the tensor out of place."
+        )
+
+
 def _told(plan: Plan) -> str:
     """Tell what of a model's state moves; where that is nothing, it is none that could be put back."""
     moving = sorted(plan.moving)
@@ -87,20 +115,25 @@ def _misfit(
     if any(is_large(tensor) for _, tensor in tensors_in(left)):
         return "it keeps features between modules that their outputs do not show"
     _run_another(capture, inputs)
-    try:
-        with torch.set_grad_enabled(not graphless):
-            replayed = capture.replay(codes)
-    except Exception:  # whatever a model raises that misses what a skipped module would have left for it
-        replayed = None
+    with torch.set_grad_enabled(not graphless):
+        replayed = _replayed(capture, codes)
     if not same(replayed, expected):
         return "it keeps state between modules that their outputs do not show"
-    if capture.plan.late and not graphless and not same(capture.replay(codes, detach=True), expected):
+    if capture.plan.late and not graphless and not same(_replayed(capture, codes, detach=True), expected):
         return "what follows the code is computed from state that it keeps"
     if graphless:
         return None
     if gradients is None or not same(_gradients(capture.model, replayed, codes), gradients):
         return "gradients reach it in a way that outputs of modules do not show"
     return None
+
+
+def _replayed(capture: Capture, codes: list[Tensor], *, detach: bool = False) -> Any:
+    """Replay a pass; None where the model misses what a skipped module would have left for it, and raises anything."""
+    try:
+        return capture.replay(codes, detach=detach)
+    except Exception:
+        return None
 
 
 def _other(tensor: Tensor) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentaug.tap.start import put_left, see_what_is_known
 from latentaug.tap.whole_pass import ChangedReads, WholePassChange
+from latentaug.tracing.fast_path import without_fast_path
 from latentaug.tracing.intercept import overridden
-from latentaug.tracing.isolation import constant_weights, frozen_norm_statistics
+from latentaug.tracing.isolation import constant_weights, frozen_norm_statistics, norm_tracking, repeated_norms
 from latentaug.tracing.random_state import preserved_random_state
 from latentaug.tracing.record import Spread
 from latentaug.tracing.tree import Path, item_at, map_tensors, tensors_in
@@ -79,8 +80,10 @@ def replayed(
         stack.enter_context(torch.set_grad_enabled(grad))
         if grad and detach:
             again.at_code = stack.enter_context(constant_weights(model))
+            if capture.grad:
+                stack.enter_context(without_fast_path())
         if not update:
-            stack.enter_context(frozen_norm_statistics(model))
+            stack.enter_context(_unmoved_norms(model, checkpointed=grad and plan.checkpointed))
         if reads is not None:
             stack.enter_context(reads.watching())
         stack.enter_context(again.spread or nullcontext())
@@ -95,6 +98,11 @@ def replayed(
     if not detach:
         capture.note_weights()
     return output
+
+
+def _unmoved_norms(model: nn.Module, *, checkpointed: bool) -> AbstractContextManager[None]:
+    """Leave running statistics alone; where the backward pass normalises again, by kernels that are given as much."""
+    return repeated_norms(norm_tracking(model)) if checkpointed else frozen_norm_statistics(model)
 
 
 class Replay:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 
 _TAKES_IT = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -22,6 +23,23 @@ def modules_are_called(model: nn.Module, names: Iterable[str]) -> Iterator[None]
             if _is_inside(model, name):
                 stack.callback(model.get_submodule(name).register_forward_hook(_nothing).remove)
         yield
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """See that no transformer encoder is computed as a whole, as it would be where weights are constants.
+
+    Example:
+        >>> with without_fast_path():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _nothing(*_: object) -> None:

@@ -95,8 +95,7 @@ def frozen_norm_statistics(*modules: nn.Module) -> Iterator[None]:
                     # Without tracking it would still write its buffers, and without momentum round them.
                     for name, value in module._buffers.items():
                         saved.append((module._buffers, name, value))
-                    for name, value in module._buffers.items():
-                        module._buffers[name] = None if value is None else value.clone()
+                    module._buffers.update(_copies_of(module._buffers))
                 else:
                     saved.append((vars(module), "track_running_stats", True))
                     module.track_running_stats = False
@@ -130,13 +129,18 @@ def repeated_norms(tracking: Sequence[tuple[_NormBase, bool]]) -> Iterator[None]
     try:
         for module, tracks in tracking:
             module.track_running_stats = tracks
-            for name, value in module._buffers.items():
-                module._buffers[name] = None if value is None else value.clone()
+            module._buffers.update(_copies_of(module._buffers))
         yield
     finally:
         for module, tracks, buffers in saved:
             module.track_running_stats = tracks
             module._buffers.update(buffers)
+
+
+def _copies_of(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Copy buffers to plain tensors, which may be written to within inference mode and outside."""
+    with torch.inference_mode(False):
+        return {name: None if value is None else value.clone() for name, value in buffers.items()}
 
 
 @contextmanager

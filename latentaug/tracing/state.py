@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.tree import copied, map_tensors, tensors_in, version_of
+from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
 _OWN = vars(nn.Module()).keys()
 _OURS = {"forward", "_compiled_call_impl", "__reduce_ex__"}  # where we stand in for something
@@ -201,10 +201,18 @@ class State:
         """Name attributes that hold large tensors, or such with a graph."""
         return {name for name, tensor, _ in self._tensors.values() if is_large(tensor)}
 
+    def storages(self) -> set[int]:
+        """Identify the memory behind the tensors that are kept."""
+        return {storage_of(tensor) for _, tensor, _ in self._tensors.values()}
+
     def owners_of_objects(self, names: Collection[str]) -> set[str]:
         """Name the modules that keep, in one of some attributes, an object or a random generator."""
         sources = self._objects | {name for name, *_ in self._streams.values()}
         return {name.rpartition(".")[0] for name in sources & set(names)}
+
+    def values(self) -> list[Tensor]:
+        """Return the copies of tensors, in order."""
+        return [*self._copies.values()]
 
     # Giving back ------------------------------------------------------------------------------------------------------
 

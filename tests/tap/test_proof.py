@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.plan import make_plan
 from latentaug.tap.proof import captured, prove, relative_change, same
 from latentaug.tracing.isolation import sandbox
@@ -131,3 +132,82 @@ def test_the_relative_change_is_that_of_all_floats() -> None:
     )
     assert relative_change(a, b) == pytest.approx(5 / 4)
     assert relative_change(b, b) == 0
+
+
+class Leaves(nn.Module):
+    """Leaves its input on itself, and returns a tensor of its own."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x
+        return x * 2
+
+
+class Fetches(nn.Module):
+    """Takes away what another module has left."""
+
+    def __init__(self, source: Leaves) -> None:
+        super().__init__()
+        self.source = [source]
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, self.source[0].kept = self.source[0].kept, None
+        return x + 0.5 * kept
+
+
+class LateFetch(Base):
+    """The code is followed by a call that it has no part in, and that misses what a skipped call would have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Leaves()
+        self.fetch = Fetches(self.encoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        self.encoder(a)
+        return self.head(self.up(self.code(a)) + self.fetch(a))
+
+
+def test_what_a_late_call_misses_in_a_detached_replay_is_found() -> None:
+    torch.manual_seed(0)
+    model, images = LateFetch(), torch.randn(2, 3, 8, 8)
+    for layer in ("encoder", "code"):
+        with LatentTap(model, layer) as tap:
+            output = model(images)
+            for detach in (False, True):
+                for full in (False, True):
+                    assert torch.equal(tap.replay(None, full=full, detach=detach), output)
+
+
+class InPlaceBehind(Base):
+    """A layer that returns its very input in eval mode, which the following one changes in place."""
+
+    def __init__(self, skip: bool) -> None:
+        super().__init__()
+        self.skip, self.drop, self.act = skip, nn.Dropout(0.5), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        b = self.act(self.drop(a))
+        return self.head(a + b if self.skip else b)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_code_that_is_changed_in_place_under_another_name_is_refused(skip: bool, training: bool, grad: bool) -> None:
+    torch.manual_seed(0)
+    model, images = InPlaceBehind(skip).train(training), torch.randn(2, 3, 8, 8)
+    with torch.set_grad_enabled(grad):
+        torch.manual_seed(1)
+        plain = model(images)
+        torch.manual_seed(1)
+        if skip and not training:
+            with LatentTap(model, "drop"), pytest.raises(RuntimeError, match=r"'drop' of .* returns the memory"):
+                model(images)
+        else:
+            with LatentTap(model, "drop") as tap:
+                assert torch.equal(model(images), plain)
+                assert torch.equal(tap.replay(None), plain)

@@ -327,3 +327,58 @@ def test_checkpointing_switched_on_later_is_right_or_refused(part: str, full: bo
             replayed = tap.replay(halved, full=full)
             assert torch.equal(replayed, expected)
             assert close(gradients(model, replayed), right)
+
+
+class NormsCheckpointed(Base):
+    """Batch normalisation is computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = checkpoint(self.norms[0], self.stem(x), use_reentrant=False)
+        b = checkpoint(self.norms[1], self.up(self.code(a)), use_reentrant=False)
+        return self.head(a + b)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_norms_in_checkpointed_parts_are_derived_as_in_a_whole_pass(full: bool, images: Tensor) -> None:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return NormsCheckpointed().double()
+
+    plain, model = fresh(), fresh()
+    plain.code.register_forward_hook(lambda module, args, code: halved(code))
+    expected = gradients(plain, plain(images))
+    with LatentTap(model, "code") as tap:
+        model(images)
+        statistics = model.norms[1].running_mean.clone()
+        output = tap.replay(halved, full=full)
+        assert torch.equal(model.norms[1].running_mean, statistics)
+        assert close(gradients(model, output), expected)
+
+
+class Transformer(nn.Module):
+    """A transformer encoder in eval mode, of which a part drops out all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.code, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.eval()
+        self.first.dropout1.train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.code(self.first(x)))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_detached_replay_takes_no_fast_path_that_the_pass_has_not_taken(full: bool) -> None:
+    torch.manual_seed(0)
+    model = Transformer().double()
+    with LatentTap(model, "code") as tap:
+        output = model(torch.randn(2, 3, 4, dtype=torch.float64))
+        replayed = tap.replay(None, full=full, detach=True)
+    assert close([replayed], [output])
+    assert torch.backends.mha.get_fastpath_enabled()

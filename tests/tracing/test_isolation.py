@@ -163,3 +163,11 @@ def test_modes_are_given_back_to_every_submodule() -> None:
     with pytest.raises(ZeroDivisionError, match="in the block"):
         block()
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
+
+
+def test_statistics_that_are_left_alone_may_be_written_to_outside_of_inference_mode_too() -> None:
+    norm = nn.InstanceNorm2d(2, track_running_stats=True)
+    images = torch.randn(2, 2, 4, 4)
+    with torch.inference_mode(), frozen_norm_statistics(norm), torch.inference_mode(False):
+        assert torch.equal(norm(images), norm(images))
+    assert not norm.running_mean.any()
