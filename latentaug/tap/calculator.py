@@ -18,7 +18,7 @@ from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, spot_in, unwrap
 from latentaug.tracing.own_passes import depth_of
-from latentaug.tracing.tree import item_at, map_tensors
+from latentaug.tracing.tree import item_at, map_tensors, storage_of, tensors_in, version_of
 
 
 class SaliencyCalculator:
@@ -47,6 +47,7 @@ class SaliencyCalculator:
     def __init__(self, model: nn.Module, layer: str | nn.Module | Location | None = None):
         self._model = unwrap(model)
         self._code: Tensor | None = None
+        self._version: int | None = None
         self._path: tuple[Any, ...] | None = None
         self._handles: list[RemovableHandle] = []
         self._undo = self._uncompiled(model)
@@ -63,6 +64,11 @@ class SaliencyCalculator:
         """What the layer last returned, live in the graph."""
         if self._code is None:
             raise RuntimeError("SaliencyCalculator needs a forward pass of the model first.")
+        if self._version not in (None, version_of(self._code)):
+            raise RuntimeError(
+                f"SaliencyCalculator cannot keep what {self._name!r} returned: it is the very memory that the layer "
+                "was given, and was changed in place later. Take the layer before it."
+            )
         return self._code
 
     @uncompiled
@@ -114,7 +120,12 @@ class SaliencyCalculator:
         code = found
         if not found.requires_grad and found.is_floating_point() and torch.is_grad_enabled():
             code = found.detach().requires_grad_()
-        self._code = code
+        self._code, self._version = code, None
+        if code is found and storage_of(found) in {storage_of(tensor) for _, tensor in tensors_in(args)}:
+            # Changes of a copy would not be seen where this memory is held too; those of a view are.
+            self._code = view = found.view_as(found)
+            self._version = version_of(view)
+            return map_tensors(output, lambda tensor: view if tensor is found else tensor)
         # What runs on is a copy, so that an in-place activation behind the layer leaves the kept code as it was.
         return map_tensors(output, lambda tensor: code.clone() if tensor is found else tensor)
 

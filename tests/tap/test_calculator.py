@@ -230,3 +230,29 @@ def test_on_a_model_that_is_compiled(when: str) -> None:
     with SaliencyCalculator(compiled, "1") as calculator:
         torch.testing.assert_close(calculator(compiled(images).square().mean()), expected)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+class Skips(nn.Module):
+    """Keeps what it gives to a layer that returns it, which the next changes in place."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.first, self.passed, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Identity(), nn.ReLU(inplace=inplace)
+
+    def forward(self, images: Tensor) -> Tensor:
+        skip = self.first(images)
+        return skip + self.last(self.passed(skip))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_layer_that_returns_what_it_was_given_leaves_the_pass_as_it_is(inplace: bool) -> None:
+    model, images = Skips(inplace), torch.randn(2, 1, 8, 8)
+    expected = model(images)
+    with SaliencyCalculator(model, "passed") as calculator:
+        output = model(images)
+        assert torch.equal(output, expected)
+        if inplace:
+            with pytest.raises(RuntimeError, match="cannot keep what 'passed' returned"):
+                calculator(output.sum())
+        else:
+            assert torch.equal(calculator(output.sum()), (calculator.code > 0).float())  # without the skip's own part
