@@ -84,12 +84,13 @@ def compile_as(module: nn.Module, compiler: Callable[[Callable[..., Any]], Calla
     """
     if is_compiled(module):
         return
-    plain: Any = module  # whose plain calls have no types
+    kind: Any = type(module)
+    function = kind._call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return plain._call_impl(*args, **kwargs)
+        return function(module, *args, **kwargs)
 
-    call.__code__ = call.__code__.replace(co_name=f"call_{type(module).__name__}")
+    call.__code__ = call.__code__.replace(co_name=f"call_{kind.__name__}")
     module._compiled_call_impl = compiler(call)
 
 

@@ -186,7 +186,22 @@ def whole_step(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
-@pytest.mark.parametrize("function", [saliency_of, objective_of, one_pass, calculated, whole_step])
+NEW_ENOUGH = pytest.mark.skipif(
+    torch.__version__.startswith("2.4."),
+    reason="PyTorch 2.4 fails itself where it traces a mask, or a class being made",
+)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(saliency_of, marks=NEW_ENOUGH),
+        objective_of,
+        one_pass,
+        calculated,
+        pytest.param(whole_step, marks=NEW_ENOUGH),
+    ],
+)
 def test_a_compiled_function_may_tap(function: Callable[[nn.Module, Tensor, Tensor], Tensor], graphs: Graphs) -> None:
     images, labels = batch(dtype=torch.float64)
     plain = network()

@@ -75,8 +75,8 @@ def test_unknown_arguments_are_refused_as_ever() -> None:
         made(maskers=RandomChannelMask())
 
 
-def test_the_signature_shows_the_twelve_arguments_alone() -> None:
+def test_the_signature_shows_the_thirteen_arguments_alone() -> None:
     _, model, *rest = inspect.signature(CooperativeModel.__init__).parameters.values()
     assert model.name == "model"
-    assert len(rest) == 12
+    assert len(rest) == 13
     assert not {one.name for one in rest} & SPELLINGS.keys()

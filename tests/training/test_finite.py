@@ -230,7 +230,7 @@ def test_the_device_is_not_waited_for(accumulate: int, monkeypatch: pytest.Monke
         loss.backward()
         return CooperativeOutput(loss, {"segmentation": loss}, images, images, None, None)
 
-    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_: labels)
+    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_, **__: labels)
     trainer = tiny_trainer(step=quiet_step, accumulate=accumulate, optimizer=partial(torch.optim.SGD, lr=0.1))
     before = weights_of(trainer)
     with NoSync():

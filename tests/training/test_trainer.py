@@ -208,7 +208,7 @@ def test_updates_add_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         return CooperativeOutput(loss, {"segmentation": loss}, images, images, None, None)
 
     # Labels that are on the CPU may be looked at; make them pass for labels that are elsewhere.
-    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_: labels)
+    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_, **__: labels)
     optimizer = partial(torch.optim.SGD, lr=0.1)
     trainer = tiny_trainer(step=quiet_step, optimizer=optimizer, accumulate=2, clip_norm=1.0)
     batches = list(squares())
