@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from latentaug.cooperative.given_loss import OutputLoss
+from latentaug.discovery.results import NAMES, predictions_in
 from latentaug.nets.functional import resize
 from latentaug.tracing.record import depends
-from latentaug.tracing.tree import children_of, tensors_in
-
-_NAMES = ("out", "logits")  # in torchvision's models and in those of transformers
-
-
-_AUXILIARY = "aux"  # what outputs of further heads are called beside them
+from latentaug.tracing.tree import children_of
 
 
 class Prediction(NamedTuple):
@@ -65,7 +61,7 @@ def read_logits(
         >>> read_logits({"out": torch.zeros(1, 2, 8, 8), "features": torch.zeros(1, 2, 8, 8)}, 2, 2)[0].shape
         torch.Size([1, 2, 8, 8])
     """
-    found = list(_candidates(output if reader is None else reader(output)))
+    found = list(predictions_in(output if reader is None else reader(output)))
     tensors = [part for tensor in found for part in _unstacked(tensor, num_classes, spatial_dims)]
     if not tensors:
         raise TypeError(
@@ -146,25 +142,6 @@ def finest(outputs: Sequence[Tensor]) -> list[int]:
     return [i for i, n in enumerate(sites) if n == max(sites)]
 
 
-def _candidates(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-        return
-    for name in _NAMES:
-        main = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if main is not None:
-            yield from _candidates(main)
-            for key, value in children_of(output):
-                if str(key).startswith(_AUXILIARY):
-                    yield from _candidates(value)
-            return
-    if isinstance(output, list | tuple):
-        for child in output:
-            yield from _candidates(child)
-    else:
-        yield from (tensor for _, tensor in tensors_in(output))
-
-
 def _unstacked(tensor: Tensor, num_classes: int, spatial_dims: int) -> Sequence[Tensor]:
     stacked = tensor.ndim == spatial_dims + 3 and tensor.shape[2] == num_classes
     return tensor.unbind(1) if stacked else [tensor]
@@ -175,4 +152,4 @@ def _is_named(output: Any) -> bool:
     if isinstance(output, Tensor | list | tuple):
         return False
     keys = {str(key) for key, _ in children_of(output)}
-    return not keys.intersection(_NAMES)
+    return not keys.intersection(NAMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from latentaug.discovery.graph_paths import Ways
+from latentaug.discovery.results import predictions_in
 from latentaug.layout import Layout
 from latentaug.tracing.infer_layout import Shape, grid_of, infer_layout, layouts
 from latentaug.tracing.intercept import overridden
@@ -95,7 +96,7 @@ def _image(inputs: Any) -> Shape:
 
 def results_of(output: Any, logits: Callable[[Any], Any] | None) -> list[Tensor]:
     """List the tensors that have to depend on a code."""
-    return [tensor for _, tensor in tensors_in(output if logits is None else logits(output))]
+    return list(predictions_in(output)) if logits is None else [tensor for _, tensor in tensors_in(logits(output))]
 
 
 class _Uncut(TorchFunctionMode):
@@ -162,14 +163,31 @@ def _seen(inputs: Any, trace: Call, image: Shape) -> Seen:
 def seen_again(model: nn.Module, look: Look) -> Seen | None:
     """Look at one sample of another size: half, or twice as long where that is too small; None if the model refuses."""
     _, channels, *axes = look.image
+    seen: Seen | None = None
     for size in ([max(1, s // 2) for s in axes], [*axes[:-1], 2 * axes[-1]]):
         try:
             inputs = resized(first_samples(look.inputs, 1), size)
             trace = _dry_run(model, inputs, training=look.training, graph=False)
         except Exception:  # models of one size refuse any other in their own ways
             continue
-        return _seen(inputs, trace, (1, channels, *size))
-    return None
+        seen = _seen(inputs, trace, (1, channels, *size))
+        if not _is_too_small(look.trace, trace, len(size)):
+            break
+    return seen
+
+
+def _is_too_small(trace: Call, small: Call, spatial_dims: int) -> bool:
+    """Tell whether what comes to a single site in one pass does so too early in another, of smaller images."""
+
+    def sites(shapes: Iterable[Shape]) -> int:
+        return max((math.prod(shape[2:]) for shape in shapes if len(shape) == spatial_dims + 2), default=0)
+
+    given = {call.key: sites(call.given) for call in small.walk()}
+    return any(
+        sites(tuple(tensor.shape) for _, tensor in call.tensors) == 1 < sites(call.given)
+        for call in trace.walk()
+        if given.get(call.key) == 1
+    )
 
 
 def read_past(model: nn.Module, look: Look, names: Collection[str]) -> set[str]:

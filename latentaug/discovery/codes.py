@@ -88,10 +88,10 @@ def find_levels(model: nn.Module, example: Tensor, *, logits: Callable[[Any], An
 def levels(bottleneck: Candidate, others: Sequence[Candidate]) -> list[Candidate]:
     """Return what the call that returns the bottleneck returns with it, as far as it is read by what follows."""
     found = [bottleneck]
-    for one in sorted(others, key=lambda c: c.sites):
+    together = [c for c in others if c.call is bottleneck.call and max(c.stride) > FINEST_LEVEL]
+    for one in sorted(together, key=lambda c: (c.sites, -len(ancestors([c.node])))):
         deeper = {level.node for level in found}
-        together = one.call is bottleneck.call and one.node not in deeper and max(one.stride) > FINEST_LEVEL
-        if together and one.node in bottleneck.ways.leading_past(deeper):
+        if one.node not in deeper and one.node in bottleneck.ways.leading_past(deeper):
             found.append(one)
     return found[::-1]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
+
+_JOINS = re.compile("Cat")
 
 
 class Ways:
@@ -41,6 +44,26 @@ class Ways:
         """Count the ways over at least one of the nodes."""
         around = self._around(nodes)
         return sum(times * (self._before[end] - around[end]) for end, times in self._ends.items())
+
+    def blends(self, nodes: Collection[Any], others: Collection[Any]) -> bool:
+        """Tell whether what comes of others, past the nodes, is added to what comes of the nodes, or the like.
+
+        What is put beside it, by concatenation, leaves it as it is.
+        """
+        inside, beside = set(nodes), set(others) - set(nodes)
+        for node in self._order:
+            if node in inside:
+                continue
+            parents = _parents(node)
+            within = any(parent in inside for parent in parents)
+            if within and any(parent in beside for parent in parents) and not _JOINS.match(type(node).__name__):
+                return True
+            if within:
+                inside.add(node)
+                beside.discard(node)
+            elif any(parent in beside for parent in parents):
+                beside.add(node)
+        return False
 
     def all_over(self, node: Any, end: Any) -> bool:
         """Tell whether all ways from the images to `end` lead over `node`."""

@@ -119,9 +119,10 @@ class ReconstructionHead(nn.Module):
         return crop(resize(image, covered), size)
 
     def _on_grid(self, code: Tensor, size: Sequence[int]) -> Tensor:
-        """Give tokens [B, C, N] their spatial axes back."""
+        """Give tokens [B, C, N] their spatial axes back; an axis more than the image has, of one site, goes."""
         if code.ndim == 2 + len(self.stride):
             return code
+        code = code.flatten(2)
         ratios = [m / s for m, s in zip(size, self.stride, strict=True)]
         for rounding in (math.ceil, math.floor):
             grid = [rounding(ratio) for ratio in ratios]

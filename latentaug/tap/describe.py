@@ -17,6 +17,7 @@ from latentaug.checks import called_on_example
 from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate
 from latentaug.discovery.codes import fine_code
+from latentaug.discovery.results import predictions_in
 from latentaug.tap.plan import make_plan
 from latentaug.tap.proof import captured, relative_change
 from latentaug.tracing.isolation import preserved_modes, sandbox
@@ -117,7 +118,7 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | N
     Args:
         model: Any segmentation model.
         example: An input batch, as in `find_bottleneck`.
-        logits: Reads the logits from the model's output. Default: every tensor in it counts.
+        logits: Reads the logits from the model's output. Default as in `find_bottleneck`.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))
@@ -202,7 +203,7 @@ def _effect(
             middle = time.perf_counter()
             without = capture.replay([torch.zeros_like])
             forward, replay = min(forward, middle - start), min(replay, time.perf_counter() - middle)
-        read = logits or (lambda output: output)
+        read = logits or (lambda output: list(predictions_in(output)))
         influence = relative_change(read(without), read(output))
         if influence < _FAINT:
             poisoned = read(capture.replay([lambda code: torch.full_like(code, math.nan)]))

@@ -58,8 +58,14 @@ def layouts(shape: Shape, image: Shape, grids: Collection[Shape] | None = None) 
     size = image[2:]
     if len(shape) < 3 or not size or shape[0] != image[0] or 0 in shape:
         return
+    if len(shape) == len(size) + 3 and 1 in shape[2:]:  # an axis more than the image has, as for frames of a film
+        extra = 2 + shape[2:].index(1)
+        yield from (fit for fit in layouts(shape[:extra] + shape[extra + 1 :], image) if fit[0] == CHANNELS_FIRST)
+        return
     if len(shape) == len(size) + 2:
         options = [(CHANNELS_FIRST, shape[2:]), (CHANNELS_LAST, shape[1:-1])]
+        if _is_padded(size, shape[2:]) and any(s % g for s, g in zip(size, shape[1:-1], strict=True)):
+            return
         # The more alike and the rounder the strides, the likelier; channels first where they tie.
         for layout, grid in sorted(options, key=lambda option: _oddness(size, option[1])):
             if all(g <= s for g, s in zip(grid, size, strict=True)):
@@ -68,6 +74,11 @@ def layouts(shape: Shape, image: Shape, grids: Collection[Shape] | None = None) 
                 return  # as fine as the input: no code, however its channels might be counted as sites
     if len(shape) == 3:
         yield from _token_layouts(shape, size, grids)
+
+
+def _is_padded(size: Shape, grid: Shape) -> bool:
+    """Tell whether a grid is a little finer than the input's, as where a convolution pads more than it needs."""
+    return grid != size and all(s <= g <= s + s // 4 for g, s in zip(grid, size, strict=True))
 
 
 def _oddness(size: Shape, grid: Shape) -> tuple[float, bool]:

@@ -208,6 +208,18 @@ def is_compiled(module: nn.Module) -> bool:
     return compiled is not None and not (isinstance(compiled, Override) and compiled.handler is _uncompiled)
 
 
+def is_hooked(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Tell whether what `forward` returns is seen before the caller of the module sees it.
+
+    Hooks of the module see it, and a function that was put in the place of its own `forward` does.
+    """
+    while isinstance(forward, Override):
+        forward = forward.original
+    return bool(module._forward_hooks) or getattr(forward, "__func__", None) is not getattr(
+        type(module), "forward", None
+    )
+
+
 def visible_modules(model: nn.Module, inside: frozenset[str] | None = None) -> dict[str, nn.Module]:
     """Name every submodule whose calls Python sees, the model itself under "".
 

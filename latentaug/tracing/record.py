@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentaug.tracing.intercept import overridden, visible_modules
+from latentaug.tracing.intercept import is_hooked, overridden, visible_modules
 from latentaug.tracing.tree import Path, item_at, map_tensors, storage_of, tensors_in, version_of
 
 
@@ -56,6 +56,7 @@ class Call:
     given: list[tuple[int, ...]] = field(default_factory=list)  # shapes of the input tensors
     inputs: frozenset[int] = frozenset()
     impure: bool = False
+    hooked: bool = False  # somebody sees what it returns before its caller does
     saving: str = ""  # how autograd saved what it computed, in the words of `saving_now`; told where there are sources
     apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
 
@@ -224,6 +225,7 @@ def record(
     roots: list[Call] = []
     clock = iter(range(2**62))
     spread = Spread()
+    modules = visible_modules(model, inside)
 
     def handle(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         within = weakref.ref(stack[-1]) if stack else None
@@ -232,6 +234,7 @@ def record(
         (stack[-1].children if stack else roots).append(call)
         watch = InputWatch(args, kwargs)
         call.inputs, call.given = watch.storages(), watch.shapes()
+        call.hooked = is_hooked(modules[name], original)
         stack.append(call)
         before = spread.operations
         try:
@@ -251,7 +254,7 @@ def record(
         call.apart = spread.operations == before
         return output
 
-    with overridden(visible_modules(model, inside), handle), spread if sources else nullcontext():
+    with overridden(modules, handle), spread if sources else nullcontext():
         result = run()
     root = next((call for call in roots if call.name == ""), None)
     if root is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.discovery.codes import find_codes
 from latentaug.tap.latent_tap import LatentTap
+from tests.models.handwritten.strange import DownToOneSite, PatchesForward
 from tests.models.parts import conv
 from tests.models.searched.choices import CutOff, Narrowing, PooledLast, ReadsTheFirst, SharedRelu, SubPixel
 from tests.models.searched.detours import Attention, Flat, KeysAndValues, Modulated, PyramidPooling, SmallUInTheDecoder
@@ -172,3 +173,37 @@ def test_a_model_that_insists_on_its_batch_is_searched_too() -> None:
 
     location = find_bottleneck(Insists(Encoder()), torch.randn(3, 3, 32, 48))
     assert (str(location), location.shape[0]) == ("encoder[2]", 3)
+
+
+def test_functions_in_the_place_of_forward_see_what_stands_in_for_a_code() -> None:
+    model = PatchesForward().eval()
+    assert str(find_bottleneck(model, images())) == "encoder.stages.2.1"
+    with LatentTap(model) as tap:
+        logits = model(images())
+        assert not torch.equal(tap.replay(torch.zeros_like), logits)
+
+
+def test_what_is_named_logits_must_depend_on_the_code() -> None:
+    class ReturnsItsEncoder(Net):
+        def forward(self, x: Tensor) -> Any:
+            *skips, code = self.encoder(x)
+            deeper = self.deeper(code)
+            for up in (self.up1, self.up2):
+                code = F.relu(up(code)) + skips.pop()
+            return {"logits": self.head(code), "deeper": deeper}
+
+    model = ReturnsItsEncoder(Encoder())
+    model.deeper = nn.Sequential(conv(32, 64, 2), nn.ReLU(), conv(64, 64))
+    assert str(find_bottleneck(model, images())) == "encoder[2]"
+
+
+def test_a_refusal_names_the_codes_as_fine_as_the_input() -> None:
+    model = nn.Sequential(conv(3, 8), nn.Sequential(conv(8, 16), nn.ReLU()), conv(16, 2))
+    with pytest.raises(ValueError, match=r"all of the output comes of '1' \(2, 16, 32, 48\), '1.0' .*, as fine as the"):
+        find_bottleneck(model, images())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (64, 64)], ids=str)
+def test_a_single_site_is_a_code_where_that_is_what_is_left_of_a_small_image(size: tuple[int, int]) -> None:
+    location = find_bottleneck(DownToOneSite(), torch.randn(2, 3, *size))
+    assert (str(location), location.stride) == ("downs.4", (32, 32))

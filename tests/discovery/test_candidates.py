@@ -113,11 +113,11 @@ def test_logits_say_what_must_depend_on_the_code() -> None:
             self.up = nn.Upsample(scale_factor=2)
 
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"side": self.up(self.side(x)), "logits": self.up(self.main(x))}
+            return {"side": self.up(self.side(x)), "masks": self.up(self.main(x))}
 
     model = TwoHeads()
     assert str(find_bottleneck(model, images())) == "side"
-    assert str(find_bottleneck(model, images(), logits=lambda output: output["logits"])) == "main"
+    assert str(find_bottleneck(model, images(), logits=lambda output: output["masks"])) == "main"
 
 
 def test_frozen_models_are_searched_too() -> None:

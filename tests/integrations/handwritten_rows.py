@@ -20,6 +20,7 @@ from tests.models.handwritten import (
     outputs,
     recurrent,
     resampling,
+    strange,
     streams,
     tokens,
     unets,
@@ -202,6 +203,30 @@ OTHER_CODES_AND_OUTPUTS = [
     ),
     by_hand("autocast inside", lambda: wrappers.MixedPrecision(unets.FunctionalUNet()), "net.bottom", (2, 32, 8, 12)),
 ]
+STRANGE = [
+    # The activation is what the hooks see; the stage and the encoder return the same tensor too late.
+    by_hand("hooks set when built, result dropped", strange.HooksWhenBuilt, "encoder.stages.2.1.2", (2, 32, 4, 6)),
+    by_hand("hooks set in forward, result dropped", strange.HooksInForward, "encoder.2.1.2", (2, 32, 4, 6)),
+    by_hand(
+        "blocks of a transformer hooked",
+        strange.HookedTransformer,
+        "vit.blocks.1",
+        (2, 25, 24),
+        layout=Layout(-1, 1),
+        timed=IMAGES,
+    ),
+    # Of what the decoder reads, no module returns all: the last tensor that all of it comes of is the code.
+    by_hand("sum of branches", strange.SumOfBranches, "down3", (2, 32, 4, 6)),
+    by_hand("sum along the way", strange.SumAlongTheWay, "down3", (2, 32, 4, 6)),
+    by_hand("recurrent, state computed by functions", strange.FunctionalState, "down3", (2, 32, 4, 6)),
+    by_hand("pooled with indices, around skips", strange.PooledWithIndices, "pool", (2, 32, 4, 6), path=(0,)),
+    by_hand("centre thrown away", strange.CentreThrownAway, "pool", (2, 32, 4, 6)),
+    # Classes are no code, though on the coarsest grid.
+    by_hand("walked by index, strided classifier", strange.WalkedByIndex, "features.8", (2, 32, 4, 6), classes=4),
+    by_hand("classes from the encoder", strange.ClassesFromTheEncoder, "encoder.down3", (2, 32, 4, 6), classes=4),
+    by_hand("down to one site along an axis", strange.DownToOneSite, "downs.4", (2, 32, 1, 2), shape=(2, 3, 32, 64)),
+    by_hand("film of one frame", strange.FilmOfOneFrame, "middle", (2, 32, 1, 8, 12)),
+]
 HOSTILE = [
     hostile("activation as a statement", "StatementActivation", (2, 6, 8, 8)),
     # It changes what the layer before it returned, and so is the one to be tapped.
@@ -226,5 +251,6 @@ ROWS: list[Row] = [
     *RECURRENT_AND_OTHER_DIMENSIONS,
     *TOKENS_AND_CHANNELS_LAST,
     *OTHER_CODES_AND_OUTPUTS,
+    *STRANGE,
     *HOSTILE,
 ]

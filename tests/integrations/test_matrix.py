@@ -173,6 +173,23 @@ def test_a_network_without_a_coarser_grid_is_refused() -> None:
         find_bottleneck(nets.HighResNet(2, 1, 2), torch.randn(2, 1, 32, 32))
 
 
+def test_an_encoder_whose_levels_are_read_beside_what_it_returns_at_last() -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.13")
+    text = {"vocab_size": 50, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1, "max_position_embeddings": 16}
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.CLIPSegConfig(
+        text_config={**text, **sizes, "num_hidden_layers": 1},
+        vision_config={**sizes, "num_hidden_layers": 5, "image_size": 64, "patch_size": 16},
+        **{"projection_dim": 20, "extract_layers": [1, 2, 3], "reduce_dim": 16},
+        **{"decoder_num_attention_heads": 2, "decoder_intermediate_size": 32},
+    )
+    model = transformers.CLIPSegForImageSegmentation(config).eval()
+    words = torch.tensor([[48, 3, 4, 49], [48, 5, 6, 49]])
+    location = find_bottleneck(model, {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": words})
+    assert str(location) == "clip.vision_model['hidden_states'][4]"
+    assert location.shape == (2, 17, 24)
+
+
 def test_metadata_of_monai_tensors_travel_along() -> None:
     data, nets = pytest.importorskip("monai.data"), pytest.importorskip("monai.networks.nets")
     model = nets.BasicUNet(2, 1, 2, features=(4, 8, 16, 32, 64, 8)).eval()

@@ -108,12 +108,12 @@ def test_descriptions_of_large_models_stay_short() -> None:
 def test_described_logits_count_alone() -> None:
     class WithNoise(Net):
         def forward(self, x: Tensor) -> Any:
-            return {"logits": super().forward(x), "image": 1e3 * x}
+            return {"masks": super().forward(x), "image": 1e3 * x}
 
     torch.manual_seed(0)
     model = WithNoise(Encoder())
     everything = next(row for row in describe(model, images()).rows if row.chosen)
-    logits = next(row for row in describe(model, images(), logits=lambda out: out["logits"]).rows if row.chosen)
+    logits = next(row for row in describe(model, images(), logits=lambda out: out["masks"]).rows if row.chosen)
     assert logits.influence > 10 * (everything.influence or 0)
 
 
