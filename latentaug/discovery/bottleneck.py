@@ -54,6 +54,7 @@ def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], A
         ValueError: No submodule returns a code that is coarser than the input; the error lists what there is.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.Upsample(scale_factor=4))
         >>> print(find_bottleneck(model, torch.randn(1, 1, 32, 32)))
         1

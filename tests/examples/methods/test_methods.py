@@ -128,7 +128,7 @@ def test_the_two_main_methods_are_the_librarys_own(trained: dict[str, Tensor], m
     network = FTN(num_classes=4, width=2, depth=1)
     model = CooperativeModel(network, num_classes=4, example=torch.zeros(2, 1, 24, 24))
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     trainer = CooperativeTrainer(model, optimizer, step=step, seed=0, callbacks=[])
     loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
     trainer.fit(loader, max_steps=STEPS)
