@@ -484,9 +484,12 @@ class CooperativeModel(nn.Module):
             return joined(standard, hard)
 
     def has_second_stage(self) -> bool:
-        """Tell whether the next step has a second stage, which learns from what the first makes."""
+        """Tell whether the next step has a second stage in which all of the model learns, from what the first makes.
+
+        What the shape prior alone learns from it is no stage of its own: wrappers wait for gradients of all parameters.
+        """
         due = self.hard_schedule is None or self.hard_schedule.is_due
-        return due and work_of(self, make_hard=True).has_second_stage
+        return due and work_of(self, make_hard=True).makes_images
 
     # Checking -----------------------------------------------------------------------------------------------------
 

@@ -73,12 +73,11 @@ def cooperative_backward(
         return _in_parts(model, images, labels, generator, InParts(backpropagate))
     two_stages = _has_second_stage(model)
     with _without_sync(model) if two_stages else nullcontext():
-        standard = model(images, labels, generator=generator, stage="first")
-        made = second_stage(standard)
+        standard = model(images, labels, generator=generator, stage="first" if two_stages else "all")
         backpropagate([standard.loss])
     if not two_stages:
         return detached(standard)
-    hard = model(images, labels, stage=made)
+    hard = model(images, labels, stage=second_stage(standard))
     with held_still(model):  # as in the hard stage itself: parts that the model checkpoints run again now
         backpropagate([hard.loss])
     return detached(joined(standard, hard))

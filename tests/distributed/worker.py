@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.fsdp
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from latentaug import CooperativeModel, cooperative_backward
+from latentaug import CooperativeModel, HardExamples, cooperative_backward
 from latentaug.nets.ftn import FTN
 from latentaug.nets.heads import ShapePrior
 from latentaug.saliency import latent_saliency
@@ -37,7 +38,7 @@ if hasattr(torch.distributed.fsdp, "fully_shard"):
     WRAPPERS["fully_shard"] = fully_sharded
     WRAPPERS["fully_shard, model too"] = partial(fully_sharded, parts=["model"])
     WRAPPERS["fully_shard, parts too"] = partial(fully_sharded, parts=["model.down", "model.up", "shape_prior"])
-CASES = [(model, wrapper) for model in ("unet", "fine") for wrapper in WRAPPERS] + [("ftn", "default")]
+CASES = [(model, wrapper) for model in ("unet", "fine", "prior alone") for wrapper in WRAPPERS] + [("ftn", "default")]
 WAYS = ("one backward", "two stages")
 STEPS = 2  # static_graph learns in the first what it relies on in the second
 
@@ -66,7 +67,19 @@ class FineUNet(UNet):
         self.top.append(nn.Upsample(scale_factor=4))
 
 
-MODELS = {"unet": UNet, "fine": FineUNet, "ftn": lambda: FTN(num_classes=3, width=2, depth=2)}
+MODELS = {
+    "unet": UNet,
+    "fine": FineUNet,
+    "prior alone": UNet,
+    "ftn": lambda: FTN(num_classes=3, width=2, depth=2),
+}
+PAPER = HardExamples(every=1, noise=0.05, separate=False, separate_decoder=False)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "unet": {"reconstruction": True, "hard": PAPER},
+    "fine": {"reconstruction": True, "hard": HardExamples(every=1)},  # heads learn from it without a gradient into it
+    "prior alone": {"hard": HardExamples(every=1)},  # of hard examples the prior learns, and the network by its replay
+    "ftn": {},
+}
 
 
 def batch(rank: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +93,7 @@ def cooperative(name: str) -> CooperativeModel:
     torch.manual_seed(0)
     model = MODELS[name]().double()
     prior = ShapePrior(3, width=2, depth=2).double()
-    return CooperativeModel(model, num_classes=3, example=batch(0)[0], shape_prior=prior)
+    return CooperativeModel(model, num_classes=3, example=batch(0)[0], shape_prior=prior, **OPTIONS[name])
 
 
 def gradients(model: nn.Module, way: str, rank: int, number: int) -> dict[str, Tensor]:
