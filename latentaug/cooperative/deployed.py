@@ -40,15 +40,19 @@ class DeployedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images, corrected if they are to be."""
-        logits = self._reader.main(self.model(images), images.shape[2:])
-        if self.shape_prior is not None:
-            for _ in range(self.refine):
-                logits = self.shape_prior.refine(logits)
-        return logits
+        return corrected(self.shape_prior, self._reader.main(self.model(images), images.shape[2:]), self.refine)
 
     def extra_repr(self) -> str:
         """Show what the submodules don't."""
         return f"refine={self.refine}"
+
+
+def corrected(prior: ShapePrior | None, logits: Tensor, steps: int) -> Tensor:
+    """Correct logits by a shape prior, if there is one; every step reads the last one's result."""
+    if prior is not None:
+        for _ in range(steps):
+            logits = prior.refine(logits)
+    return logits
 
 
 def deployed(model: CooperativeModel, refine: int) -> DeployedModel:

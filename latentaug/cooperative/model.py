@@ -32,7 +32,7 @@ from latentaug.cooperative.build import (
 from latentaug.cooperative.checkpointing import checkpointed as checkpointing
 from latentaug.cooperative.code_taps import CodeTaps
 from latentaug.cooperative.compiling import compile_parts, parts_of, tell_of_compiling
-from latentaug.cooperative.deployed import deployed
+from latentaug.cooperative.deployed import corrected, deployed
 from latentaug.cooperative.explanation import Explanation, explained
 from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
@@ -346,10 +346,7 @@ class CooperativeModel(nn.Module):
             ValueError: `steps` is negative.
         """
         whole("refine", steps, least=0, of="steps")
-        if self.shape_prior is not None:
-            for _ in range(steps):
-                logits = self.shape_prior.refine(logits)
-        return logits
+        return corrected(self.shape_prior, logits, steps)
 
     @torch.no_grad()
     @uncompiled
@@ -478,7 +475,7 @@ class CooperativeModel(nn.Module):
                 return hard_stage(self, images, labels, stage, losses)
             make_hard = stage != "standard" and (self.hard_schedule is None or self.hard_schedule())
             standard = standard_stage(self, images, labels, generator, losses, make_hard=make_hard)
-            if stage != "all" or not work_of(self, make_hard=make_hard).has_second_stage:
+            if stage != "all" or not work_of(self, make_hard=make_hard).goes_on:
                 return standard
             hard = hard_stage(self, images, labels, second_stage(standard), self.objective.losses(backpropagate))
             return joined(standard, hard)
@@ -498,15 +495,15 @@ class CooperativeModel(nn.Module):
 
         Looks at shapes, and at values where the host needn't wait for them: of labels on the CPU, and once of all.
         """
-        if not self._takes_outputs:
+        of_logits = not self._takes_outputs
+        if of_logits:
             check_shapes(images, labels, self.num_classes if self.regions else None)
         if self._unchecked:
             check_range(images, self.image_range)
-        if self._takes_outputs:
-            self._unchecked = False
-            return labels
-        if self._unchecked or labels.device.type == "cpu":
+        if of_logits and (self._unchecked or labels.device.type == "cpu"):
             check_labels(labels, 2 if self.regions else self.num_classes, self.ignore_index)
         self._unchecked = False
+        if not of_logits:
+            return labels
         labels = whole_numbers(labels)
         return labels.to(torch.promote_types(images.dtype, torch.float32)) if self.regions else labels

@@ -84,11 +84,8 @@ class Objective:
         if loss is not None and (isinstance(loss, type) or not callable(loss)):
             raise TypeError(f"loss must be a callable (logits, labels) -> scalar; got {shown(loss)}. Pass an instance.")
         default = functools.partial(segmentation_loss, ignore_index=ignore_index, regions=regions)
-        self.segmentation: Loss
-        if loss is None or isinstance(loss, OutputLoss):
-            self.segmentation = default if loss is None else loss
-        else:
-            self.segmentation = GivenLoss(loss)
+        given = loss if loss is None or isinstance(loss, OutputLoss) else GivenLoss(loss)
+        self.segmentation: Loss = default if given is None else given
         self.ignore_index = ignore_index
         usual = {**WEIGHTS, "hard_code_segmentation": float(replays)}
         self._weights = {**usual, **_checked({} if weights is None else weights)}

@@ -48,7 +48,7 @@ class Work(NamedTuple):
         return self.learns or self.prior_learns
 
     @property
-    def has_second_stage(self) -> bool:
+    def goes_on(self) -> bool:
         """Whether something is learned from constants that the first stage has made."""
         return self.makes_images or self.prior_learns
 

@@ -51,7 +51,7 @@ class Ways:
         What is put beside it, by concatenation, leaves it as it is.
         """
         inside, beside = set(nodes), set(others) - set(nodes)
-        for node in self._order:
+        for node in self._order if beside else ():
             if node in inside:
                 continue
             parents = _parents(node)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from latentaug.table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,10 +157,7 @@ class Robustness:
         return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, lines), "", ABOUT, ""])
 
     def _repr_html_(self) -> str:
-        header, lines = self.rows()
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>" for line in lines)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{html.escape(ABOUT)}</p>"
+        return f"{html_table(*self.rows())}<p>{escape(ABOUT)}</p>"
 
     def to_json(self) -> str:
         """Return the summaries, and the Dice of each case, as JSON."""

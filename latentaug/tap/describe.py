@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, TypeAlias
 
 import torch
@@ -15,9 +15,9 @@ from torch import nn
 
 from latentaug.checks import called_on_example
 from latentaug.discovery.bottleneck import ranked
-from latentaug.discovery.candidates import Candidate
+from latentaug.discovery.candidates import Candidate, results_of
 from latentaug.discovery.codes import fine_code
-from latentaug.discovery.results import predictions_in
+from latentaug.table import html_table
 from latentaug.tap.plan import make_plan
 from latentaug.tap.proof import captured, relative_change
 from latentaug.tracing.isolation import preserved_modes, sandbox
@@ -75,15 +75,7 @@ class Description:
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
-
-        def line(cells: Sequence[str], kind: str) -> str:
-            return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
-
-        rows = "".join(line(_cells(row), "td") for row in self.rows)
-        return (
-            f"<table><caption>{escape(self._title())}</caption><thead>{line(_HEAD, 'th')}</thead>"
-            f"<tbody>{rows}</tbody></table>"
-        )
+        return html_table(_HEAD, map(_cells, self.rows), self._title())
 
     def _title(self) -> str:
         marks = "* is the layer that layer=None taps"
@@ -203,7 +195,7 @@ def _effect(
             middle = time.perf_counter()
             without = capture.replay([torch.zeros_like])
             forward, replay = min(forward, middle - start), min(replay, time.perf_counter() - middle)
-        read = logits or (lambda output: list(predictions_in(output)))
+        read = functools.partial(results_of, logits=logits)
         influence = relative_change(read(without), read(output))
         if influence < _FAINT:
             poisoned = read(capture.replay([lambda code: torch.full_like(code, math.nan)]))

@@ -25,26 +25,11 @@ from latentaug.tracing.intercept import is_compiled
 from tests.models.segmenters import SkipNet
 from tests.support.codes import seeded
 from tests.support.cooperation import assert_same_gradients, batch
+from tests.support.graphs import Graphs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*attribute of a Tensor that is not a leaf.*", "ignore:.*deprecated.*", "ignore:Dynamo does not know"
 )
-
-
-class Graphs:
-    """A compiler that counts what it compiles, and how often that runs."""
-
-    def __init__(self) -> None:
-        self.count = self.runs = 0
-
-    def __call__(self, graph: Any, inputs: Any) -> Any:
-        self.count += 1
-
-        def run(*args: Any) -> Any:
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ from tests.models.handwritten.unets import FunctionalUNet
 from tests.models.hostile.table import CASES
 from tests.models.parts import conv
 from tests.support.compare import close, gradients, same
+from tests.support.graphs import Graphs
 from tests.support.mixing import FixedMixup
 from tests.support.random_streams import random_state, seed_all
 from tests.support.traces import traces
@@ -877,23 +878,6 @@ def test_mixing_at_a_layer_whose_call_is_checkpointed() -> None:
 # Compiled -----------------------------------------------------------------------------------------------------------
 
 
-class Graphs:
-    """A backend that counts the graphs it is given, and how often they run."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.graphs = 0
-
-    def __call__(self, graph: Any, example: Any) -> Callable[..., Any]:
-        self.graphs += 1
-
-        def run(*args: Any) -> Any:
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
-
-
 @pytest.fixture
 def compiler() -> Iterator[Graphs]:
     torch._dynamo.reset()
@@ -909,19 +893,19 @@ def test_a_submodule_that_is_compiled_keeps_its_graph(how: str, compiler: Graphs
     else:
         model.bottom = torch.compile(model.bottom, backend=compiler)
     model(images)
-    graphs, runs = compiler.graphs, compiler.runs
+    graphs, runs = compiler.count, compiler.runs
     if not graphs:
         pytest.skip("this release of PyTorch compiles nothing here")
     reference(images)
     with augmented(model, {"bottom": Scaled(), "enc1": Scaled()}):
         output = model(images)
         assert compiler.runs > runs
-    assert compiler.graphs == graphs
+    assert compiler.count == graphs
     for layer in ("bottom", "enc1"):
         hook(reference, layer, (), lambda code: code * 0.5 + 1)
     torch.testing.assert_close(output, reference(images))
     model(images)
-    assert compiler.graphs == graphs
+    assert compiler.count == graphs
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "compile"])
@@ -988,7 +972,7 @@ def test_any_transform_in_a_model_that_is_compiled_afterwards(transform: LatentT
         outputs[-1].square().sum().backward()
         attached.remove()
         outputs.extend([*(weight.grad for weight in model.parameters()), run(images)])
-        assert (compiler.graphs > 0) is compile_it  # once it was removed
+        assert (compiler.count > 0) is compile_it  # once it was removed
     half = len(outputs) // 2
     for one, other in zip(outputs[:half], outputs[half:], strict=True):
         torch.testing.assert_close(one, other)

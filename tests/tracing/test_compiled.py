@@ -13,17 +13,7 @@ from torch import Tensor, nn
 
 from latentaug.tracing.compiled import compile_as, compiler_of, gradients_twice, uncompiled, untapped_parts
 from latentaug.tracing.intercept import is_compiled
-
-
-class Graphs:
-    """A compiler that counts what it compiles."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, graph: Any, inputs: Any) -> Any:
-        self.count += 1
-        return graph.forward
+from tests.support.graphs import Graphs
 
 
 @pytest.fixture

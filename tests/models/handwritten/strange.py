@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.handwritten.parts import conv_norm_relu, double_conv
+from tests.models.handwritten.unets import SegNet
 
 WIDTHS = (8, 16, 32)
 
@@ -202,14 +203,8 @@ class FunctionalState(Levels):
 
 
 # Pooling --------------------------------------------------------------------------------------------------------------
-class PooledWithIndices(nn.Module):
+class PooledWithIndices(SegNet):
     """Nothing is computed on the coarsest grid, to which one pooling for all levels leads; skips go around it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc1, self.enc2, self.enc3 = double_conv(3, 8), double_conv(8, 16), double_conv(16, 32)
-        self.pool, self.unpool = nn.MaxPool2d(2, 2, return_indices=True), nn.MaxUnpool2d(2, 2)
-        self.dec3, self.dec2, self.dec1 = double_conv(32, 16), double_conv(16, 8), nn.Conv2d(8, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.enc1(x)

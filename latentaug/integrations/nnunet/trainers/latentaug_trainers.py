@@ -5,16 +5,13 @@ nnU-Net puts this folder first on `sys.path` and imports its files by their bare
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from latentaug import GIN, MixStyle, RandConv
 from latentaug.integrations.nnunet.training import ChangesCodes, ChangesImages, Cooperative, FineTunes
-
-CPU_OR_GPU = torch.device("cuda")
-"""nnU-Net's own default; it reads the arguments of a trainer from its signature, so that this is repeated here."""
 
 
 class nnUNetTrainerCooperative(Cooperative, nnUNetTrainer):
@@ -24,30 +21,20 @@ class nnUNetTrainerCooperative(Cooperative, nnUNetTrainer):
 class nnUNetTrainerCooperative_5epochs(nnUNetTrainerCooperative):
     """The same for five epochs, to try it out."""
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = CPU_OR_GPU,
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    # nnU-Net reads the arguments of a trainer from its signature.
+    @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.num_epochs = 5
 
 
 class nnUNetTrainerCooperativeFineTune(FineTunes, nnUNetTrainerCooperative):
     """Goes on from the finished training of nnU-Net's own trainer, for a tenth as long and at a tenth of the rate."""
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = CPU_OR_GPU,
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    # nnU-Net reads the arguments of a trainer from its signature.
+    @wraps(nnUNetTrainer.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.num_epochs //= 10
         self.initial_lr /= 10
 
