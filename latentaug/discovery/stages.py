@@ -139,7 +139,11 @@ class _Road:
         for candidate in self.found:
             made = self._made.setdefault(candidate.node, candidate.call.finish)
             self._made[candidate.node] = min(made, candidate.call.finish)
-        self._named = [c for c in self.found if self._reaches_all_that_follows(c) and self._is_one(c, alone)]
+        self._named = [
+            c
+            for c in self.found
+            if self._reaches_all_that_follows(c) and self._is_one(c, alone) and not self._is_hooked_inside(c)
+        ]
 
     def modules(self, *, whole: bool = True, only: Collection[Any] | None = None) -> list[Candidate]:
         """Choose the outermost modules of the road that hold one step of it each; of some nodes only, if told.
@@ -201,6 +205,14 @@ class _Road:
             if shape != candidate.tensor.shape or (alone and node not in self._place):
                 return False
         return True
+
+    def _is_hooked_inside(self, candidate: Candidate) -> bool:
+        """Tell whether hooks of the model read the code where a call inside returned it: this call returns it too late."""
+        return any(
+            c.node is candidate.node and c.call.hooked and c.call is not candidate.call
+            for c in self.found
+            if is_within(c.call, candidate.call)
+        )
 
     def _is_entered(self, candidate: Candidate) -> bool:
         """Tell whether a call holds more than a step to another grid, or something finer that is read elsewhere too."""

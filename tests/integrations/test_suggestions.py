@@ -189,6 +189,8 @@ NO_DECODER = {
     "by hand Segmenter, forward_features",
     "by hand MLP-Mixer",
     "by hand F.dropout in the encoder",
+    "by hand walked by index, strided classifier",
+    "by hand classes from the encoder",
 }
 
 
