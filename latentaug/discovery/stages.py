@@ -207,7 +207,7 @@ class _Road:
         return True
 
     def _is_hooked_inside(self, candidate: Candidate) -> bool:
-        """Tell whether hooks of the model read the code where a call inside returned it: this call returns it too late."""
+        """Tell whether hooks of the model read the code inside the call, where it was made: it returns it too late."""
         return any(
             c.node is candidate.node and c.call.hooked and c.call is not candidate.call
             for c in self.found

@@ -222,7 +222,7 @@ class LatentTap:
             self._running = False
         self._capture = capture
         self._seen = [tuple(code.shape) for code in capture.codes], _image_shape(args, kwargs)
-        if not capture.fits and plan.fast:
+        if capture.unplanned or (not capture.fits and plan.fast):
             self._distrust(capture, args, kwargs)
         return output
 
@@ -235,7 +235,7 @@ class LatentTap:
             if capture.start is not None:
                 capture.start.expect(dict(capture.plan.saving))
         elif capture.unplanned:
-            self._shared.renew(key)
+            self._shared.renew(self._root, key, capture.unplanned - _learning(self._root))
         else:
             self._shared.distrust(self._root, key)
 
@@ -487,6 +487,10 @@ def _uncopied(root: nn.Module, shared: PlanCache) -> Iterator[None]:
 
 def _is_identity(change: object) -> bool:
     return isinstance(change, Sampled) and bool(getattr(change, "is_identity", False))
+
+
+def _learning(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _image_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

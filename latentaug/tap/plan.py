@@ -56,7 +56,8 @@ def make_plan(
         )
     inputs, device = (args, kwargs), device_of(model, args, kwargs)
     with sandbox(model, device):
-        clock = _Clock(device)
+        # A proof starts from what the model keeps now, as the next pass will: what is drawn once is drawn in it, too.
+        clock, kept = _Clock(device), State(model)
         sample, obstacle = first_samples(inputs, few_samples(model)), ""
         try:
             seen, _ = _seen(model, spots, call, sample)
@@ -70,8 +71,9 @@ def make_plan(
         if seen.shared is not None:
             see_that_a_tap_changes_nothing(model, seen.plan, sample, seen.shared)
         if not obstacle and fraction > _LITTLE:
-            plan, obstacle = _proved_on_smaller(model, seen, sample)
+            plan, obstacle = _proved_on_smaller(model, seen, sample, kept)
         if plan is None:
+            kept.give_back()
             plan, misfit = prove(*captured(model, seen.plan, *map_tensors(sample, torch.clone)), sample)
         seconds = clock.seconds()
     _tell(model, obstacle or "smaller images take it nearly as long", seconds, seconds / once * fraction)
@@ -255,7 +257,7 @@ def _storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 # Proving ----------------------------------------------------------------------------------------------------------
-def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan | None, str]:
+def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any, kept: State) -> tuple[Plan | None, str]:
     """Prove a plan on smaller images, of which a pass shows the same as at full size; or tell why that won't do."""
     if any(map(is_compiled, submodules(model))):
         return None, "it is compiled, for one size"
@@ -265,6 +267,7 @@ def _proved_on_smaller(model: nn.Module, seen: _Seen, sample: Any) -> tuple[Plan
     for size in _smaller_sizes(sample):
         small = resized(sample, size)
         at = " x ".join(map(str, size))
+        kept.give_back()
         try:
             again, capture, output = _seen_and_captured(model, seen.plan, small)
             if difference := seen.difference(again):

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -60,7 +61,7 @@ class PlanCache:
         self.suggested: dict[tuple[str, str], Suggestion] = {}  # by a transform's class and place
         self.plans: dict[Any, Plan] = {}
         self.distrusted: set[Any] = set()
-        self.renewed: set[Any] = set()
+        self.moved: dict[Any, set[str]] = {}  # what passes have moved that plans did not name
         self.verdicts: list[Verdict] = []  # on replays of taps that were left before an accelerator came to them
 
     @contextmanager
@@ -72,11 +73,21 @@ class PlanCache:
         finally:
             self.busy = before
 
-    def renew(self, key: Any) -> None:
-        """Drop a plan, so that the next pass makes another; once, as what a model does now and then stays unplanned."""
-        if key not in self.renewed:
+    def renew(self, model: nn.Module, key: Any, moved: set[str]) -> None:
+        """Have a plan made anew that did not name all that a pass has moved.
+
+        What moves again, though the other plan does not name it either, moves now and then: it is named from then on,
+        so that replays start from where it was, and nothing is skipped.
+        """
+        known = self.moved.get(key)
+        if known is None:
             del self.plans[key]
-        self.renewed.add(key)
+        elif again := known & moved:
+            plan = self.plans[key]
+            if plan.fast:
+                plan = without_skipping(model, plan, "it does not move the same state in every pass")
+            self.plans[key] = replace(plan, moving=plan.moving | again)
+        self.moved[key] = moved | (known or set())
 
     def distrust(self, model: nn.Module, key: Any) -> None:
         """Drop a plan that did not fit a pass, so that the next makes another; if that fails too, skip nothing more."""

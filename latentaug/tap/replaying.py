@@ -54,6 +54,12 @@ def replayed(
     start.see_that_it_is_as_it_was()
     changed = start.changed_weights()
     if changed is not None and not detach:
+        if changed in capture.unplanned:
+            raise RuntimeError(
+                f"LatentTap.replay needs what {type(model).__name__} keeps as it was when the forward pass began, but "
+                f"this pass has moved {changed!r}, which it did not when its replays were proved, and the values are "
+                "gone. Call the model again first: what moves now and then is known in later passes."
+            )
         raise RuntimeError(
             f"LatentTap.replay needs the weights as they were in the forward pass, but {changed!r} has changed; "
             "perhaps an optimizer has changed them since. Replay before optimizer.step(), and before weights are "

@@ -54,6 +54,7 @@ class PassTensors:
         self.slots: list[Slot] = []
         self.modes: list[tuple[str, nn.Module, bool]] = []
         self.starts: dict[int, Tensor] = {}
+        plain: list[Tensor] = []
         for path, module in [*named_modules_of(model), *hidden]:
             self.modes.append((path, module, module.training))
             for key, child in module._modules.items():
@@ -66,10 +67,14 @@ class PassTensors:
             for key, buffer in module._buffers.items():
                 if not is_moved_by_its_norm(module, key):
                     self._add(path, key, module._buffers, buffer)
+                if buffer is not None and not is_norm_statistic(module, key):
+                    plain.append(buffer)
         for index, slot in enumerate(self.slots if moving else ()):
             if slot.name in moving and isinstance(slot.value, Tensor):
                 self.starts[index] = copied(slot.value)
         self.note()
+        watched = {id(slot.value) for slot in self._watched()}
+        self._buffers_print = Fingerprint([buffer for buffer in plain if id(buffer) in watched])
 
     def _add(self, path: str, key: str, holder: dict[str, Any], value: Any) -> None:
         if isinstance(value, Tensor):
@@ -90,9 +95,12 @@ class PassTensors:
     def moved(self, *, trainable: bool = True) -> set[str]:
         """Name weights and buffers, but for those known to move, that were changed or replaced since.
 
+        Of what no version counter tells, buffers on the CPU are seen that are no statistics of PyTorch's own norms.
+
         Args:
             trainable: Whether weights that learn are named too.
         """
+        written = {id(tensor) for tensor in self._buffers_print.changed()}
         return {
             slot.name
             for i, slot in enumerate(self.slots)
@@ -100,7 +108,11 @@ class PassTensors:
             and slot.kind is not None
             and not (isinstance(slot.value, nn.Parameter) and self.spread)
             and (trainable or not _learns(slot.value))
-            and (version_of(slot.value) != slot.version or slot.holder.get(slot.key) is not slot.value)
+            and (
+                version_of(slot.value) != slot.version
+                or slot.holder.get(slot.key) is not slot.value
+                or id(slot.value) in written
+            )
         }
 
     def recast(self) -> str | None:

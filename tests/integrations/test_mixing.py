@@ -34,6 +34,7 @@ MIXUP = FixedMixup()
 INDICES = "reads, after the code, a tensor of int64"
 REFUSED = {
     "by hand SegNet, unpooling": INDICES,
+    "by hand pooled with indices, around skips": INDICES,
     "MONAI Quicknat 2-D": INDICES,
     "by hand checkpointed decoder": "in a part that is checkpointed",
 }
@@ -43,6 +44,8 @@ CALLED_TWICE = (
     "by hand siamese",
     "by hand ConvLSTM at the bottleneck",
     "by hand SegNet, unpooling",
+    "by hand pooled with indices, around skips",
+    "by hand centre thrown away",
 )
 BEYOND_THE_ORACLE = ("by hand FiLM by a context network",)  # whose memory cannot be written to
 

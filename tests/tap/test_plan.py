@@ -157,6 +157,70 @@ def test_a_model_that_remembers_elsewhere_is_refused(images: Tensor) -> None:
         tap._model(images)
 
 
+class DrawsOnce(Base):
+    """Adds noise that it draws in its first pass, and drops some of what follows at random."""
+
+    noise: dict[Any, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] not in self.noise:
+            self.noise[x.shape[1:]] = torch.randn(x.shape[1:], dtype=x.dtype)
+        x = self.stem(x + self.noise[x.shape[1:]])
+        return self.head(self.up(self.code(F.dropout(x))))
+
+
+@pytest.mark.parametrize("size", [16, 64], ids=["small", "large"])
+def test_what_is_drawn_once_is_drawn_once_in_replays_too(size: int) -> None:
+    model, images = DrawsOnce().double(), torch.rand(4, 3, size, size, dtype=torch.float64)
+    with LatentTap(model, "code") as tap:
+        for _ in range(2):
+            logits, noise = model(images), {**model.noise}
+            for full in (False, True):
+                assert torch.equal(tap.replay(None, full=full), logits)
+            assert model.noise.keys() == noise.keys()
+            assert all(model.noise[key] is one for key, one in noise.items())
+        model.noise.clear()
+        logits = model(images)
+        for full in (False, True):
+            assert torch.equal(tap.replay(None, full=full), logits)
+
+
+class MovesNowAndThen(Base):
+    """Follows the mean of its images in some passes only, by `.data`, of which no version counter tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.follows = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.follows:
+            self.mean.data.copy_(0.9 * self.mean + 0.1 * x.mean())
+        return self.head(self.up(self.code(self.stem(x)))) + self.mean.clone()
+
+
+def test_what_moves_now_and_then_is_refused_with_the_reason_and_known_later(images: Tensor) -> None:
+    model = MovesNowAndThen().double()
+    with LatentTap(model, "code") as tap:
+        model(images)
+        for _ in range(2):
+            model.follows = True
+            model(images)
+            with pytest.raises(RuntimeError, match="this pass has moved 'mean'"):
+                tap.replay(None)
+            model.follows = False
+            logits = model(images)
+            assert torch.equal(tap.replay(None), logits)
+        model.follows = True
+        for _ in range(2):
+            logits = model(images)
+            assert torch.equal(tap.replay(None), logits)
+
+
 # Proofs on smaller images ---------------------------------------------------------------------------------------------
 
 
