@@ -12,12 +12,14 @@ from hypothesis import settings
 from torch import Tensor
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS, Layout
+from latentaug.training.allocator import tune_allocator
 from tests.campaigns import day
 
 settings.register_profile("latentaug", deadline=None)  # a busy machine is no failure
 settings.load_profile("latentaug")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell, whose Ctrl-C is for others
     signal.signal(signal.SIGINT, signal.default_int_handler)
+tune_allocator(2**30)  # fresh pages for every large tensor take a quarter of the tests' time
 torch.set_num_threads(1)  # the tests' tensors are small; threads that wait for each other only cost time
 
 SHAPES = {

@@ -69,6 +69,7 @@ class TestCounts:
         needed = by_hand(192)
         assert needed["cooperative, targeted channels"] / needed["standard"] == pytest.approx(2.114, abs=5e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("option", OPTIONS)
     def test_options_save_what_they_are_said_to(self, option: str) -> None:
         assert count_option(CPU, option, images=2, side=64) == by_hand(64)[option]
@@ -101,6 +102,7 @@ class TestCounts:
 
 
 class TestMeasuring:
+    @pytest.mark.slow
     def test_subjects_take_turns_in_processes_of_their_own(self) -> None:
         size = Size(images=2, side=32)
         subjects = {"a": Subject(partial(bare, **size)), "b": Subject(partial(bare, **size), kept=0)}
@@ -271,6 +273,7 @@ def test_the_authors_code_is_timed_beside_ours(
     assert {"bare", "standard", "cooperative", "authors' standard", "authors' cooperative"} <= rows.keys()
 
 
+@pytest.mark.slow
 def test_a_folder_without_it_is_left_out_and_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nibabel")  # of the cardiac example, whose batches are timed
     pytest.importorskip("matplotlib")

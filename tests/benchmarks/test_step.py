@@ -32,6 +32,7 @@ def test_all_networks_that_are_timed_can_be_sent_to_a_process() -> None:
     assert [pickle.loads(pickle.dumps(row)).size for row in STEPPED] == [row.size for row in STEPPED]
 
 
+@pytest.mark.slow
 def test_a_variant_that_the_library_does_not_know_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "later", {"hard": {"colour": "red"}})
     monkeypatch.setitem(VARIANTS, "sooner", {"residue": 1})

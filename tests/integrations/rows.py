@@ -32,6 +32,8 @@ class Row(Case):
         classes: Channels of the logits.
         logits: Reads the logits from the output, where the library's own readers can't.
         quick: Whether it is the row of its library that plain `pytest` runs.
+        paired: Whether it pairs parts that rows before it have, each with others: its code is found and replayed as
+            theirs, but it is neither trained nor mixed nor asked for other layers.
         wake: Whether the weights are drawn anew, so that signal reaches the end of an untrained model.
         timed: Shape of the images that replays are timed on for the table. Default: 128 x 128, or `shape` in 3-D.
     """
@@ -43,6 +45,7 @@ class Row(Case):
     classes: int = 2
     logits: Callable[[Any], Any] | None = None
     quick: bool = False
+    paired: bool = False
     wake: bool = True
     timed: tuple[int, ...] | None = None
 
@@ -52,6 +55,19 @@ class Row(Case):
     def model(self, train: bool) -> nn.Module:
         """Build it; the same weights every time, and statistics that fit the images."""
         return copy.deepcopy(_built(self)).train(train)
+
+    def known(self, train: bool, *, fresh: bool = False) -> nn.Module:
+        """Return one model to all checks in a mode, its buffers as built: what taps proved of it is not proved anew.
+
+        The first check asks for a `fresh` one, on which no other can have left anything.
+        """
+        if fresh:
+            _known.cache_clear()
+        model, built = _known(self, train), dict(_built(self).named_buffers())
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(built[name])
+        return model
 
     def large_images(self) -> Tensor:
         """Draw the images that replays are timed on, in float32."""
@@ -67,6 +83,11 @@ def _built(row: Row) -> nn.Module:
         wake(model)
     settle(model, row.images())
     return model
+
+
+@functools.lru_cache(maxsize=2)  # in each mode
+def _known(row: Row, train: bool) -> nn.Module:
+    return row.model(train)
 
 
 def wake(model: nn.Module) -> None:
@@ -96,6 +117,11 @@ def settle(model: nn.Module, images: Tensor) -> None:
 def parameters(rows: Iterable[Row]) -> list[Any]:
     """Return the rows for `pytest.mark.parametrize`: one per library unmarked, the others slow."""
     return [pytest.param(row, id=str(row), marks=[] if row.quick else [pytest.mark.slow]) for row in rows]
+
+
+def unpaired(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that have a part which none before them has."""
+    return [row for row in rows if not row.paired]
 
 
 def unused(model: nn.Module, output: Any) -> set[str]:

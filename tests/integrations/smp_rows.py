@@ -6,6 +6,8 @@ library states for the encoder: stride 32 at depth 5 unless the architecture dil
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +83,17 @@ def vit(encoder: str, code: tuple[int, ...], *, size: tuple[int, int] = WIDE, **
 SMALL_SWIN: dict[str, Any] = {"img_size": WIDE, "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
 DEPTH_4: dict[str, Any] = {"encoder_depth": 4, "decoder_channels": (64, 32, 16, 16)}
 
-ROWS = [
+
+def with_pairs_marked(rows: Iterable[Row]) -> Iterator[Row]:
+    """Mark those as `paired` whose architecture and encoder rows before them have, unless a note says what is new."""
+    seen: set[str] = set()
+    for one in rows:
+        name, _, note = one.name.partition(", ")
+        yield replace(one, paired=not note and seen.issuperset(name.split()))
+        seen.update(name.split())
+
+
+MODELS = [
     row("Unet resnet18", (512, 2, 3), quick=True),
     row("Unet resnet18", (512, 3, 2), note="1 channel, 1 class", channels=1, classes=1, size=TALL),
     row("Unet resnet18", (128, 8, 12), note="depth 3", path=(3,), encoder_depth=3, decoder_channels=(64, 32, 16)),
@@ -155,3 +167,4 @@ ROWS = [
     vit("vit_tiny_r_s16_p8_224", (48, 2, 2), size=SQUARE, dynamic_img_size=True),
     row("DPT tu-convnext_atto", (320, 2, 3), path=(0, 3), decoder_readout="ignore"),
 ]
+ROWS = list(with_pairs_marked(MODELS))

@@ -6,6 +6,7 @@ layer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ def oracle(case: Case, train: bool, change: Callable[[Tensor], Tensor]) -> tuple
     return model, output, seen.code
 
 
+@functools.cache  # one dry run of each model
 def number_of_the_call(case: Case, train: bool) -> int:
     if case.call >= 0:
         return case.call

@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler, swa_utils
 
 from latentaug.training.plain import NotPlainError, plain, restored, without_code
 from latentaug.training.trainer import CooperativeTrainer
-from tests.support.tiny_training import same_weights, squares, tiny_trainer, weights_of
+from tests.support.tiny_training import headless_coop, same_weights, squares, tiny_trainer, weights_of
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,8 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_is_read_back_and_goes_on(name: str, tmp_path: Path) -> None:
     def trainer() -> CooperativeTrainer:
-        return tiny_trainer(scheduler=SCHEDULES[name], optimizer=partial(torch.optim.Adam, lr=np.float64(1e-3)))
+        optimizer = partial(torch.optim.Adam, lr=np.float64(1e-3))
+        return tiny_trainer(headless_coop(), scheduler=SCHEDULES[name], optimizer=optimizer)
 
     batches = list(squares())
     straight, first, second = trainer(), trainer(), trainer()

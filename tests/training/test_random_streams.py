@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from latentaug.training.random_streams import check_random_state, random_state, restore_random_state, streams_of
 from tests.support.random_streams import seed_all
-from tests.support.tiny_training import At, Squares, same_weights, tiny_trainer, weights_of
+from tests.support.tiny_training import At, Squares, headless_coop, same_weights, tiny_trainer, weights_of
 
 CPU = torch.device("cpu")
 
@@ -106,10 +106,11 @@ LOADERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("saved_after", [2, 3, 4])
 def test_resuming_is_exact_wherever_a_loader_holds_its_stream(tmp_path: Path, name: str, saved_after: int) -> None:
-    straight = tiny_trainer(callbacks=[At(saved_after, lambda trainer: trainer.save(tmp_path / "a.pt"))])
+    save = At(saved_after, lambda trainer: trainer.save(tmp_path / "a.pt"))
+    straight = tiny_trainer(headless_coop(), callbacks=[save])
     seed_all(5)
     straight.fit(LOADERS[name](), epochs=3)
-    resumed = tiny_trainer()
+    resumed = tiny_trainer(headless_coop())
     resumed.resume(tmp_path / "a.pt")
     resumed.fit(LOADERS[name](), epochs=3)
     assert same_weights(weights_of(straight), weights_of(resumed))

@@ -25,13 +25,13 @@ from torch.optim.lr_scheduler import (
 from latentaug.training.optimization import PerStep
 from latentaug.training.settings import overrides
 from latentaug.training.trainer import CooperativeTrainer
-from tests.support.tiny_training import squares, tiny_trainer
+from tests.support.tiny_training import headless_coop, squares, tiny_trainer
 
 adam = partial(torch.optim.Adam, lr=1e-3)
 
 
 def trainer(optimizer: Any = None, scheduler: Any = None) -> CooperativeTrainer:
-    return tiny_trainer(optimizer=adam if optimizer is None else optimizer, scheduler=scheduler)
+    return tiny_trainer(headless_coop(), optimizer=adam if optimizer is None else optimizer, scheduler=scheduler)
 
 
 def saved(path: Path, optimizer: Any = None, scheduler: Any = None, epochs: int = 2) -> Path:
