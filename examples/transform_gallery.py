@@ -43,6 +43,12 @@ def hearts(n: int) -> tuple[Tensor, Tensor]:
     return (images + 0.02 * torch.randn(images.shape)).clamp(0, 1), labels
 
 
+def range_of(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the darkest and the brightest value of each image, without the margin that convolutions mix with zeros."""
+    inside = images[..., 4:-4, 4:-4]
+    return inside.amin((1, 2, 3), keepdim=True), inside.amax((1, 2, 3), keepdim=True)
+
+
 model, (images, labels) = Both(), hearts(8)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 for _ in range(ITERATIONS if "--quick" not in sys.argv else 2):
@@ -62,8 +68,8 @@ for name in latentaug.__all__:
     layers = suggest_layers(model, images, transform).layers
     if not layers:
         changed = transform.augment(images, generator=generator)
-        low, high = changed.amin((1, 2, 3), keepdim=True), changed.amax((1, 2, 3), keepdim=True)
-        pictures[name] = (changed - low) / (high - low)  # some leave the range of the images
+        (low, high), (darkest, brightest) = range_of(images), range_of(changed)  # some leave the range of the images
+        pictures[name] = (low + (changed - darkest) * (high - low) / (brightest - darkest)).clamp(low, high)
         continue
     with LatentTap(model, transform=transform) as tap:
         model(images)
