@@ -67,6 +67,7 @@ from latentaug.training.allocator import tune_allocator
 from latentaug.training.callbacks import Callback, Ramp
 from latentaug.training.optimization import PerStep, is_native
 from latentaug.training.trainer import CooperativeTrainer
+from latentaug.training.watching import HardExampleLog, ShowHardExamples
 
 try:
     __version__ = metadata.version("latentaug")
@@ -103,6 +104,7 @@ __all__ = [
     "DropBlock",
     "EFDMix",
     "Explanation",
+    "HardExampleLog",
     "HardExamples",
     "LatentMask",
     "LatentTap",
@@ -127,6 +129,7 @@ __all__ = [
     "SaliencyCalculator",
     "Schedule",
     "ShapePrior",
+    "ShowHardExamples",
     "StrongIntensity",
     "Suggestion",
     "TargetDrop",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latentaug.figure import new_figure
 from latentaug.nets.functional import to_labels
 
 if TYPE_CHECKING:
@@ -240,9 +241,7 @@ def _plane(tensor: Tensor) -> Array:
 
 
 def _grid(rows: int, columns: int, aspect: float, width: float = 1.6, titles: float = 0.0) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, (width * aspect + titles) * rows + 0.3), layout="constrained")
+    figure = new_figure(width * columns, (width * aspect + titles) * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.set_axis_off()

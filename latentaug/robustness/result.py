@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latentaug.figure import new_figure
 from latentaug.table import html_table
 
 if TYPE_CHECKING:
@@ -174,11 +175,9 @@ class Robustness:
 
     def plot(self) -> Figure:
         """Draw Dice against severity, a panel for each shift, a line for each model; needs matplotlib."""
-        from matplotlib.figure import Figure
-
         columns = min(4, max(1, len(self.shifts)))
         rows = max(1, math.ceil(len(self.shifts) / columns))
-        figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.4), layout="constrained")
+        figure = new_figure(2.6 * columns, 2.3 * rows + 0.4)
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for panel, shift in zip(panels.flat, self.shifts, strict=False):
             for name in self.models:

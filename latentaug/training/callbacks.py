@@ -8,6 +8,7 @@ import io
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,7 +141,9 @@ def default_callbacks(folder: str | Path | None = None) -> list[Callback]:
 
 
 class Progress(Callback):
-    """Show scores and the time left on stderr: a bar on a terminal where tqdm is installed, else a line for an epoch.
+    """Show scores and the time left: a bar where tqdm is installed, on a terminal and in a notebook; else a line.
+
+    A line tells of an epoch, on stderr.
 
     Args:
         every: Least number of seconds between two such lines. The first and the last epoch always have theirs.
@@ -154,8 +157,10 @@ class Progress(Callback):
         self._started, self._first_step = time.monotonic(), trainer.global_step
         self._shown, self._held_back = -math.inf, ""
         self._bar: Any = None
-        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
-            from tqdm import tqdm
+        if (sys.stderr.isatty() or _in_notebook()) and importlib.util.find_spec("tqdm") is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of widgets that are not there: the bar is text then
+                from tqdm.auto import tqdm
 
             self._bar = tqdm(total=trainer.planned_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
@@ -238,7 +243,7 @@ class TensorBoardLog(Callback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ModuleNotFoundError(
-                "TensorBoardLog needs the package tensorboard. Install it, or use CSVLog."
+                f"{type(self).__name__} needs the package tensorboard. Install it, or use CSVLog."
             ) from error
         self._writer = SummaryWriter(str(self.folder), purge_step=trainer.global_step + 1)
 
@@ -251,3 +256,9 @@ class TensorBoardLog(Callback):
     def on_end(self, trainer: Trainer) -> None:
         """Close the event file."""
         self._writer.close()
+
+
+def _in_notebook() -> bool:
+    """Tell whether this runs in a Jupyter kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
