@@ -10,6 +10,8 @@ The rooms show the method, and imports run one way through them:
 - `nets`: the paper's networks. `FTN`, `ReconstructionHead`, `ShapePrior`, `CodeDecoupler`.
 - `cooperative`: the method of Chen et al., MICCAI 2021. `CooperativeModel`, `cooperative_backward`, `HardExamples`.
 - `training`: a loop, for who wants one. `CooperativeTrainer`, callbacks, `tune_allocator`.
+- `robustness`: how trained models hold up under shifts. `latentaug.robustness.measure`, and a command.
+- `integrations`: doors into the frameworks that people train with, one a file.
 - `latentaug.plot`: figures of hard examples.
 
 Tap a model at a latent code, change the code, replay the rest, and train on what comes out::

@@ -39,7 +39,7 @@ class HardExamples:
             the paper's: a hard image is what the changed code decodes to, and as blurred. 1: the image itself, changed
             by as much as its reconstruction is. A pair is sampled from uniformly, for each sample. Default None: 0 for
             an image code that a model declares, and (0, 1) for any other, as models with skip connections have codes
-            that hold few details; 1 with `mix`. See "Which code" in `docs/explanation/cardiac-example.md`.
+            that hold few details; 1 with `mix`. See `docs/explanation/which-code.md`.
         noise: Standard deviation of the noise on training images, relative to `image_range`; or a callable
             (images, generator) -> noisy images. Default None: 0.05 for a model that declares its codes, as in the
             authors' code, and 0 for any other.

@@ -15,7 +15,7 @@ from latentaug.tracing.record import Call, ancestors
 
 FINE = 8
 """Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
-skip connections carry the details: see "Which code" in `docs/explanation/cardiac-example.md`."""
+skip connections carry the details: see `docs/explanation/which-code.md`."""
 
 FINEST_LEVEL = 2
 """Levels of an encoder up to this stride are left alone: they hold the image's details, and little else."""
