@@ -138,7 +138,8 @@ def _about(room: str) -> str:
     import latentaug
 
     found = re.search(rf"^- `{room}`: (.+?)(?=\n- |\n\n|\Z)", latentaug.__doc__ or "", flags=re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
+    text = " ".join(found[1].split()) if found else ""
+    return text[:1].upper() + text[1:]
 
 
 def _outside(page: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 QUIET = {"PYTHONWARNINGS": "ignore", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1"}
+QUIETLY = ["--log-level=ERROR"]
 
 
 class Shown(NamedTuple):
@@ -32,7 +33,8 @@ def executed(text: str) -> Any:
 
     notebook = nbformat.reads(text, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": folder}})
+        options = {"extra_arguments": QUIETLY, "resources": {"metadata": {"path": folder}}}
+        client = NotebookClient(notebook, timeout=180, **options)
         client.execute(env={**os.environ, **QUIET})
     return notebook
 
@@ -91,5 +93,5 @@ def _output(output: Any, name: str, pictures: dict[str, bytes]) -> str:
         pictures[picture] = b64decode(data["image/png"])
         return f"![What the cell above draws]({picture})"
     if "text/html" in data:
-        return data["text/html"].strip()
+        return f'<div class="output">\n{data["text/html"].strip()}\n</div>'
     return f"```text\n{data['text/plain']}\n```"
