@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from latentaug.checks import whole
 from latentaug.cooperative.explanation import Explanation
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.plot import plot_hard_examples
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.location import unwrap
@@ -254,4 +253,6 @@ class _Looks:
         return examine(trainer.model, self.images, self.labels, self.seed)
 
     def drawn(self, found: Examined) -> Figure:
+        from latentaug.plot import plot_hard_examples
+
         return plot_hard_examples(self.images, self.labels, **found.explanation._asdict(), samples=self.samples)
