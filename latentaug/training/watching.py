@@ -116,11 +116,11 @@ def _dice(model: CooperativeModel, logits: Tensor, labels: Tensor) -> float:
 
 
 class HardExampleLog(TensorBoardLog):
-    """Write the hard examples of a batch to TensorBoard: a figure, and curves of how hard they are. After epochs only.
+    """Write the hard examples of a batch to TensorBoard: a figure, and curves of how hard they are. After epochs.
 
     The curves, under `hard/`: Dice of the batch, of its hard segmentations and of its hard images; the fraction of a
     code that is masked; the fraction of the saliency that the most salient tenth of the channels holds, as `examine`
-    in this module has them. `TensorBoardLog` has the losses; both may have one folder. Between epochs nothing is
+    in this module has them. `TensorBoardLog` has the losses; both may have one folder. Within epochs nothing is
     computed, and training takes the course that it takes without. Needs the package tensorboard, and matplotlib for the
     figure.
 
@@ -137,7 +137,8 @@ class HardExampleLog(TensorBoardLog):
 
     Raises:
         TypeError: At the start of the fit: the model is no `CooperativeModel`.
-        ValueError: `every` is not positive; or, at the start of the fit, weights are spread over processes.
+        ValueError: `every` is not positive; or, at the start of the fit, the batch doesn't fit, or weights are spread
+            over processes.
 
     Example:
         >>> images, labels = torch.rand(2, 1, 16, 16), torch.randint(4, (2, 16, 16))
@@ -159,7 +160,7 @@ class HardExampleLog(TensorBoardLog):
 
     def on_start(self, trainer: Trainer) -> None:
         """Open an event file, if hard examples can be looked at."""
-        examinable(trainer.model)
+        self.looks.look(trainer)
         super().on_start(trainer)
 
     def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
@@ -193,7 +194,8 @@ class ShowHardExamples(Callback):
 
     Raises:
         TypeError: At the start of the fit: the model is no `CooperativeModel`.
-        ValueError: `every` is not positive; or, at the start of the fit, weights are spread over processes.
+        ValueError: `every` is not positive, or images have other axes; or, at the start of the fit, the batch doesn't
+            fit, or weights are spread over processes.
         ModuleNotFoundError: At the start of the fit: IPython is missing, and there is no `show`.
 
     Example:
@@ -211,12 +213,17 @@ class ShowHardExamples(Callback):
         seed: int = 0,
         show: Callable[[Figure], Any] | None = None,
     ) -> None:
+        if images.ndim not in (4, 5):
+            raise ValueError(
+                f"ShowHardExamples draws images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}. "
+                "HardExampleLog has curves of others."
+            )
         self.looks = _Looks(images, labels, every, samples, seed)
         self._show = show
 
     def on_start(self, trainer: Trainer) -> None:
         """See that hard examples can be looked at, and shown."""
-        examinable(trainer.model)
+        self.looks.look(trainer)
         self._shown: Any = None
         if self._show is None and importlib.util.find_spec("IPython") is None:
             raise ModuleNotFoundError(
@@ -240,7 +247,7 @@ class ShowHardExamples(Callback):
 
 
 class _Looks:
-    """A batch that is looked at now and then."""
+    """A batch that is looked at now and then, first when a fit starts: what is wrong with it shows before an epoch."""
 
     def __init__(self, images: Tensor, labels: Tensor, every: int, samples: int, seed: int) -> None:
         self.images, self.labels = images, labels

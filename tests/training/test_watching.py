@@ -64,6 +64,13 @@ def test_what_has_no_hard_examples_is_refused_when_a_fit_starts() -> None:
         examine(nn.Conv2d(1, 2, 3), *batch())
     with pytest.raises(ValueError, match="every must be a whole number, 1 or more; got 0"):
         ShowHardExamples(*batch(), every=0)
+    with pytest.raises(ValueError, match=r"draws images \[B, C, H, W\] .* got \(6, 1, 64\)"):
+        ShowHardExamples(batch()[0].flatten(2), batch()[1].flatten(1))
+    images, labels = batch()
+    trainer = tiny_trainer(callbacks=[ShowHardExamples(images, labels[:3], show=print)])
+    with pytest.raises(ValueError, match="labels"):
+        trainer.fit(squares(), epochs=1)
+    assert trainer.global_step == 0
 
 
 def test_spread_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
