@@ -34,8 +34,8 @@ def run(options: Options) -> Report:
 def batch_seconds(device: torch.device, side: int, images: int, repeats: int) -> float:
     """Return the median time of a training batch, from volumes of noise in memory."""
     sys.path.insert(0, str(EXAMPLES))
-    from cardiac.data.batches import TrainingBatches
     from cardiac.data.readers import Frame
+    from study.data.batches import TrainingBatches
 
     random, margin = np.random.default_rng(0), side * 7 // 6
     frames = [

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 
 from cardiac.data import DataError
-from cardiac.report import compare_runs
 from cardiac.report.conclusion import conclude
-from cardiac.report.published import read_published
 from cardiac.run.arguments import one_by_one, parse
 from cardiac.run.experiment import run
+from study.report import compare_runs
+from study.report.published import read_published
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

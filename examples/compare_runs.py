@@ -6,7 +6,7 @@ python examples/compare_runs.py --help
 
 import sys
 
-from cardiac.report.compare_runs import main
+from study.report.compare_runs import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ python examples/rank_recipes.py --help
 
 import sys
 
-from cardiac.report.ranking import main
+from study.report.ranking import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""Helpers of the cardiac MR example: data, phantom, augmentation, corruptions, protocol, scores and report."""
+"""What is cardiac in the cardiac study: data, phantom, corruptions, protocol, settings and the page."""

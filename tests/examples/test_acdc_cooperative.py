@@ -16,19 +16,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import acdc_cooperative
 import pytest
 import torch
-from cardiac.data.batches import Batch, TrainingBatches
-from cardiac.data.shifts import SEVERITIES, SHIFTS, column_of
-from cardiac.report import ranking
-from cardiac.report.conclusion import conclude, trained_alone
-from cardiac.run import callbacks, cost, experiment, training
-from cardiac.run.arguments import parse
-from cardiac.run.outputs import Finished, Outputs
-from cardiac.run.presets import Preset
-from cardiac.run.scores import METRICS, VALIDATION, read_scores
 
+import acdc_cooperative
+from cardiac.data.shifts import SEVERITIES, SHIFTS, column_of
+from cardiac.report.conclusion import conclude
+from cardiac.run.arguments import parse
+from cardiac.run.presets import Preset
+from study.data.batches import Batch, TrainingBatches
+from study.report import ranking
+from study.report.conclusion import trained_alone
+from study.run import callbacks, cost, experiment, training
+from study.run.outputs import Finished, Outputs
+from study.run.scores import METRICS, VALIDATION, read_scores
 from tests.support.damage import NO_FILES, in_place_of
 from tests.support.patients import write_patient
 
@@ -208,8 +209,8 @@ def test_a_process_that_was_killed_goes_on_to_the_same_scores(
     program = """
 import os, signal, sys
 import acdc_cooperative
-from cardiac.run import callbacks, training
-from cardiac.data.batches import TrainingBatches
+from study.run import callbacks, training
+from study.data.batches import TrainingBatches
 
 def kill(self, number):
     if number == 2:

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from cardiac.report.compare_runs import together
-from cardiac.report.comparison import CLEAN, SHIFTED, Difference, compare
-from cardiac.report.tables import columns_of, tabulate
-from cardiac.run.scores import AVERAGE, FILE
 
+from study.report.compare_runs import together
+from study.report.comparison import SHIFTED, Difference, compare
+from study.report.tables import columns_of, tabulate
+from study.run.scores import AVERAGE, FILE
 from tests.examples.test_architecture import EXAMPLES
 
 RESULTS = EXAMPLES.parent / "benchmarks" / "results"
@@ -56,9 +56,9 @@ def differences(reference: str) -> list[Difference]:
     ("method", "reference", "column", "patients", "quoted"),
     [
         ("cooperative-details", "standard", SHIFTED, 24, "**+3.5** | +2.7 to +4.5"),
-        ("standard", "plain", CLEAN, 20, "| standard | -2.6 (-3.0 to -2.3) |"),
+        ("standard", "plain", "ACDC", 20, "| standard | -2.6 (-3.0 to -2.3) |"),
         ("standard", "plain", SHIFTED, 24, "| -3.7 (-4.3 to -3.1) | -5.1, -3.0, -3.2 |"),
-        ("cooperative-details", "plain", CLEAN, 20, "| cooperative | -1.9 (-2.6 to -1.1) |"),
+        ("cooperative-details", "plain", "ACDC", 20, "| cooperative | -1.9 (-2.6 to -1.1) |"),
         ("cooperative-details", "plain", SHIFTED, 24, "| -0.2 (-0.8 to +0.4) | +1.2, +0.4, -2.1 |"),
     ],
 )

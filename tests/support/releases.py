@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+
 from cardiac.data.preprocess import clip_percentiles, pad_and_crop, resample_image, resample_labels, rescale_slices
 
 SPACING = (1.5, 1.4, 9.0)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from cardiac.data.nifti import MAX_FILE_BYTES
-from cardiac.data.plain_files import open_file, read_text
 from cardiac.data.readers import Frame
+from study.data.plain_files import open_file, read_text
 
 FORMAT = 1
 """Of an entry's files: raise it with every change of what they hold."""

@@ -22,7 +22,7 @@ from nibabel.nifti1 import data_type_codes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-from cardiac.data.plain_files import open_file
+from study.data.plain_files import open_file
 
 MAX_VOXELS = 2**28
 """Of a file: as float64, the numbers that preprocessing needs, they take 2 GB."""

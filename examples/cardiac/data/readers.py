@@ -14,15 +14,15 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cardiac.data.nifti import MAX_FRAME_VOXELS, Nifti, Unfit, read_header
-from cardiac.data.plain_files import is_there, read_text
 from cardiac.data.preprocess import (
     PADDED,
     SPACING,
@@ -37,6 +37,9 @@ from cardiac.data.preprocess import (
     resampled_size,
     rescale_slices,
 )
+from study.data.frame import DataError
+from study.data.frame import Frame as Case
+from study.data.plain_files import is_there, read_text
 
 STRUCTURES = ("LV", "MYO", "RV")
 """Label 1, 2 and 3."""
@@ -54,15 +57,8 @@ _LABEL_ROUNDING = 1e-3 + 1e-6  # and what float32 makes of that
 _MOST_LABEL_ROUNDING = 1e-2  # of integers that are scaled by as little as 3 / 255
 
 
-class DataError(Exception):
-    """Data that cannot be used; the message is one line that names the file and the remedy."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
-
-
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Frame(Case):
     """One labelled moment of one patient's heart.
 
     Attributes:
@@ -76,14 +72,9 @@ class Frame:
         cropped: Voxels of each structure that the crop to `size` cut off, counted at `SPACING`.
     """
 
-    patient: str
-    phase: str
-    image: Volume
-    labels: Labels
-    spacing: tuple[float, float, float]
+    classes: ClassVar[tuple[str, ...]] = STRUCTURES
+
     structures: tuple[str, ...] = STRUCTURES
-    group: dict[str, str] = field(default_factory=dict)
-    cropped: dict[str, int] = field(default_factory=dict)
 
 
 def read_acdc(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from cardiac.data.plain_files import read_text
-from cardiac.data.readers import DataError
+from study.data.frame import DataError
+from study.data.plain_files import read_text
 
 POOL = tuple(f"{20 * block + place:03}" for block in range(5) for place in (1, 2, 3, 4, 5, 6, 12, 13))
 """The 40 labelled patients that the ten of each draw come from."""

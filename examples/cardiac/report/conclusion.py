@@ -1,69 +1,15 @@
-"""The end of a run: everything that can be said of what its folder holds."""
+"""The end of a run of the cardiac study: its tables and its page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Sequence
 
-from cardiac.methods import METHODS
-from cardiac.report.page import PAGE, write_page
-from cardiac.report.tables import Row
-from cardiac.report.written import curves_figure, write_report
-from cardiac.run.files import save_figure
-from cardiac.run.outputs import Finished, Outputs
-from cardiac.run.scores import FILE, VALIDATION, write_scores
-from cardiac.run.validation import VALIDATED, in_words
+from cardiac.report.page import write_page
+from study.report import conclusion
+from study.report.tables import Row
+from study.run.outputs import Outputs
 
 
 def conclude(outputs: Outputs, published: Sequence[Row] = ()) -> None:
     """Write scores, tables, curves and the page of every training that is done in a folder, and print the table."""
-    finished = [training._replace(log=trained_alone(training)) for training in outputs.finished(METHODS)]
-    scores = [score for training in finished for score in training.scores]
-    notes = notes_on((training.method, training.draw, training.about) for training in finished)
-    if outputs.configuration["preset"] == "quick":
-        notes.append("The quick preset is too short to rank methods on real data: it shows that everything works.")
-    if outputs.configuration.get("equal_time"):
-        notes.append("Equal time: every training took about as long as the network alone takes for its iterations.")
-    costs = costs_of((training.method, training.about) for training in finished)
-    table = write_report(outputs.folder, scores, outputs.configuration, notes, published=published, costs=costs)
-    if validated := [score for training in finished for score in training.validated]:
-        write_scores(outputs.folder, validated, VALIDATION)
-    curves = {f"{training.method}, draw {training.draw}": training.log for training in finished}
-    save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
-    write_page(outputs, finished, notes)
-    print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
-    print(f"\nThe run as one page: {outputs.folder / PAGE}")
-    print(f"Results: {outputs.folder / 'table.md'}; beside it {FILE}, figures, and a folder for each method")
-
-
-def notes_on(trainings: Iterable[tuple[str, int, Mapping[str, Any]]]) -> list[str]:
-    """Say what a reader of the results should know about the trainings, a line each and none twice."""
-    notes: list[str] = []
-    for name, draw, about in trainings:
-        took = f"{name}, draw {draw}: {about['iterations']} iterations in {about['seconds']} s"
-        if "iterations of plain" in about:
-            took += f", which is the time of {about['iterations of plain']} plain ones"
-        took += f"; each costs {about['cost']:.2f} plain steps." if "cost" in about else "."
-        if VALIDATED in about:
-            took += f" {in_words(about[VALIDATED])}"
-        notes += [*about["notes"], METHODS[name].describe(name), took]
-    return list(dict.fromkeys(notes))
-
-
-def costs_of(trainings: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """Return what a step of each method costs, in steps of the network alone: the mean over its trainings that say."""
-    found: dict[str, list[float]] = {}
-    for name, about in trainings:
-        if "cost" in about:
-            found.setdefault(name, []).append(about["cost"])
-    return {name: fmean(costs) for name, costs in found.items()}
-
-
-def trained_alone(training: Finished) -> list[dict[str, float]]:
-    """Return the log without the numbers of heads that the method leaves untrained."""
-    untrained = METHODS[training.method].untrained
-    return [
-        {name: value for name, value in line.items() if not any(word in name for word in untrained)}
-        for line in training.log
-    ]
+    conclusion.conclude(outputs, published, page=write_page)

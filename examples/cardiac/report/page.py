@@ -13,9 +13,10 @@ import jinja2
 from markupsafe import Markup
 
 from cardiac.data.readers import STRUCTURES
-from cardiac.methods import METHODS
-from cardiac.report.comparison import ABOUT, compare, reference_of
-from cardiac.report.figures import (
+from cardiac.run import cases
+from study.methods import METHODS
+from study.report.comparison import ABOUT, compare, reference_of
+from study.report.figures import (
     DASHES,
     LABEL,
     PREDICTION,
@@ -26,20 +27,21 @@ from cardiac.report.figures import (
     panel,
     slices_picture,
 )
-from cardiac.report.result import dice_table, difference_table, forests, headline
-from cardiac.report.tables import same_draws, tabulate
-from cardiac.run import cases, moments
-from cardiac.run.files import replacing
-from cardiac.run.outputs import Finished, Outputs
-from cardiac.run.scores import PART, mean_of_known
+from study.report.result import dice_table, difference_table, forests, headline
+from study.report.tables import same_draws, tabulate
+from study.run import moments
+from study.run.case import Case
+from study.run.files import replacing
+from study.run.outputs import Finished, Outputs
+from study.run.scores import PART, mean_of_known
 
 PAGE = "report.html"
 
 Kept = TypeVar("Kept")
 
 
-def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str]) -> None:
-    """Write `report.html` from what the output folder keeps, whole or not at all.
+def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str]) -> Path:
+    """Write `report.html` from what the output folder keeps, whole or not at all; return its path.
 
     What a training did not keep, as it was run before that was kept, is named in a note in its section.
 
@@ -82,6 +84,7 @@ def write_page(outputs: Outputs, runs: Sequence[Finished], notes: Sequence[str])
     )
     with replacing(outputs.folder / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return outputs.folder / PAGE
 
 
 # The figures ----------------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def _positions(outputs: Outputs, runs: Sequence[Finished], colours: Mapping[str,
 def _cases(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
     """Draw worst and best frames by draw, column and method."""
     kept, missing = _kept(outputs, runs, lambda place: cases.read_cases(place / cases.CASES))
-    draws: dict[int, dict[str, list[tuple[Finished, list[tuple[str, cases.Case, Markup]]]]]] = {}
+    draws: dict[int, dict[str, list[tuple[Finished, list[tuple[str, Case, Markup]]]]]] = {}
     for run, found in kept:
         for column, group in groupby(found, key=lambda case: case.column):
             ordered = [*group]  # from worst to best

@@ -1,1 +1,1 @@
-"""A run: its settings, its trainings and their tests, and the files that it leaves."""
+"""The run of the cardiac study: its data, its settings, and what is kept to look at."""

@@ -12,23 +12,22 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cardiac.data.plain_files import open_file, read_text
 from cardiac.data.preprocess import Labels
-from cardiac.data.readers import STRUCTURES, Frame
-from cardiac.run.files import replacing
-from cardiac.run.metrics import FrameScores
-from cardiac.run.scores import PART, mean_of_known
+from cardiac.data.readers import STRUCTURES
+from study.data.frame import Frame
+from study.data.plain_files import open_file, read_text
+from study.run.case import Case
+from study.run.files import replacing
+from study.run.metrics import FrameScores
+from study.run.scores import PART, mean_of_known
 
 SLICES, CASES = "slices.csv", "cases.npz"
 KEPT = 3
 """How many of the best, and of the worst, frames of each column are kept."""
 THIRDS = ("basal", "middle", "apical")
-
-Plane = npt.NDArray[np.uint8]
 
 
 class SliceScore(NamedTuple):
@@ -49,19 +48,6 @@ class SliceScore(NamedTuple):
     LV: float
     MYO: float
     RV: float
-
-
-class Case(NamedTuple):
-    """One tested frame to look at: its middle labelled slice, [H, W] each, and the 3-D Dice of the whole frame."""
-
-    column: str
-    patient: str
-    phase: str
-    stage: str
-    dice: float
-    image: Plane
-    labels: Plane
-    prediction: Plane
 
 
 class Cases:

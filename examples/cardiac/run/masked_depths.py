@@ -23,13 +23,14 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from cardiac.data.batches import Batch, TrainingBatches, validation_batches
 from cardiac.data.phantom import cached_phantom
-from cardiac.data.readers import STRUCTURES, DataError
-from cardiac.run.hardness import dice_of, dice_of_masked
+from cardiac.data.readers import STRUCTURES
 from cardiac.run.presets import PRESETS
 from cardiac.run.study import Sources, Study
 from latentaug import CooperativeModel, paper_masks, segmentation_loss, tune_allocator
+from study.data.batches import Batch, TrainingBatches, validation_batches
+from study.data.frame import DataError
+from study.run.hardness import dice_of, dice_of_masked
 
 Score: TypeAlias = Literal["signed", "magnitude", "harm"]
 SCORES: tuple[Score, ...] = get_args(Score)

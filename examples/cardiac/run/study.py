@@ -13,7 +13,6 @@ from cardiac.data import shifts
 from cardiac.data.cache import Cache
 from cardiac.data.corruptions import PARAMETERS, corrupt, recipe
 from cardiac.data.readers import (
-    DataError,
     Frame,
     count_cropped,
     halve,
@@ -23,10 +22,13 @@ from cardiac.data.readers import (
     read_preprocessed,
 )
 from cardiac.data.split import Split, choose_split, left_over, read_split
+from cardiac.run.cases import Cases
 from cardiac.run.presets import Preset
-from cardiac.run.progress import Progress
+from study.data.frame import DataError
+from study.domains import CARDIAC
+from study.run.progress import Progress
 
-CLEAN = "ACDC"
+CLEAN = CARDIAC.clean
 """The column of frames as they are."""
 
 
@@ -92,6 +94,22 @@ class Study:
         self._acdc: dict[tuple[tuple[str, ...], int], list[Frame]] = {}
         self._made: dict[tuple[object, ...], dict[str, list[Frame]]] = {}
         self._others: dict[str, list[Frame]] = {}
+
+    @property
+    def seen(self) -> int | None:
+        """Side of the centre of tested frames that networks see."""
+        return self.preset.side
+
+    between = 1
+    """A training is validated after every pass."""
+    half_precision = False
+    """Tests are computed as the paper's are."""
+    calibrated = False
+    """Tests score overlap and distances alone."""
+
+    def watch(self) -> Cases:
+        """Return what keeps slices and cases to look at."""
+        return Cases()
 
     def split(self, draw: int) -> Split:
         """Return who trains, validates and is tested in a draw."""

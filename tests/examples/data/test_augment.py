@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.data.augment import augment, rescale, training_batch
 from torch import Tensor
+
+from study.data.augment import augment, rescale, training_batch
 
 
 def slices(n: int = 6, side: int = 32) -> tuple[Tensor, Tensor]:

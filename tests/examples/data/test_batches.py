@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cardiac.data import batches as module
-from cardiac.data.augment import rescale
-from cardiac.data.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
-from cardiac.data.readers import Frame
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from cardiac.data.readers import Frame
+from study.data import batches as module
+from study.data.augment import rescale
+from study.data.batches import Batch, Timed, TrainingBatches, iterations_per_pass, validation_batches
 
 
 def frame(patient: str, depth: int = 4, side: int = 16, empty: int = 1) -> Frame:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
 from cardiac.data import cache as cache_module
 from cardiac.data import shifts as shifts_module
 from cardiac.data.cache import Cache, publish
@@ -24,7 +25,6 @@ from cardiac.data.shifts import SEVERITIES, SHIFTS
 from cardiac.run import study as study_module
 from cardiac.run.presets import PRESETS, Preset
 from cardiac.run.study import Sources, Study
-
 from tests.support.damage import in_place_of
 from tests.support.releases import write_acdc
 

@@ -6,6 +6,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+
 from cardiac.data.corruptions import PARAMETERS, corrupt
 from cardiac.data.readers import Frame
 

@@ -13,14 +13,14 @@ from random import Random
 from types import FrameType
 from typing import Any, NamedTuple
 
-import acdc_cooperative
 import numpy as np
 import pytest
-from cardiac.methods.network import Network
-from cardiac.run import experiment
+
+import acdc_cooperative
 from cardiac.run.presets import Preset
 from cardiac.run.study import Study
-
+from study.methods.network import Network
+from study.run import experiment
 from tests.support.damage import NO_FILES, Damaged, damaged_nifti, damaged_text, in_place_of, seed_of_the_day
 from tests.support.releases import TABLE, Frames, plain_acdc, plain_mnms, write_acdc, write_mnms
 

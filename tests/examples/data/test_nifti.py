@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from cardiac.data.nifti import MAX_FILE_BYTES, MAX_FRAME_VOXELS, MAX_VOXELS, Nifti, Unfit, read_header
 
 SHAPE = (5, 4, 3)

@@ -8,12 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation, binary_fill_holes
+from torch import Tensor
+
 from cardiac.data import phantom
 from cardiac.data.phantom import SCANNERS, PhantomPaths, make_phantom, make_study
 from cardiac.data.readers import Frame, read_acdc, read_mnms, read_preprocessed
-from cardiac.run.metrics import evaluate
-from scipy.ndimage import binary_dilation, binary_fill_holes
-from torch import Tensor
+from study.run.metrics import evaluate
 
 PATIENTS = ("001", "022")
 

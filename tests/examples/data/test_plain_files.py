@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from cardiac.data import plain_files
-from cardiac.data.plain_files import is_there, open_file, read_bytes, read_text
 
+from study.data import plain_files
+from study.data.plain_files import is_there, open_file, read_bytes, read_text
 from tests.support.damage import in_place_of
 
 TEXT = "ED: 1\nGruppe: Größe\n"

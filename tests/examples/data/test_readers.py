@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from cardiac.data.preprocess import SPACING, pad_and_crop, resample_image, resample_labels
 from cardiac.data.readers import (
     DataError,
@@ -25,7 +26,6 @@ from cardiac.data.readers import (
     read_mnms,
     read_preprocessed,
 )
-
 from tests.support.damage import NO_FILES, in_place_of
 
 SHAPE = (20, 24, 3)  # x, y, z

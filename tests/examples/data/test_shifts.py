@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from cardiac.data.corruptions import PARAMETERS
 from cardiac.data.readers import Frame
 from cardiac.data.shifts import PIECES, SEVERITIES, SHIFTS, Kind, column_of, recipe, shift

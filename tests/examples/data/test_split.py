@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cardiac.data.readers import DataError
+
 from cardiac.data.split import (
     DRAWS,
     MOST_LEFT_OVER,
@@ -19,7 +19,7 @@ from cardiac.data.split import (
     paper_split,
     read_split,
 )
-
+from study.data.frame import DataError
 from tests.support.damage import NO_FILES, in_place_of
 
 SPLITS = [(draw, setting) for setting in (10, 70) for draw in range(3)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cardiac.methods.ablations import all_but_image_decoder
-from cardiac.methods.network import HEADS, Network
+
 from cardiac.run.presets import Preset
+from study.methods.ablations import all_but_image_decoder
+from study.methods.network import HEADS, Network
 
 SMALL = Preset(image_size=64, depth=2, width=2)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.data.augment import rescale
-from cardiac.methods.augmentations import AUGMENTATIONS, NONE, STRONG, rescaled
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from latentaug import GIN, RandConv, StrongIntensity
+from study.data.augment import rescale
+from study.methods.augmentations import AUGMENTATIONS, NONE, STRONG, rescaled
 
 CHANGING = {name: augment for name, augment in AUGMENTATIONS.items() if name != NONE}
 EVERY = pytest.mark.parametrize("name", CHANGING)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.data.readers import DataError
-from cardiac.methods import METHODS, chosen
-from cardiac.methods.latent import LATENT
-from cardiac.methods.network import Network
-from cardiac.run.presets import Preset
 from torch import Tensor
 
+from cardiac.run.presets import Preset
 from latentaug import DSU, CooperativeModel, DropBlock, MixStyle, RandomApply, RandomChannelMask, augmented
+from study.data.frame import DataError
+from study.methods import METHODS, chosen
+from study.methods.latent import LATENT
+from study.methods.network import Network
 
 pytest.importorskip("segmentation_models_pytorch")
 EVERY = pytest.mark.parametrize("name", LATENT)

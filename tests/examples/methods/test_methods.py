@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cardiac.data.batches import TrainingBatches, validation_batches
-from cardiac.data.readers import Frame
-from cardiac.methods import GROUPS, METHODS, chosen
-from cardiac.methods.method import Method, Step, Transform
-from cardiac.methods.network import Network
-from cardiac.methods.steps import NOISE, mixup_backward, plain_backward
-from cardiac.run.presets import Preset
-from cardiac.run.training import build_trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from cardiac.data.readers import Frame
+from cardiac.run.presets import Preset
 from latentaug import (
     FTN,
     CooperativeModel,
@@ -32,6 +26,12 @@ from latentaug import (
     cooperative_backward,
     standard_backward,
 )
+from study.data.batches import TrainingBatches, validation_batches
+from study.methods import GROUPS, METHODS, chosen
+from study.methods.method import Method, Step, Transform
+from study.methods.network import Network
+from study.methods.steps import NOISE, mixup_backward, plain_backward
+from study.run.training import build_trainer
 
 STEPS = 6
 UNET = "smp:Unet:resnet18"

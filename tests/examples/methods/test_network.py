@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.data.readers import DataError
-from cardiac.methods.network import HEADS, Network
-from cardiac.run.presets import Preset
 
+from cardiac.run.presets import Preset
 from latentaug import FTN, cooperative_backward
+from study.data.frame import DataError
+from study.methods.network import HEADS, Network
 
 SMALL = Preset(image_size=64, depth=2, width=2)
 

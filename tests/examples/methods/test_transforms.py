@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.methods.method import Transform
-from cardiac.methods.transforms import CHANGED, bias_field, gaussian_noise, random_convolution
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from study.methods.method import Transform
+from study.methods.transforms import CHANGED, bias_field, gaussian_noise, random_convolution
 
 TRANSFORMS = [random_convolution, bias_field, gaussian_noise]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cardiac.methods.method import NOISE
-from cardiac.methods.network import Network
-from cardiac.methods.wrapped import WRAPPED
+
 from cardiac.run.presets import Preset
+from study.methods.method import NOISE
+from study.methods.network import Network
+from study.methods.wrapped import WRAPPED
 
 SMALL = Preset(image_size=64, depth=2, width=2)
 BATCH = torch.rand(4, 1, 64, 64), torch.randint(4, (4, 64, 64))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cardiac.report import compare_runs
-from cardiac.run.scores import Score, read_scores, write_scores
 
+from study.report import compare_runs
+from study.run.scores import Score, read_scores, write_scores
 from tests.support.damage import in_place_of
 
 

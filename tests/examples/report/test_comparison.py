@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from cardiac.report.comparison import SHIFTED, Difference, compare, comparison_grid, reference_of
-from cardiac.run.scores import AVERAGE, Score
 from scipy.stats import bootstrap, wilcoxon
+
+from study.report.comparison import SHIFTED, Difference, compare, comparison_grid, reference_of
+from study.run.scores import AVERAGE, Score
 
 
 def score(

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cardiac.data.preprocess import Labels
-from cardiac.report.figures import LABEL, PREDICTION, Span, case_picture, forest
-from cardiac.run.cases import Case
 from PIL import Image
+
+from cardiac.data.preprocess import Labels
+from cardiac.run.cases import Case
+from study.report.figures import LABEL, PREDICTION, Span, case_picture, forest
 
 
 def case_of(labels: Labels, prediction: Labels) -> Case:

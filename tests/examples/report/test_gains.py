@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cardiac.report import compare_runs
-from cardiac.report.comparison import SHIFTED, compare
-from cardiac.report.gains import gains_figure
-from cardiac.run.scores import Score, write_scores
+
+from study.report import compare_runs
+from study.report.comparison import SHIFTED, compare
+from study.report.gains import gains_figure
+from study.run.scores import Score, write_scores
 
 
 def scores(method: str, dice: float) -> list[Score]:

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cardiac.data.readers import Frame
-from cardiac.report.comparison import SHIFTED, compare
-from cardiac.report.page import PAGE, write_page
-from cardiac.report.result import gain
-from cardiac.run.cases import Cases
-from cardiac.run.environment import environment
-from cardiac.run.metrics import evaluate
-from cardiac.run.moments import Moments
-from cardiac.run.outputs import Outputs
-from cardiac.run.scores import Score, read_scores, write_scores
 from torch import Tensor
 
+from cardiac.data.readers import Frame
+from cardiac.report.page import PAGE, write_page
+from cardiac.run.cases import Cases
 from latentaug import FTN, CooperativeModel
+from study.report.comparison import SHIFTED, compare
+from study.report.result import gain
+from study.run.environment import environment
+from study.run.metrics import evaluate
+from study.run.moments import Moments
+from study.run.outputs import Outputs
+from study.run.scores import Score, read_scores, write_scores
 
 CONFIGURATION = {"preset": "quick", "iterations": 10, "data": {"ACDC": "phantom"}}
 METHODS = {"standard": 0, "cooperative": 2}

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cardiac.data.readers import DataError
-from cardiac.report.published import read_published
-from cardiac.report.tables import Cell
 
+from study.data.frame import DataError
+from study.report.published import read_published
+from study.report.tables import Cell
 from tests.support.damage import NO_FILES, in_place_of
 
 

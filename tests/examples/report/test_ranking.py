@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cardiac.report import ranking
-from cardiac.report.ranking import Cohort, correlate
-from cardiac.report.tables import tabulate
-from cardiac.run.scores import FILE, VALIDATION, Score, write_scores
 from scipy.stats import spearmanr
+
+from study.report import ranking
+from study.report.ranking import Cohort, correlate
+from study.report.tables import tabulate
+from study.run.scores import FILE, VALIDATION, Score, write_scores
 
 RECIPES = {"plain": (0.80, 0.70, 0.72), "standard": (0.78, 0.65, 0.68), "mixup": (0.79, 0.75, 0.71)}
 """Validation as it is, under shifts, and the tests' shifts."""

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 
 import pytest
-from cardiac.report.comparison import Difference, compare
-from cardiac.report.result import dice_table, difference_table, forests, gain, headline
-from cardiac.report.tables import tabulate
-from cardiac.run.scores import Score
+
+from study.report.comparison import Difference, compare
+from study.report.result import dice_table, difference_table, forests, gain, headline
+from study.report.tables import tabulate
+from study.run.scores import Score
 
 
 def scores_of(means: Mapping[tuple[str, str], float], *, stage: str = "FTN") -> list[Score]:

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from cardiac.report.tables import Cell, columns_of, grid, markdown, same_draws, structure_grid, summarise, tabulate
-from cardiac.run.scores import AVERAGE, Score
+
+from study.report.tables import Cell, columns_of, grid, markdown, same_draws, structure_grid, summarise, tabulate
+from study.run.scores import AVERAGE, Score
 
 
 def score(

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from cardiac.report.tables import Cell, Row
-from cardiac.report.written import curves_figure, write_report
-from cardiac.run.scores import Score, read_scores
+
+from study.report.tables import Cell, Row
+from study.report.written import curves_figure, write_report
+from study.run.scores import Score, read_scores
 
 CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"}}
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
 from cardiac.run.cases import KEPT, Cases, SliceScore, by_third, positions, read_cases, read_slices, slice_dice
-from cardiac.run.metrics import dice, frame_scores
-from torch import Tensor
+from study.run.metrics import dice, frame_scores
 
 DEPTH = 4
 

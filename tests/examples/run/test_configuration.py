@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import acdc_cooperative
 import pytest
-from cardiac.data.readers import DataError
-from cardiac.run.arguments import parse
-from cardiac.run.configuration import read_arguments, to_toml, tomllib
 from hypothesis import given
 from hypothesis import strategies as st
+
+import acdc_cooperative
+from cardiac.run.arguments import parse
+from study.data.frame import DataError
+from study.run.configuration import read_arguments, to_toml, tomllib
 
 plain = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"])),

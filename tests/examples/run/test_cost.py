@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cardiac.data.readers import DataError
-from cardiac.methods import METHODS
-from cardiac.methods.network import Network
-from cardiac.run import cost
-from cardiac.run.cost import in_equal_time, kept_cost, measure_cost
-from cardiac.run.presets import Preset
 from torch import Tensor
+
+from cardiac.run.presets import Preset
+from study.data.frame import DataError
+from study.methods import METHODS
+from study.methods.network import Network
+from study.run import cost
+from study.run.cost import in_equal_time, kept_cost, measure_cost
 
 TINY = Preset(image_size=32, depth=2, width=2, batch_size=4)
 CPU = torch.device("cpu")

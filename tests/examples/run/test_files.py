@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cardiac.run.files import replacing, save_figure
 from matplotlib.figure import Figure
+
+from study.run.files import replacing, save_figure
 
 CONFIGURATION = {"preset": "quick", "iterations": 60, "data": {"acdc": "phantom"}}
 

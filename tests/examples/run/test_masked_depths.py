@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cardiac.run import masked_depths
 
+from cardiac.run import masked_depths
 from tests.support.patients import write_patient
 
 pytest.importorskip("segmentation_models_pytorch")

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cardiac.data.readers import DataError
-from cardiac.methods.network import Network
-from cardiac.run.memory import memory_advice, ran_out_of_memory
+
 from cardiac.run.presets import PRESETS
+from study.data.frame import DataError
+from study.methods.network import Network
+from study.run.memory import memory_advice, ran_out_of_memory
 
 FAILURES = {
     "CUDA": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

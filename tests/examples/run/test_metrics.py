@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from cardiac.data.preprocess import Labels
-from cardiac.data.readers import Frame
-from cardiac.run.metrics import dice, evaluate, frame_scores, segment, surface_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from cardiac.data.preprocess import Labels
+from cardiac.data.readers import Frame
+from study.run.metrics import dice, evaluate, frame_scores, segment, surface_distances
 
 
 def frame_of(

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cardiac.data.batches import Batch
-from cardiac.run.moments import Moments, read_moments
 
 from latentaug import CooperativeTrainer
+from study.data.batches import Batch
+from study.run.moments import Moments, read_moments
 from tests.support.tiny_training import At, same_weights, squares, tiny_trainer, weights_of
 
 STEPS = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cardiac.run.presets import PRESETS, Preset
 
 

@@ -4,8 +4,9 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from cardiac.run import progress as module
-from cardiac.run.progress import Progress
+
+from study.run import progress as module
+from study.run.progress import Progress
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cardiac.run.scores import Score, column_mean, read_scores, write_scores
+
+from study.run.scores import Score, column_mean, read_scores, write_scores
 
 LINE = Score("cooperative", 0, "FTN+STN", "RandSpike", "007", "ED", "LV", "dice", 0.8304)
 

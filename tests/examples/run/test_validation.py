@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cardiac.run.scores import Score
-from cardiac.run.validation import in_words, summary
+
+from study.run.scores import Score
+from study.run.validation import in_words, summary
 
 
 def score(column: str, value: float, patient: str = "011", structure: str = "LV") -> Score:

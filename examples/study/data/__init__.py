@@ -1,0 +1,1 @@
+"""Cases with their labels, batches of them, and the files that they come from."""

@@ -1,0 +1,40 @@
+"""`CooperativeModel` as a network of one's own is wrapped: by its own losses, with one thing changed in each.
+
+The paper's network has the paper's form in all of them, so that the first two are `cooperative` there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentaug import HardExamples, PermutedStyle, cooperative_backward
+from study.methods.method import Method
+
+
+def by_itself(title: str, *, reconstructs: bool = False, start: float = 0.0, **options: Any) -> Method:
+    """Return the method of `CooperativeModel` as it is by default, of a network that is not the paper's."""
+    return Method(
+        title, "", cooperative_backward, options, start=start, heads=False, reconstructs=reconstructs, refines=False
+    )
+
+
+WRAPPED: Mapping[str, Method] = {
+    "default": by_itself("the network alone, and its replay from masked levels of its encoder, in every third batch"),
+    "hard-codes": by_itself(
+        "the network alone, and its replay from masked levels of its encoder, in every batch",
+        hard=HardExamples(every=1),
+    ),
+    "hard-styles": by_itself(
+        "the network alone, and its replay from levels in the style of other samples, in every third batch",
+        augment=PermutedStyle(),
+    ),
+    "late": by_itself("the network alone for a third of the training, and as `default` after it", start=1 / 3),
+    "mixed": by_itself(
+        "hard images, of an image decoder at half the resolution, in the place of half of the batch",
+        hard=HardExamples(mix=0.5),
+        reconstruction=True,
+        reconstructs=True,
+    ),
+}
+"""Methods that cost little more than the network alone."""

@@ -1,0 +1,135 @@
+"""Compare what several runs of the cardiac study have trained, whatever settings they differ in.
+
+Prints the Dice of all their methods, in a table for each set of draws, and how each method differs from a reference,
+patient by patient. A folder of results is as good as one of a run: only the scores in it are read. With `--output`, the
+files that a run makes of its scores are made of these, from one run or several.
+
+    python examples/compare_runs.py runs/unet runs/unet-fine-code
+    python examples/compare_runs.py runs/long runs/short --reference cooperative
+    python examples/compare_runs.py benchmarks/results/cardiac_cpu/unet --output runs/unet-again
+    python examples/compare_runs.py runs/plain runs/unet --figure gains.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from study.data.frame import DataError
+from study.methods import METHODS
+from study.methods.augmentations import NONE
+from study.report.comparison import REFERENCES, compare, comparison_grid, reference_of
+from study.report.conclusion import costs_of, notes_on
+from study.report.gains import gains_figure
+from study.report.tables import columns_of, grid, markdown, same_draws, tabulate
+from study.report.written import write_report
+from study.run.outputs import done_in, read_json
+from study.run.scores import FILE, Score, read_scores
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help=f"folders with a {FILE}")
+    about = f"what others are compared with (default: {', else '.join(REFERENCES)})"
+    parser.add_argument("--reference", metavar="METHOD", help=about)
+    about = "write table.md, table.json, table.png and comparison.csv there"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=about)
+    about = "plot what the methods gain over the reference, to a PNG"
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=about)
+    options = parser.parse_args(arguments)
+    try:
+        scores = together(options.runs)
+        reference = options.reference or reference_of(scores)
+        if reference not in {score.method for score in scores}:
+            raise DataError(
+                f"--reference {reference}: no run has it; they have "
+                f"{', '.join(dict.fromkeys(score.method for score in scores))}. Name one of these."
+            )
+        costs = costs_of_all(options.runs)
+        if options.output is not None:
+            write(options.output, options.runs, scores, reference)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for title, of_these in same_draws(scores).items():
+        rows = tabulate(of_these)
+        print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows), costs=costs))}\n")
+    print(f"Less that of {reference} on the same draws:\n")
+    differences = [one for one in compare(scores, reference) if one.metric == "dice"]
+    print(markdown(comparison_grid(differences)))
+    if options.figure is not None:
+        gains_figure(differences).savefig(options.figure, dpi=200, metadata={"Software": ""})
+    return 0
+
+
+def together(runs: Sequence[Path], file: str = FILE) -> list[Score]:
+    """Read the scores of all runs; where these differ in augmentation or time, methods are called by it too.
+
+    Args:
+        runs: Their folders.
+        file: Which scores: `FILE`, of the tests, or `VALIDATION`.
+
+    Raises:
+        DataError: a file cannot be read, or two runs have the same method and draw.
+    """
+    scores: list[Score] = []
+    there: dict[tuple[str, int], Path] = {}
+    called = additions(runs)
+    for run in runs:
+        try:
+            some = read_scores(run, file)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
+        some = [score._replace(method=score.method + called[run]) for score in some]
+        for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
+            if (method, draw) in there:
+                raise DataError(
+                    f"{run}: has {method}, draw {draw}, as {there[method, draw]} has. Leave one of them out."
+                )
+            there[method, draw] = run
+        scores += some
+    return scores
+
+
+def additions(runs: Sequence[Path]) -> dict[Path, str]:
+    """Return what the methods of each run are called by, beside their names, where runs differ in it."""
+    settings = {run: settings_of(run) for run in runs}
+    augmentations = {run: str(found.get("augment", NONE)) for run, found in settings.items()}
+    equal_time = {run: bool(found.get("equal_time")) for run, found in settings.items()}
+    augments, times = (len({*found.values()}) > 1 for found in (augmentations, equal_time))
+    return {
+        run: (f" + {augmentations[run]}" if augments and augmentations[run] != NONE else "")
+        + (", equal time" if times and equal_time[run] else "")
+        for run in runs
+    }
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return a run's settings, none of a folder that has but scores."""
+    file = run / "configuration.json"
+    return read_json(file) if file.exists() else {}
+
+
+def costs_of_all(runs: Sequence[Path]) -> dict[str, float]:
+    """Return what a training step of each method costs in plain steps, methods called as in `together`."""
+    called = additions(runs)
+    done = [(name + called[run], about) for run in runs for name, _, about in done_in(run, METHODS)]
+    return costs_of(done)
+
+
+def write(folder: Path, runs: Sequence[Path], scores: Sequence[Score], reference: str) -> None:
+    """Write what a run makes of its scores: its settings are those of the only run, or of each run by its folder."""
+    if any(folder.resolve() == run.resolve() for run in runs):
+        raise DataError(f"--output {folder}: the scores are read from there. Pass another folder.")
+    settings = {str(run): read_json(file) for run in runs if (file := run / "configuration.json").exists()}
+    configuration: dict[str, Any] = settings[str(runs[0])] if len(runs) == len(settings) == 1 else settings
+    notes = dict.fromkeys(note for run in runs for note in notes_on(done_in(run, METHODS)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_report(folder, scores, configuration, [*notes], reference=reference, costs=costs_of_all(runs))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to ({error.strerror}). Pass another --output.") from None

@@ -1,0 +1,1 @@
+"""A run: its settings, its trainings and their tests, and the files that it leaves."""
