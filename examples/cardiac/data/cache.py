@@ -28,7 +28,7 @@ FORMAT = 1
 _CODE = (
     "readers.py",
     "nifti.py",
-    "plain_files.py",
+    "../../study/data/plain_files.py",
     "preprocess.py",
     "corruptions.py",
 )  # what decides about voxels, defaults and constants included
@@ -195,7 +195,7 @@ def _is_read(path: Path, part: Path, patients: Collection[str] | None) -> bool:
 
 @cache
 def _versions() -> dict[str, Any]:
-    code = {name: _digest(Path(__file__).with_name(name)) for name in _CODE}
+    code = {name: _digest(Path(__file__).parent / name) for name in _CODE}
     return {"format": FORMAT, "code": code, "numpy": np.__version__}
 
 

@@ -132,7 +132,7 @@ def test_another_source_or_parameter_is_another_entry(folder: Path) -> None:
 
 def test_other_code_or_another_format_does_not_use_an_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Cache(folder).frames(lambda: FRAMES, "source")
-    for name, value in (("FORMAT", cache_module.FORMAT + 1), ("_CODE", ("batches.py",))):
+    for name, value in (("FORMAT", cache_module.FORMAT + 1), ("_CODE", ("split.py",))):
         with monkeypatch.context() as patched:
             patched.setattr(cache_module, name, value)
             cache_module._versions.cache_clear()
