@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folders = []
         for one in one_by_one(parse(arguments, about=__doc__)):
             outputs = run(one, command)
-            conclude(outputs)
+            conclude(outputs, summary=True)
             folders.append(str(outputs.folder))
         if len(folders) > 1:
-            return compare_runs.main(folders)
+            return compare_runs.main([*folders, "--summary"])
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

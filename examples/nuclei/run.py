@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, command: str) -> Outputs:
 
     def settings(folder: Path) -> dict[str, Any]:
         given = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-        given["data"] = options.data and options.data.resolve()
+        for name in ("data", "pretrained"):
+            given[name] = given[name] and given[name].resolve()
         return {name: value for name, value in given.items() if value not in (None, [])} | {"output": folder.resolve()}
 
     configuration = {

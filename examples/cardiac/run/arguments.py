@@ -59,6 +59,8 @@ def make_parser(about: str | None) -> Parser:
     add("--published", type=Path, metavar="FILE", help="CSV of further rows to show in the table")
     add("--cache", type=Path, metavar="DIR", help="keeps preprocessed volumes (default: the user's cache folder)")
     add("--no-cache", action="store_true", default=None, help="keep none")
+    about = "score total failures and calibration too; what is tested already is not tested again"
+    add("--calibration", action="store_true", default=None, help=about)
     general.add_flags(parser, Preset, PRESETS, DEFAULTS)
     return parser
 
@@ -85,7 +87,7 @@ def find(options: argparse.Namespace) -> Sources:
 def as_flags(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all settings by their flags' names, those left out that say nothing; data folders from the root on."""
     settings = {name: value for name, value in vars(options).items() if name not in ("config", "resume", "output")}
-    for name in ("acdc", "mnms", "published", "cache", "split"):
+    for name in ("acdc", "mnms", "published", "cache", "split", "pretrained"):
         settings[name] = settings[name] and settings[name].resolve()
     settings["no_cache"] = settings["no_cache"] or None
     pairs = (pair.partition("=") for pair in settings["external"])

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, command: str) -> Outputs:
 
     def read(draws: Sequence[int]) -> Study:
         cache = Cache(None if options.no_cache else options.cache or user_cache() / "frames")
-        study = Study(sources, preset, options.split, cache)
+        study = Study(sources, preset, options.split, cache, calibrated=bool(options.calibration))
         study.load(draws)
         return study
 

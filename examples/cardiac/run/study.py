@@ -80,11 +80,24 @@ class Study:
         preset: Sizes and corruptions.
         split_file: Who trains, validates and is tested; None for the paper's protocol.
         cache: Where frames are kept from run to run; None keeps them in memory alone.
+        calibrated: Whether tests score failures and calibration, beside overlap and distances.
     """
 
+    between = 1
+    """A training is validated after every pass."""
+    half_precision = False
+    """Tests are computed as the paper's are."""
+
     def __init__(
-        self, sources: Sources, preset: Preset, split_file: Path | None = None, cache: Cache | None = None
+        self,
+        sources: Sources,
+        preset: Preset,
+        split_file: Path | None = None,
+        cache: Cache | None = None,
+        *,
+        calibrated: bool = False,
     ) -> None:
+        self.calibrated = calibrated
         self.sources, self.preset, self.split_file = sources, preset, split_file
         self.cache = cache or Cache(None)
         # A folder with volumes is a patient, in every layout; reading them all to learn that would take minutes.
@@ -99,13 +112,6 @@ class Study:
     def seen(self) -> int | None:
         """Side of the centre of tested frames that networks see."""
         return self.preset.side
-
-    between = 1
-    """A training is validated after every pass."""
-    half_precision = False
-    """Tests are computed as the paper's are."""
-    calibrated = False
-    """Tests score overlap and distances alone."""
 
     def watch(self) -> Cases:
         """Return what keeps slices and cases to look at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from latentaug import FTN, CooperativeModel
 from study.data.frame import DataError
+from study.methods.pretrained import load_encoder, load_trained
 
 PAPERS = "FTN"
 HEADS: Mapping[str, Any] = {"reconstruction": True, "shape_prior": True}
@@ -47,6 +49,8 @@ class Network:
         layers: Names of the layers to mask in segmentations; empty for what the network declares or is found.
         image_code: Name of the layer that images are reconstructed from; None for what it declares or is found.
         encoder_weights: What the library calls the weights that the encoder starts from; None for random ones.
+        pretrained: File with weights of the encoder, alone or within those of a network.
+        start: Checkpoint of a run's training, which the network alone starts from; "{draw}" in it is the draw.
 
     Raises:
         DataError: the name has another form, or the paper's network is given weights.
@@ -56,6 +60,8 @@ class Network:
     layers: tuple[str, ...] = ()
     image_code: str | None = None
     encoder_weights: str | None = None
+    pretrained: Path | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         library, _, rest = self.name.partition(":")
@@ -66,6 +72,8 @@ class Network:
             )
         if self.name == PAPERS and self.encoder_weights is not None:
             raise DataError(f"--encoder-weights {self.encoder_weights}: the {PAPERS} has none. Pass --model too.")
+        if self.name == PAPERS and self.pretrained is not None:
+            raise DataError(f"--pretrained {self.pretrained}: the {PAPERS} has no encoder of others. Pass --model too.")
 
     @property
     def stages(self) -> tuple[str, str]:
@@ -81,6 +89,8 @@ class Network:
             "layers": [*self.layers],
             "image_code": self.image_code,
             "encoder_weights": self.encoder_weights,
+            **({"pretrained": str(self.pretrained)} if self.pretrained else {}),
+            **({"start": self.start} if self.start else {}),
         }
 
     def build(self, sizes: Sizes, options: Mapping[str, Any]) -> CooperativeModel:
@@ -111,6 +121,15 @@ class Network:
                 f"{_one_line(error)} Change it, or the images' size by --image-size, --crop and --halve."
             ) from None
 
+    def load_start(self, network: nn.Module, draw: int) -> None:
+        """Load the weights that a training of a draw starts from, if any.
+
+        Raises:
+            DataError: there is no such file, or it is of another network.
+        """
+        if self.start is not None:
+            load_trained(network, Path(self.start.replace("{draw}", str(draw))))
+
     def _network(self, sizes: Sizes) -> nn.Module:
         if self.name == PAPERS:
             return FTN(num_classes=sizes.classes, width=sizes.width, depth=sizes.depth)
@@ -123,9 +142,14 @@ class Network:
         _, architecture, *encoder = self.name.split(":")
         names = {"arch": architecture} | ({"encoder_name": encoder[0]} if encoder else {})
         try:
-            return smp.create_model(**names, encoder_weights=self.encoder_weights, in_channels=1, classes=sizes.classes)
+            network = smp.create_model(
+                **names, encoder_weights=self.encoder_weights, in_channels=1, classes=sizes.classes
+            )
         except Exception as error:  # whatever the library, or those that it asks for weights, may raise
             raise DataError(f"--model {self.name} cannot be made: {_one_line(error)} Correct it.") from None
+        if self.pretrained is not None:
+            load_encoder(network, self.pretrained)
+        return network
 
 
 def _one_line(error: Exception) -> str:

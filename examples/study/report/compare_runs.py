@@ -24,6 +24,7 @@ from study.methods.augmentations import NONE
 from study.report.comparison import REFERENCES, compare, comparison_grid, reference_of
 from study.report.conclusion import costs_of, notes_on
 from study.report.gains import gains_figure
+from study.report.summary import ABOUT, summary_grid
 from study.report.tables import columns_of, grid, markdown, same_draws, tabulate
 from study.report.written import write_report
 from study.run.outputs import done_in, read_json
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="METHOD", help=about)
     about = "write table.md, table.json, table.png and comparison.csv there"
     parser.add_argument("--output", type=Path, metavar="DIR", help=about)
+    about = "print a line for each method too: cost, shifts, total failures, HD95, calibration"
+    parser.add_argument("--summary", action="store_true", help=about)
     about = "plot what the methods gain over the reference, to a PNG"
     parser.add_argument("--figure", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(arguments)
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, of_these in same_draws(scores).items():
         rows = tabulate(of_these)
         print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows), costs=costs))}\n")
+        if options.summary:
+            print(f"{markdown(summary_grid(of_these, costs))}\n\n{ABOUT}\n")
     print(f"Less that of {reference} on the same draws:\n")
     differences = [one for one in compare(scores, reference) if one.metric == "dice"]
     print(markdown(comparison_grid(differences)))

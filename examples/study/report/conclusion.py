@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from study.methods import METHODS
-from study.report.tables import Row
+from study.report.summary import ABOUT, summary_grid
+from study.report.tables import Row, markdown, same_draws
 from study.report.written import curves_figure, write_report
-from study.run.files import save_figure
+from study.run.files import save_figure, write_text
 from study.run.outputs import Finished, Outputs
 from study.run.scores import FILE, VALIDATION, write_scores
 from study.run.validation import VALIDATED, in_words
@@ -20,6 +21,7 @@ def conclude(
     outputs: Outputs,
     published: Sequence[Row] = (),
     *,
+    summary: bool = False,
     page: Callable[[Outputs, Sequence[Finished], Sequence[str]], Path] | None = None,
 ) -> None:
     """Write scores, tables, curves and the page of every training that is done in a folder, and print the table.
@@ -27,6 +29,7 @@ def conclude(
     Args:
         outputs: The folder and its configuration.
         published: Rows of the table that no run made.
+        summary: Whether to write and print a line for each method, as `summary_grid` does, too.
         page: Writes the page, given the folder, the trainings and notes, and returns its file.
     """
     finished = [training._replace(log=trained_alone(training)) for training in outputs.finished(METHODS)]
@@ -42,6 +45,10 @@ def conclude(
         write_scores(outputs.folder, validated, VALIDATION)
     curves = {f"{training.method}, draw {training.draw}": training.log for training in finished}
     save_figure(outputs.folder / "curves.png", curves_figure(curves), outputs.configuration)
+    if summary:
+        lines = [markdown(summary_grid(these, costs)) for these in same_draws(scores).values()]
+        write_text(outputs.folder / "summary.md", "\n\n".join([*lines, ABOUT]) + "\n")
+        print("", *lines, ABOUT, sep="\n\n")
     at = page and page(outputs, finished, notes)
     print(f"\nDice, mean and spread over draws\n\n{table}\n", *notes, sep="\n")
     print()

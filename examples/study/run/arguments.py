@@ -130,6 +130,9 @@ def add_flags(parser: Parser, kind: type[Preset], presets: Mapping[str, Preset],
         help="layer that images are reconstructed from (default: one of stride 8 at most)",
     )
     add("--encoder-weights", metavar="NAME", help="of a library's encoder, such as imagenet (default: random)")
+    add("--pretrained", type=Path, metavar="FILE", help="weights of a library's encoder, by torch.save")
+    about = "checkpoint of a run's training to start from, such as runs/none/plain/draw-{draw}/last.pt"
+    add("--start", metavar="FILE", help=about)
     add("--config", type=Path, metavar="FILE", help="TOML with any of these settings by name; flags take precedence")
     add("--output", type=Path, metavar="DIR", help="results and checkpoints (default: a folder of its own below runs/)")
     add("--resume", action="store_true", default=None, help="refuse to start anew (default: go on from what is there)")
@@ -155,7 +158,14 @@ def choose_network(options: argparse.Namespace) -> Network:
     if options.depths and options.model == PAPERS:
         raise DataError(f"--depths counts a library's encoder; the {PAPERS} has none. Pass --model, or --layers.")
     layers = options.layers or [f"encoder[{depth}]" for depth in options.depths]
-    return Network(options.model, tuple(layers), options.image_code, options.encoder_weights)
+    return Network(
+        options.model,
+        tuple(layers),
+        options.image_code,
+        options.encoder_weights,
+        options.pretrained and options.pretrained.resolve(),
+        options.start and str(Path(options.start).resolve()),
+    )
 
 
 def training_settings(preset: Preset) -> dict[str, Any]:

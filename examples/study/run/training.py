@@ -61,7 +61,7 @@ def train_and_test(
     batches.augment = AUGMENTATIONS[preset.augment]
     said = f"\n{method}, draw {draw}: {iterations} iterations of {cost:.2f} plain steps each"
     print(said, *notes, sep="\n  ", flush=True)
-    trainer = build_trainer(method, network, preset, iterations, seed, place, device)
+    trainer = build_trainer(method, network, preset, iterations, seed, place, device, draw)
     loader = Timed(batches)
     validation = validation_batches(study.validation(draw), preset.side, device)
     if METHODS[method].reconstructs:
@@ -97,12 +97,20 @@ def train_and_test(
 
 
 def build_trainer(
-    method: str, network: Network, preset: Preset, iterations: int, seed: int, folder: Path, device: torch.device
+    method: str,
+    network: Network,
+    preset: Preset,
+    iterations: int,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    draw: int = 0,
 ) -> CooperativeTrainer:
     """Make a network and a trainer for it, alike for every method, where it was left if it was begun."""
     chosen_method = METHODS[method]
     torch.manual_seed(seed)
     model = network.build(preset, chosen_method.arguments).to(device).to(memory_format=torch.channels_last)
+    network.load_start(model.model, draw)
     if chosen_method.prepare is not None:
         chosen_method.prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, fused=True)

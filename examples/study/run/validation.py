@@ -52,9 +52,11 @@ def summary(scores: Iterable[Score]) -> dict[str, Any]:
     for score in scores:
         columns.setdefault(score.column, []).append(score)
     means = {column: mean_of_known(column_mean(these).values()) for column, these in columns.items()}
-    clean = domain_of(columns).clean
+    domain = domain_of(columns)
+    clean = domain.clean
     shifted = {column: round(value, 4) for column, value in means.items() if column != clean}
     return {
+        **({} if domain.case == "patient" else {"case": domain.case}),
         "patients": len({score.patient for score in columns[clean]}),
         "dice": round(means[clean], 4),
         "shifted dice": round(fmean(means[column] for column in shifted), 4),
@@ -64,7 +66,8 @@ def summary(scores: Iterable[Score]) -> dict[str, Any]:
 
 def in_words(summed_up: Mapping[str, Any]) -> str:
     """Say in a line what `summary` gives."""
+    cases = f"{summed_up['patients']} {summed_up.get('case', 'patient')}s"
     return (
-        f"The network alone on {summed_up['patients']} patients to choose by: Dice {summed_up['dice']:.3f}, and "
+        f"The network alone on {cases} to choose by: Dice {summed_up['dice']:.3f}, and "
         f"{summed_up['shifted dice']:.3f} under shifts that no test has."
     )
