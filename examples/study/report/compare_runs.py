@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def together(runs: Sequence[Path], file: str = FILE) -> list[Score]:
-    """Read the scores of all runs; where these differ in augmentation or time, methods are called by it too.
+    """Read the scores of all runs; where runs differ in what `additions` knows of, methods are called by it too.
 
     Args:
         runs: Their folders.
@@ -104,13 +104,14 @@ def additions(runs: Sequence[Path]) -> dict[Path, str]:
     """Return what the methods of each run are called by, beside their names, where runs differ in it."""
     settings = {run: settings_of(run) for run in runs}
     augmentations = {run: str(found.get("augment", NONE)) for run, found in settings.items()}
-    equal_time = {run: bool(found.get("equal_time")) for run, found in settings.items()}
-    augments, times = (len({*found.values()}) > 1 for found in (augmentations, equal_time))
-    return {
-        run: (f" + {augmentations[run]}" if augments and augmentations[run] != NONE else "")
-        + (", equal time" if times and equal_time[run] else "")
-        for run in runs
-    }
+    words = [
+        {run: f" + {name}" if name != NONE else "" for run, name in augmentations.items()},
+        {run: f", {found['train_size']} images" if "train_size" in found else "" for run, found in settings.items()},
+        {run: ", fine-tuned" if found.get("start") else "" for run, found in settings.items()},
+        {run: ", equal time" if found.get("equal_time") else "" for run, found in settings.items()},
+    ]
+    differing = [these for these in words if len({*these.values()}) > 1]
+    return {run: "".join(these[run] for these in differing) for run in runs}
 
 
 def settings_of(run: Path) -> dict[str, Any]:

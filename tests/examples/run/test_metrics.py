@@ -16,7 +16,17 @@ from torch import Tensor
 
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
-from study.run.metrics import dice, evaluate, frame_scores, segment, surface_distances
+from study.run.metrics import (
+    BINS,
+    calibration_error,
+    dice,
+    evaluate,
+    expected_dice,
+    frame_scores,
+    logits_of,
+    segment,
+    surface_distances,
+)
 
 
 def frame_of(
@@ -244,3 +254,36 @@ def test_all_around_what_a_model_sees_is_background() -> None:
     assert torch.equal(stages["FTN"], expected)
     assert stages["FTN+STN"].sum() == 2 * 2 * 4 * 4
     assert stages["FTN+STN"][:, 1:5, 2:6].all()
+
+
+def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(2, 9, 7, generator=generator)
+    inside = torch.rand(2, 9, 7, generator=generator) < probability**2
+    sure, right = torch.maximum(probability, 1 - probability), (probability >= 0.5) == inside
+    expected = 0.0
+    for number in range(BINS):
+        chosen = (sure >= number / BINS) & (sure < (number + 1) / BINS)
+        if chosen.any():
+            expected += chosen.sum().item() * abs(right[chosen].float().mean() - sure[chosen].mean()).item()
+    assert calibration_error(probability, inside) == pytest.approx(expected / probability.numel(), abs=1e-5)
+
+
+def test_the_expected_dice_is_the_dice_of_what_is_certain() -> None:
+    predicted = torch.tensor([True, True, False, True])
+    assert expected_dice(predicted.float(), predicted) == 1
+    assert expected_dice(torch.tensor([0.6, 0.8, 0.4, 0.7]), predicted) == pytest.approx(2 * 2.1 / (2.5 + 3))
+    assert expected_dice(torch.zeros(3), torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def test_an_image_of_any_size_is_seen_whole() -> None:
+    class Strict(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.shape[2] % 32 == images.shape[3] % 32 == 0
+            return torch.cat([1 - images, images], 1)
+
+    image = torch.rand(1, 33, 70).numpy()
+    frame = Frame("A", "", image, np.zeros((1, 33, 70), np.uint8), (1.0, 1.0, 1.0))
+    (logits,) = logits_of(Strict(), frame, torch.device("cpu"), stages=("Unet",)).values()
+    low, high = image.min(), image.max()
+    np.testing.assert_allclose(logits[0, 1], (image[0] - low) / (high - low), atol=1e-6)
