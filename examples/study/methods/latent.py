@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latentaug import DSU, DropBlock, LatentTransform, MixStyle, RandomApply, RandomChannelMask
+from latentaug import DSU, DropBlock, EFDMix, LatentTransform, ManifoldMixup, MixStyle, RandomApply, RandomChannelMask
 from study.methods.method import Method
 from study.methods.steps import plain_backward
 
@@ -27,6 +27,16 @@ LATENT: Mapping[str, Method] = {
         "the network alone, early codes in a style between two samples of the batch",
         "Zhou et al., ICLR 2021, arXiv:2104.02008",
         at_levels(1, 2, transform=MixStyle()),
+    ),
+    "efdmix": in_one_pass(
+        "the network alone, early codes with values between those of two samples of the batch, by rank",
+        "Zhang et al., CVPR 2022, arXiv:2203.07740",
+        at_levels(1, 2, transform=EFDMix()),
+    ),
+    "manifold-mixup": in_one_pass(
+        "the network alone, codes and labels of two samples of the batch mixed",
+        "Verma et al., ICML 2019, arXiv:1806.05236",
+        at_levels(2, transform=ManifoldMixup()),
     ),
     "dsu": in_one_pass(
         "the network alone, the style of codes sampled around their own",

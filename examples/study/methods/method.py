@@ -85,8 +85,9 @@ class Method:
         """Fill the gradients from a batch, as `cooperative_backward` does."""
         if self.transform is not None:
             images = self.transform(images, generator or torch.default_generator)
-        with self._changed_codes(model, generator):
-            return self.step(model, images, labels, scaler=scaler, generator=generator)
+        with self._changed_codes(model, generator) as run:
+            mixed = {} if run is None else {"mixed": run.loss}
+            return self.step(model, images, labels, scaler=scaler, generator=generator, **mixed)
 
     def see_that_it_fits(self, name: str, model: CooperativeModel) -> None:
         """Refuse a network without the layers whose codes are changed.
@@ -103,7 +104,7 @@ class Method:
                 "smp:Unet:resnet18, or another with a ResNet encoder."
             ) from None
 
-    def _changed_codes(self, model: nn.Module, generator: torch.Generator | None) -> AbstractContextManager[object]:
+    def _changed_codes(self, model: nn.Module, generator: torch.Generator | None) -> AbstractContextManager[Any]:
         if not self.latent:
             return nullcontext()
         assert isinstance(model, CooperativeModel)

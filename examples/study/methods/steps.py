@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ def plain_backward(
     *,
     scaler: torch.amp.GradScaler | None = None,
     generator: torch.Generator | None = None,
+    mixed: Callable[..., Tensor] | None = None,
 ) -> CooperativeOutput:
     """Train the network alone by its cross entropy, on images as noisy as all other methods see them.
 
-    Neither the image decoder nor the shape prior is called, and neither gets a gradient.
+    Neither the image decoder nor the shape prior is called, and neither gets a gradient. `mixed`, given a loss, logits
+    and labels, returns the loss where a change of codes has mixed labels too.
 
     Draws:
         Noise per pixel, from `generator`, on its device.
@@ -33,7 +36,7 @@ def plain_backward(
     generator = generator or torch.default_generator
     noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
     logits = model.model((images + NOISE * noise).clamp(0, 1))
-    loss = model.loss(logits, labels)
+    loss = model.loss(logits, labels) if mixed is None else mixed(model.loss, logits, labels)
     _backpropagate(loss, scaler)
     terms = {"segmentation": loss.detach()}
     return CooperativeOutput(loss.detach(), terms, logits.detach(), logits.detach(), None, None)

@@ -8,14 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from latentaug import HardExamples, PermutedStyle, cooperative_backward
+from latentaug import RSC, HardExamples, PermutedStyle, cooperative_backward
 from study.methods.method import Method
 
 
-def by_itself(title: str, *, reconstructs: bool = False, start: float = 0.0, **options: Any) -> Method:
+def by_itself(
+    title: str, reference: str = "", *, reconstructs: bool = False, start: float = 0.0, **options: Any
+) -> Method:
     """Return the method of `CooperativeModel` as it is by default, of a network that is not the paper's."""
     return Method(
-        title, "", cooperative_backward, options, start=start, heads=False, reconstructs=reconstructs, refines=False
+        title,
+        reference,
+        cooperative_backward,
+        options,
+        start=start,
+        heads=False,
+        reconstructs=reconstructs,
+        refines=False,
     )
 
 
@@ -28,6 +37,12 @@ WRAPPED: Mapping[str, Method] = {
     "hard-styles": by_itself(
         "the network alone, and its replay from levels in the style of other samples, in every third batch",
         augment=PermutedStyle(),
+    ),
+    "rsc": by_itself(
+        "the network alone, and its replay without what speaks most for the right answer, in every batch",
+        "Huang et al., ECCV 2020, arXiv:2007.02454",
+        hard=HardExamples(every=1),
+        augment=RSC(),
     ),
     "late": by_itself("the network alone for a third of the training, and as `default` after it", start=1 / 3),
     "mixed": by_itself(

@@ -7,10 +7,21 @@ import torch
 from torch import Tensor
 
 from cardiac.run.presets import Preset
-from latentaug import DSU, CooperativeModel, DropBlock, MixStyle, RandomApply, RandomChannelMask, augmented
+from latentaug import (
+    DSU,
+    CooperativeModel,
+    DropBlock,
+    EFDMix,
+    ManifoldMixup,
+    MixStyle,
+    RandomApply,
+    RandomChannelMask,
+    augmented,
+)
 from study.data.frame import DataError
 from study.methods import METHODS, chosen
 from study.methods.latent import LATENT
+from study.methods.method import NOISE
 from study.methods.network import Network
 
 pytest.importorskip("segmentation_models_pytorch")
@@ -38,9 +49,12 @@ def test_a_step_is_that_of_the_network_alone_with_its_codes_changed(name: str) -
     images, labels = batch()
     output = METHODS[name].backward(model, images, labels, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
-    with augmented(by_hand.model, dict(LATENT[name].latent), generator=generator):
-        expected = METHODS["plain"].backward(by_hand, images, labels, generator=generator)
-    torch.testing.assert_close(output.loss, expected.loss)
+    with augmented(by_hand.model, dict(LATENT[name].latent), generator=generator) as run:
+        noise = torch.randn(images.shape, generator=generator)
+        logits = by_hand.model((images + NOISE * noise).clamp(0, 1))
+        expected = run.loss(by_hand.loss, logits, labels)
+    expected.backward()
+    torch.testing.assert_close(output.loss, expected.detach())
     torch.testing.assert_close(gradients(model), gradients(by_hand))
     assert {*output.losses} == {"segmentation"}
     without = METHODS["plain"].backward(plain, images, labels, generator=torch.Generator().manual_seed(1))
@@ -62,12 +76,21 @@ def test_the_network_is_left_as_it_was_and_predicts_from_its_own_codes(name: str
 def test_which_transform_is_where() -> None:
     assert {name: [*method.latent] for name, method in LATENT.items()} == {
         "mixstyle": LAYERS[:2],
+        "efdmix": LAYERS[:2],
+        "manifold-mixup": LAYERS[1:2],
         "dsu": LAYERS,
         "dropblock": LAYERS[1:3],
         "latent-masks": LAYERS,
     }
     kinds = {name: {type(one) for one in method.latent.values()} for name, method in LATENT.items()}
-    assert kinds == {"mixstyle": {MixStyle}, "dsu": {DSU}, "dropblock": {DropBlock}, "latent-masks": {RandomApply}}
+    assert kinds == {
+        "mixstyle": {MixStyle},
+        "efdmix": {EFDMix},
+        "manifold-mixup": {ManifoldMixup},
+        "dsu": {DSU},
+        "dropblock": {DropBlock},
+        "latent-masks": {RandomApply},
+    }
     masks = LATENT["latent-masks"].latent["encoder.layer1"]
     assert isinstance(masks, RandomApply)
     assert isinstance(masks.transforms[0], RandomChannelMask)

@@ -21,7 +21,7 @@ def test_a_network_has_the_heads_that_it_needs_and_the_noise_of_all_methods(name
     model = Network("smp:Unet:resnet18").build(SMALL, method.arguments)
     assert (model.reconstruction is not None, model.shape_prior) == (method.reconstructs, None)
     assert model.maker.noise == NOISE
-    assert model.maker.every == (1 if name in ("hard-codes", "mixed") else 3)
+    assert model.maker.every == (1 if name in ("hard-codes", "rsc", "mixed") else 3)
     output = method.backward(model.train(), *BATCH, generator=torch.Generator().manual_seed(0))
     learned = {"segmentation", "reconstruction" if name == "mixed" else "hard_code_segmentation"}
     assert {*output.losses} == learned

@@ -23,6 +23,7 @@ from study.run.metrics import (
     evaluate,
     expected_dice,
     frame_scores,
+    further_scores,
     logits_of,
     segment,
     surface_distances,
@@ -287,3 +288,18 @@ def test_an_image_of_any_size_is_seen_whole() -> None:
     (logits,) = logits_of(Strict(), frame, torch.device("cpu"), stages=("Unet",)).values()
     low, high = image.min(), image.max()
     np.testing.assert_allclose(logits[0, 1], (image[0] - low) / (high - low), atol=1e-6)
+
+
+def test_failures_and_calibration_are_of_the_centre_that_was_seen() -> None:
+    labels = np.zeros((1, 8, 8), np.uint8)
+    labels[0, 2:6, 2:4] = 1
+    logits = torch.full((1, 4, 4, 4), -30.0)
+    logits[0, 0, :, 2:] = logits[0, 1, :, :2] = 30.0  # sure, and right
+    frame = frame_of(labels)
+    found = further_scores({("LV", "dice"): 1.0, ("LV", "hd95"): 0.0, ("MYO", "dice"): 0.05}, logits, frame)
+    assert found["LV", "failed"] == 0
+    assert found["MYO", "failed"] == 1
+    assert found["LV", "ece"] == pytest.approx(0, abs=1e-6)
+    assert found["LV", "confidence"] == pytest.approx(1)
+    assert found["MYO", "confidence"] == 0
+    assert {metric for _, metric in found} == {"failed", "ece", "confidence"}
