@@ -107,7 +107,7 @@ def test_an_augmentation_comes_before_all_that_a_method_does(
     assert all(torch.equal(one, other) for one, other in zip(made, stepped, strict=True))
 
 
-IN_ONE_PASS = {"mixstyle", "dsu", "dropblock", "latent-masks"}  # which differ in the transform alone
+IN_ONE_PASS = {"mixstyle", "efdmix", "manifold-mixup", "dsu", "dropblock", "latent-masks"}  # differ in the transform
 RESUMED = [
     pytest.param(method, marks=[pytest.mark.slow] if method in IN_ONE_PASS - {"mixstyle"} else []) for method in TRAINED
 ]
