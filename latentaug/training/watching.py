@@ -241,8 +241,9 @@ class ShowHardExamples(Callback):
         elif self._shown is not None:
             self._shown.update(figure)
         else:
-            from IPython.display import display
+            from IPython import display as notebook
 
+            display: Any = notebook.display  # has no types
             self._shown = display(figure, display_id=True)
 
 
