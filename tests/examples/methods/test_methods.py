@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ from study.methods.network import Network
 from study.methods.steps import NOISE, mixup_backward, plain_backward
 from study.run.training import build_trainer
 
-STEPS = 6
+STEPS, BATCHES = 4, 2  # in all, and of an epoch
 UNET = "smp:Unet:resnet18"
 LIBRARY = find_spec("segmentation_models_pytorch") is not None
 TRAINED = [name for name in METHODS if LIBRARY or not METHODS[name].latent]
@@ -57,7 +59,7 @@ def train(
     network = network or (Network(UNET) if METHODS[method].latent else Network())
     trainer = build_trainer(method, network, PRESET, STEPS, 0, folder, torch.device("cpu"))
     loader = TrainingBatches(
-        frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch, augment=augment
+        frames(), side=24, batch_size=4, length=BATCHES, seed=0, epoch=lambda: trainer.epoch, augment=augment
     )
     trainer.fit(loader, max_steps=steps)
     return trainer
@@ -67,12 +69,15 @@ def weights(trainer: CooperativeTrainer) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return {method: weights(train(method, tmp_path_factory.mktemp(method))) for method in TRAINED}
+@cache
+def straight(method: str) -> Tensor:
+    """Return the weights of a training that nothing interrupts; each is made where a test asks for it."""
+    with TemporaryDirectory() as folder:
+        return weights(train(method, Path(folder)))
 
 
-def test_every_method_ends_with_weights_of_its_own(trained: dict[str, Tensor]) -> None:
+def test_every_method_ends_with_weights_of_its_own() -> None:
+    trained = {method: straight(method) for method in TRAINED}
     assert all(one.isfinite().all() for one in trained.values())
     for method, one in trained.items():
         alike = {"cooperative", "cooperative-decoded", "default", "hard-codes"}  # on the paper's network
@@ -107,32 +112,32 @@ def test_an_augmentation_comes_before_all_that_a_method_does(
     assert all(torch.equal(one, other) for one, other in zip(made, stepped, strict=True))
 
 
-IN_ONE_PASS = {"mixstyle", "efdmix", "manifold-mixup", "dsu", "dropblock", "latent-masks"}  # differ in the transform
-RESUMED = [
-    pytest.param(method, marks=[pytest.mark.slow] if method in IN_ONE_PASS - {"mixstyle"} else []) for method in TRAINED
-]
+# One of each sort: of steps, of what changes images or codes, of masks, of schedules and of what is kept for later steps.
+SORTS = {
+    *("plain", "standard", "mixup", "noise", "randconv", "cooperative", "cooperative-ramp", "default"),
+    *("cooperative-saliency-every-4", "cooperative-norm-frozen", "separate", "hard-styles", "mixstyle"),
+}
+RESUMED = [pytest.param(method, marks=[] if method in SORTS else [pytest.mark.slow]) for method in TRAINED]
 
 
 @pytest.mark.parametrize("method", RESUMED)
-def test_an_interrupted_training_ends_with_the_same_weights(
-    trained: dict[str, Tensor], tmp_path: Path, method: str
-) -> None:
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, method: str) -> None:
     train(method, tmp_path, steps=1)
     train(method, tmp_path, steps=3)
-    assert torch.equal(weights(train(method, tmp_path)), trained[method])
+    assert torch.equal(weights(train(method, tmp_path)), straight(method))
 
 
 @pytest.mark.parametrize(("method", "step"), [("standard", standard_backward), ("cooperative", cooperative_backward)])
-def test_the_two_main_methods_are_the_librarys_own(trained: dict[str, Tensor], method: str, step: Step) -> None:
+def test_the_two_main_methods_are_the_librarys_own(method: str, step: Step) -> None:
     torch.manual_seed(0)
     network = FTN(num_classes=4, width=2, depth=1)
     model = CooperativeModel(network, num_classes=4, example=torch.zeros(2, 1, 24, 24))
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     trainer = CooperativeTrainer(model, optimizer, step=step, seed=0, callbacks=[])
-    loader = TrainingBatches(frames(), side=24, batch_size=4, length=4, seed=0, epoch=lambda: trainer.epoch)
+    loader = TrainingBatches(frames(), side=24, batch_size=4, length=BATCHES, seed=0, epoch=lambda: trainer.epoch)
     trainer.fit(loader, max_steps=STEPS)
-    assert torch.equal(weights(trainer), trained[method])
+    assert torch.equal(weights(trainer), straight(method))
 
 
 def test_all_methods_start_from_the_same_weights() -> None:
