@@ -112,7 +112,7 @@ def test_an_augmentation_comes_before_all_that_a_method_does(
     assert all(torch.equal(one, other) for one, other in zip(made, stepped, strict=True))
 
 
-# One of each sort: of steps, of what changes images or codes, of masks, of schedules and of what is kept for later steps.
+# One of each sort: of steps, of what changes images or codes, of masks, of schedules, and of what is kept for later.
 SORTS = {
     *("plain", "standard", "mixup", "noise", "randconv", "cooperative", "cooperative-ramp", "default"),
     *("cooperative-saliency-every-4", "cooperative-norm-frozen", "separate", "hard-styles", "mixstyle"),

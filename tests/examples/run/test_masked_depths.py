@@ -12,6 +12,7 @@ from tests.support.patients import write_patient
 pytest.importorskip("segmentation_models_pytorch")
 
 
+@pytest.mark.slow
 def test_every_set_of_depths_has_a_row_with_a_dice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, patient in enumerate(("A", "B", "C")):
         write_patient(tmp_path / patient, seed)
