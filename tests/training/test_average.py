@@ -15,7 +15,7 @@ from latentaug.training.average import Average
 from latentaug.training.callbacks import Callback
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
-from tests.support.tiny_training import At, same_weights, squares, tiny_coop, tiny_trainer, weights_of
+from tests.support.tiny_training import At, headless_coop, same_weights, squares, tiny_trainer, weights_of
 
 DECAY = 0.7
 
@@ -32,7 +32,7 @@ class Beside(Callback):
 
 def fitted(epochs: int = 2, **options: Any) -> tuple[CooperativeTrainer, Beside]:
     beside = Beside()
-    trainer = tiny_trainer(optimizer=fast, callbacks=[beside], **options)
+    trainer = tiny_trainer(headless_coop(), optimizer=fast, callbacks=[beside], **options)
     seed_all(3)
     trainer.fit(squares(), held_out(), epochs=epochs)
     return trainer, beside
@@ -116,7 +116,7 @@ def test_training_itself_is_as_it_would_be_without() -> None:
 def test_the_average_is_evaluated_and_predicts_with_the_models_statistics() -> None:
     trainer, beside = fitted(ema=DECAY)
     raw, images = weights_of(trainer), held_out()[0][0]
-    averaged = tiny_coop()
+    averaged = headless_coop()
     averaged.load_state_dict(raw | parameters_of(beside.model.module))
     by_hand = tiny_trainer(averaged)
     assert trainer.evaluate(held_out()) == by_hand.evaluate(held_out())
@@ -139,11 +139,11 @@ def test_the_best_epoch_keeps_the_average(in_folder: bool, tmp_path: Path) -> No
 
 def test_a_resume_keeps_the_weights_and_their_average_bit_for_bit(tmp_path: Path) -> None:
     whole, _ = fitted(epochs=3, ema=DECAY)
-    saved = tiny_trainer(optimizer=fast, ema=DECAY)
+    saved = tiny_trainer(headless_coop(), optimizer=fast, ema=DECAY)
     saved.callbacks = [At(4, lambda trainer: trainer.save(tmp_path / "a.pt"))]  # in the middle of an epoch
     seed_all(3)
     saved.fit(squares(), held_out(), epochs=3)
-    resumed = tiny_trainer(optimizer=fast, ema=DECAY)
+    resumed = tiny_trainer(headless_coop(), optimizer=fast, ema=DECAY)
     resumed.resume(tmp_path / "a.pt")
     resumed.fit(squares(), held_out(), epochs=3)
     assert same_weights(weights_of(resumed), weights_of(whole))
@@ -160,7 +160,7 @@ def test_a_checkpoint_with_an_average_goes_with_a_trainer_with_one(
 ) -> None:
     fitted(epochs=1, ema=then)[0].save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"was written with ema .*Build the trainer as it was then"):
-        tiny_trainer(optimizer=fast, ema=now).resume(tmp_path / "a.pt")
+        tiny_trainer(headless_coop(), optimizer=fast, ema=now).resume(tmp_path / "a.pt")
 
 
 def test_an_average_of_another_model_is_refused_and_the_trainer_is_as_it_was(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_average_of_another_model_is_refused_and_the_trainer_is_as_it_was(tmp
     state = torch.load(tmp_path / "a.pt", weights_only=True)
     state["average"].popitem()
     torch.save(state, tmp_path / "b.pt")
-    trainer = tiny_trainer(optimizer=fast, ema=DECAY)
+    trainer = tiny_trainer(headless_coop(), optimizer=fast, ema=DECAY)
     before = copy.deepcopy(weights_of(trainer))
     with pytest.raises(ValueError, match=r"b\.pt .*is missing"):
         trainer.resume(tmp_path / "b.pt")

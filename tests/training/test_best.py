@@ -13,19 +13,19 @@ import torch
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
-from tests.support.tiny_training import same_weights, squares, tiny_trainer
+from tests.support.tiny_training import headless_coop, same_weights, squares, tiny_trainer
 from tests.support.tiny_training import weights_of as all_weights
 
 
 def fitted(folder: Path | None, seed: int = 1, epochs: int = 4) -> CooperativeTrainer:
-    trainer = tiny_trainer(folder=folder, seed=seed, optimizer=partial(torch.optim.Adam, lr=0.05))
+    trainer = tiny_trainer(headless_coop(), folder=folder, seed=seed, optimizer=partial(torch.optim.Adam, lr=0.05))
     seed_all(seed)
     trainer.fit(squares(), list(squares()), epochs=epochs)
     return trainer
 
 
 def resumed(path: Path, folder: Path | None) -> CooperativeTrainer:
-    trainer = tiny_trainer(folder=folder, optimizer=partial(torch.optim.Adam, lr=0.05))
+    trainer = tiny_trainer(headless_coop(), folder=folder, optimizer=partial(torch.optim.Adam, lr=0.05))
     trainer.resume(path)
     return trainer
 
