@@ -56,17 +56,13 @@ class Row(Case):
         """Build it; the same weights every time, and statistics that fit the images."""
         return copy.deepcopy(_built(self)).train(train)
 
-    def known(self, train: bool, *, fresh: bool = False) -> nn.Module:
-        """Return one model to all checks in a mode, its buffers as built: what taps proved of it is not proved anew.
-
-        The first check asks for a `fresh` one, on which no other can have left anything.
-        """
-        if fresh:
-            _known.cache_clear()
+    def known(self, train: bool) -> nn.Module:
+        """Return one model to several checks in a mode, its buffers as built: what taps proved is not proved anew."""
         model, built = _known(self, train), dict(_built(self).named_buffers())
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                buffer.copy_(built[name])
+                if not torch.equal(buffer, built[name]):  # else a graph that was kept would not know it any more
+                    buffer.copy_(built[name])
         return model
 
     def large_images(self) -> Tensor:

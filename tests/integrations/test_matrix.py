@@ -71,7 +71,7 @@ def test_the_bottleneck_is_the_expected_one(row: Row) -> None:
 
 @EACH
 def test_nothing_is_left_behind_and_the_documented_row_is_true(row: Row, table: Table) -> None:
-    model = row.known(False, fresh=True)
+    model = row.model(False)
     with torch.no_grad():
         expected = model(row.images())  # some libraries install hooks of their own now
     state, before = copy.deepcopy(model.state_dict()), traces(model)
