@@ -92,12 +92,17 @@ def is_sharded(module: nn.Module) -> bool:
     return hasattr(module, "set_reshard_after_backward")
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Tell whether a tensor is spread over processes, so that this one holds a part of it or knows who does."""
+    return hasattr(tensor, "device_mesh")
+
+
 def is_spread(model: nn.Module) -> bool:
     """Tell whether the weights of a model are spread over processes, by FSDP or as distributed tensors."""
     return any(
         is_sharded(module)
         or "_fsdp_wrapped_module" in module._modules
-        or any(hasattr(weight, "device_mesh") for weight in module._parameters.values())
+        or any(weight is not None and is_distributed(weight) for weight in module._parameters.values())
         for _, module in named_modules_of(model)
     )
 
