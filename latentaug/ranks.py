@@ -5,7 +5,8 @@ Each exchange has a name. Ranks that come to different ones are told so; otherwi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -109,13 +110,38 @@ def anywhere(what: str, flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in word.tolist()]
 
 
+@contextmanager
+def failing_together(what: str) -> Iterator[None]:
+    """Run a block that each rank must get through; where one fails, all do.
+
+    Args:
+        what: A name of what is done, the same on all ranks. The block has no exchanges that a failure would skip.
+
+    Raises:
+        RanksDifferError: Another rank failed; its own error is raised there.
+    """
+    try:
+        yield
+    except Exception as error:
+        gathered(what, f"{type(error).__name__}: {error}")
+        raise
+    for number, failure in enumerate(gathered(what, "")):
+        if failure:
+            raise RanksDifferError(f"Rank {number} failed ({what}): {failure}")
+
+
 @torch.no_grad()
-def take_from_first(tensors: Iterable[Tensor]) -> None:
+def take_from_first(what: str, tensors: Iterable[Tensor]) -> None:
     """Let tensors have the values that they have on rank 0, in place.
 
     Args:
+        what: A name of this exchange, the same on all ranks.
         tensors: As many as on the other ranks, of the same shapes.
+
+    Raises:
+        RanksDifferError: Other ranks are at another exchange.
     """
+    _exchanged(what, ())
     if not several():
         return
     for tensor in tensors:
