@@ -13,6 +13,8 @@ from latentaug.training.agreement import agreed_to_stop, drawn_together, scored_
 from latentaug.training.finite import FiniteGuard, NotFiniteError
 from latentaug.training.interrupt import Interrupted, Interruption, Terminated
 
+NOTHING = "^$"  # that Ctrl-C says
+
 
 @pytest.fixture
 def other(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, ...]]]:
@@ -35,7 +37,7 @@ def test_all_stop_for_the_reason_that_one_has(other: dict[str, list[tuple[int, .
     assert [agreed_to_stop(False, Interruption(), guard) for _ in range(2)] == [False, True]
     with pytest.raises(NotFiniteError, match="3 batches in a row were not finite"):
         agreed_to_stop(False, Interruption(), guard)
-    with pytest.raises(Interrupted, match="^$"):
+    with pytest.raises(Interrupted, match=NOTHING):
         agreed_to_stop(False, Interruption(), guard)
     with pytest.raises(Terminated, match="143"):
         agreed_to_stop(False, Interruption(), guard)
@@ -69,7 +71,7 @@ def test_what_fails_while_it_draws_is_told_to_the_others(other: dict[str, list[t
     with pytest.raises(ranks.RanksDifferError, match="Rank 1 failed while it drew batches of a step"):
         next(drawn_together(iter([[1]]), Interruption()))
     other["batches of a step"] = [(0, 0, 0, int(signal.SIGINT))]
-    with pytest.raises(Interrupted, match="^$"):
+    with pytest.raises(Interrupted, match=NOTHING):
         next(drawn_together(iter([[1]]), Interruption()))
 
 
@@ -77,5 +79,5 @@ def test_a_signal_waits_for_the_end_of_the_step(other: dict[str, list[tuple[int,
     interruption = Interruption()
     interruption.remember(signal.SIGINT)
     assert next(drawn_together(iter([[1]]), interruption)) == [1]  # or this rank would leave alone
-    with pytest.raises(Interrupted, match="^$"):
+    with pytest.raises(Interrupted, match=NOTHING):
         agreed_to_stop(False, interruption, FiniteGuard(max_skipped=3))

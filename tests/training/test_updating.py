@@ -50,7 +50,7 @@ def test_an_average_moves_with_each_update() -> None:
     trainer = tiny_trainer(ema=0.5)
     assert trainer._average is not None
     for batch in squares():
-        before = trainer._average.state_dict()
+        before = {name: one.clone() for name, one in trainer._average.state_dict().items()}
         update(trainer, [batch])
         after = trainer._average.state_dict()
         for name, one in trainer.model.named_parameters():
