@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from latentaug import ranks
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.finite import weights_finite
 from latentaug.training.lock import FolderLock, folder_lock
+from latentaug.training.plain import plain
 from latentaug.training.sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,26 @@ class Kept:
         """Tell others that this trainer lives."""
         if self.lock is not None:
             self.lock.beat()
+
+    def see_that_it_can_be(self, state: Mapping[str, Any], history: list[dict[str, float]]) -> None:
+        """Refuse at the start what could not be written after an epoch of training.
+
+        Raises:
+            TypeError: The state of optimizer and schedule, or the history, holds what can't be read back.
+        """
+        if self.writes_to() is not None:
+            plain(whole(dict(state)), "optimization")
+            plain(history, "history")
+
+    def keep_last(self, model: nn.Module, save: Callable[[Path], None]) -> None:
+        """Save the last state to the folder, if there is one, unless the model's weights are not finite."""
+        folder = self.writes_to()
+        if folder is None:
+            return
+        if weights_finite(model):
+            save(folder / "last.pt")
+        else:
+            logger.error("%s is not written anew: the weights are not finite.", folder / "last.pt")
 
     def keep_best(self, epoch: int, value: float, model: nn.Module) -> None:
         """Keep a model's weights as those of the best epoch, unless they are not finite."""

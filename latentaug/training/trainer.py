@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,30 +22,24 @@ from latentaug.training.agreement import agreed_to_stop, drawn_together, scored_
 from latentaug.training.allocator import tell_of_allocator, tune_allocator
 from latentaug.training.arguments import check_fit, check_images, check_monitor, check_options
 from latentaug.training.average import Average
-from latentaug.training.batches import grouped, length_of, planned_steps
+from latentaug.training.batches import agreed_length, grouped, planned_steps
 from latentaug.training.best import Best
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
 from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.evaluation import evaluate, overlaps_of, scores_of
-from latentaug.training.finite import FiniteGuard, weights_finite
-from latentaug.training.interrupt import (
-    undisturbed,
-)
+from latentaug.training.finite import FiniteGuard
+from latentaug.training.interrupt import undisturbed
 from latentaug.training.kept import Kept
 from latentaug.training.metrics import means_of, over_ranks
 from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
-from latentaug.training.plain import plain
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 from latentaug.training.rank_states import parts_of_ranks, tell_of_ranks
 from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume
 from latentaug.training.sharding import load_weights, take_weights_from_first, whole
 from latentaug.training.updating import Batch, TrainingStep, Updates
 from latentaug.training.wrapping import Wrapped
-
-logger = logging.getLogger(__name__)
-
 
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
 
@@ -237,7 +230,7 @@ class CooperativeTrainer:
             check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
         elif self._optimization.needs_score:
             raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
-        length = _agreed_length(loader)
+        length = agreed_length(loader)
         self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
         self._position.begin(length)
         with self._session(loader):
@@ -404,7 +397,7 @@ class CooperativeTrainer:
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._drawing, self._stopping = loader, Drawing(), False
-        self._see_that_it_can_be_saved()
+        self._kept.see_that_it_can_be(self._optimization.state_dict(), self.history)
         if self._allocator and self.device.type == "cpu" and tune_allocator():
             tell_of_allocator()
         with ExitStack() as stack:
@@ -468,19 +461,7 @@ class CooperativeTrainer:
             self._kept.keep_best(epoch, value, self._built("fit"))
 
     def _save_last(self) -> None:
-        folder = self._kept.writes_to()
-        if folder is None:
-            return
-        if weights_finite(self.model):
-            self.save(folder / "last.pt")
-        else:
-            logger.error("%s is not written anew: the weights are not finite.", folder / "last.pt")
-
-    def _see_that_it_can_be_saved(self) -> None:
-        """Refuse at the start what could not be written after an epoch of training."""
-        if self._kept.writes_to() is not None:
-            plain(whole(self._optimization.state_dict()), "optimization")
-            plain(self.history, "history")
+        self._kept.keep_last(self.model, self.save)
 
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
@@ -519,10 +500,3 @@ class CooperativeTrainer:
         """Return what must be alike where a checkpoint is written and where it is resumed."""
         given = {"seed": self.generator, "ema": self._average}
         return self._optimization.settings() | {name: None if one is None else "given" for name, one in given.items()}
-
-
-def _agreed_length(loader: Iterable[Any]) -> int | None:
-    """Return how many batches the rank with the fewest has; None where one doesn't say."""
-    lengths = ranks.gathered("batches of an epoch", length_of(loader))
-    known = [length for length in lengths if length is not None]
-    return min(known) if len(known) == len(lengths) else None

@@ -167,7 +167,7 @@ if HAS_FULLY_SHARD:
 
 def trainer_of(kind: str, rank: int, **options: Any) -> CooperativeTrainer:
     model = KINDS[kind](tiny_coop())
-    trainer = tiny_trainer(model, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01), **options)
+    trainer = tiny_trainer(model, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9), **options)
     seed_all(5 + rank)
     return trainer
 
