@@ -48,7 +48,8 @@ class CooperativeTrainer:
     """Train, evaluate, save and resume a cooperative model.
 
     Args:
-        model: A `CooperativeModel`, also inside `DistributedDataParallel`; or any segmentation model, which is wrapped.
+        model: A `CooperativeModel`, also inside `DistributedDataParallel` or sharded by `fully_shard`; or any
+            segmentation model, which is wrapped.
         optimizer: An instance that holds every trainable parameter of the cooperative model, or a callable that makes
             one from a list of them. Default: the paper's Adam with a learning rate of 1e-4.
         num_classes: Classes of the segmentation; only for a model that is to be wrapped. For regions, which may
@@ -66,7 +67,8 @@ class CooperativeTrainer:
             begins with the first update; it is what `evaluate`, `predict` and `deployed` use, and what the best epoch
             keeps. `model` holds the weights that are trained. Running statistics are the model's in both.
         device: Where to train. Default: where the model is.
-        seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
+        seed: Seeds the generator that the step draws from, under `torch.distributed` with the rank added. Default: the
+            step draws from the global stream.
         folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory. One trainer at a
             time: another one that fits in it is refused.
         max_skipped: Batches in a row that may come out infinite or not a number before a fit stops. Such a batch is
@@ -398,7 +400,7 @@ class CooperativeTrainer:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._drawing, self._stopping = loader, Drawing(), False
         self._kept.see_that_it_can_be(self._optimization.state_dict(), self.history)
-        if self._allocator and self.device.type == "cpu" and tune_allocator():
+        if self._allocator and self.device.type == "cpu" and tune_allocator() and ranks.rank() == 0:
             tell_of_allocator()
         with ExitStack() as stack:
             stack.enter_context(self._kept.locked())

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ if HAS_FULLY_SHARD:
 
 
 def trainer_of(kind: str, rank: int, **options: Any) -> CooperativeTrainer:
-    model = KINDS[kind](tiny_coop())
-    trainer = tiny_trainer(model, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9), **options)
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    trainer = tiny_trainer(KINDS[kind](tiny_coop()), optimizer=optimizer, **options)
     seed_all(5 + rank)
     return trainer
 
