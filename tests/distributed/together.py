@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -317,7 +318,8 @@ def state_of(trainer: CooperativeTrainer) -> dict[str, Any]:
     average = trainer._average
     assert average is not None
     optimizer = trainer.optimizer.state_dict()["state"]
-    return whole({"weights": whole_weights(trainer), "optimizer": optimizer, "average": average.state_dict()})
+    state = {"weights": whole_weights(trainer), "optimizer": optimizer, "average": average.state_dict()}
+    return copy.deepcopy(whole(state))
 
 
 def written(folder: Path, kind: str, rank: int) -> CooperativeTrainer:
