@@ -24,7 +24,7 @@ ROOMS = {
 }
 DOORS = {"nnunet/trainers": {"nnunetv2"}}
 """Files that a framework loads by itself, each by the start of its path in `integrations`, and what it may import."""
-FLOOR, BESIDE = ("layout", "saliency", "divergence", "checks", "table", "figure"), {"plot": ("nets",)}
+FLOOR, BESIDE = ("layout", "saliency", "divergence", "checks", "ranks", "table", "figure"), {"plot": ("nets",)}
 CORE = {"torch", "numpy", "typing_extensions"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

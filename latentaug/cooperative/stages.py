@@ -20,7 +20,7 @@ from latentaug.cooperative.shortcuts import shrink_labels, taken
 from latentaug.nets.functional import one_hot, shrink
 from latentaug.tap.plan_cache import moving_in
 from latentaug.tracing.isolation import constant_norm_parameters
-from latentaug.tracing.keeping import is_sharded
+from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.location import unwrap
 from latentaug.tracing.moving import held_still
 
@@ -131,7 +131,7 @@ def standard_stage(
                 segmentations=work.replays,
                 learn=work.learns,
                 # Ranks sample different changes, and a backward pass gathers weights from all ranks or hangs.
-                saliency_first=is_sharded(model),
+                saliency_first=is_spread(model),
             )
             if made.prediction is not None:
                 add("hard_code_segmentation", made.prediction.loss(model.loss, labels))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from latentaug import ranks
+from latentaug.checks import flag
 from latentaug.cooperative.arguments import check_step
+from latentaug.cooperative.averaging import average_gradients, is_averaged_by_wrapper, see_that_weights_are_alike
 from latentaug.cooperative.backpropagation import Backpropagation, Backward
 from latentaug.cooperative.compiling import opened
 from latentaug.cooperative.model import CooperativeModel
@@ -18,7 +21,7 @@ from latentaug.cooperative.output import CooperativeOutput, detached, joined
 from latentaug.cooperative.stages import InParts, second_stage
 from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.keeping import is_sharded
+from latentaug.tracing.keeping import is_spread
 from latentaug.tracing.moving import held_still
 
 
@@ -32,6 +35,7 @@ def cooperative_backward(
     generator: torch.Generator | None = None,
     backward: Backward | None = None,
     scale: float = 1.0,
+    average: bool = True,
 ) -> CooperativeOutput:
     """Do what `model(images, labels).loss.backward()` does, at a third of the memory.
 
@@ -39,6 +43,10 @@ def cooperative_backward(
     ones; the gradients are the same. They are added to those that are there, and the optimizer is left alone. What is
     wrapped, by DDP or `fabric.setup` for instance, or sharded is backpropagated once for each stage, at half the memory
     of one backward pass. A `backward` of one's own changes neither: it costs no memory.
+
+    Where `torch.distributed` is up and nothing around the model averages gradients over ranks, the step does so at its
+    end, over all ranks: for a model that a wrapped module holds, as in Lightning, and for one that nothing wraps. It is
+    then to be called on every rank. Gradients that something else averages as well come out the same.
 
     Args:
         model: A `CooperativeModel` in train mode, also wrapped by DDP or FSDP, which synchronise in the second stage.
@@ -51,12 +59,14 @@ def cooperative_backward(
             for each part of the step, and each loss is in one of them. What it multiplies gradients by, it multiplies
             all by, once; changes are sampled by saliencies that it doesn't multiply.
         scale: Factor of all gradients: 1 / n for the mean over n batches that are accumulated by hand.
+        average: Whether ranks train one model; False for an independent model on each. A wrapper has its own way.
 
     Returns:
         What the call of the model would return, without a graph; losses without `scale` and whatever `backward` does.
 
     Raises:
-        RuntimeError: The model is in eval mode, or `backward` doesn't backpropagate.
+        RuntimeError: The model is in eval mode, or `backward` doesn't backpropagate; or ranks whose gradients are
+            averaged begin with different weights.
         ValueError: Both `scaler` and `backward` are given, or `scale` isn't above 0.
 
     Example:
@@ -67,8 +77,14 @@ def cooperative_backward(
         >>> output = cooperative_backward(coop, images, labels)
         >>> optimizer.step()
     """
-    backpropagate = _checked("cooperative_backward", model, scaler, generator, backward, scale)
-    model = opened(model)
+    backpropagate = _checked("cooperative_backward", model, scaler, generator, backward, scale, average)
+    with _averaged(model, average):
+        return _cooperative_step(opened(model), images, labels, generator, backpropagate)
+
+
+def _cooperative_step(
+    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None, backpropagate: Backpropagation
+) -> CooperativeOutput:
     if _can_backpropagate_inside(model):
         return _in_parts(model, images, labels, generator, InParts(backpropagate))
     two_stages = _has_second_stage(model)
@@ -93,18 +109,31 @@ def standard_backward(
     generator: torch.Generator | None = None,
     backward: Backward | None = None,
     scale: float = 1.0,
+    average: bool = True,
 ) -> CooperativeOutput:
     """Backpropagate the standard losses only: what cooperative training is compared with.
 
     Takes and returns what `cooperative_backward` does; no hard examples are made, and none are returned.
     """
-    backpropagate = _checked("standard_backward", model, scaler, generator, backward, scale)
-    model = opened(model)
-    if _can_backpropagate_inside(model):
-        return _in_parts(model, images, labels, generator, InParts(backpropagate, "standard"))
-    output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
-    backpropagate([output.loss])
-    return detached(output)
+    backpropagate = _checked("standard_backward", model, scaler, generator, backward, scale, average)
+    with _averaged(model, average):
+        model = opened(model)
+        if _can_backpropagate_inside(model):
+            return _in_parts(model, images, labels, generator, InParts(backpropagate, "standard"))
+        output: CooperativeOutput = model(images, labels, generator=generator, stage="standard")
+        backpropagate([output.loss])
+        return detached(output)
+
+
+@contextmanager
+def _averaged(model: nn.Module, wished: bool) -> Iterator[None]:
+    """Average the gradients that a block makes over all ranks, unless a wrapper does."""
+    average = wished and ranks.several() and not is_averaged_by_wrapper(model)
+    if average:
+        see_that_weights_are_alike(model)
+    yield
+    if average:
+        average_gradients(model)
 
 
 def _in_parts(
@@ -116,9 +145,10 @@ def _in_parts(
 
 
 def _checked(
-    function: str, model: nn.Module, scaler: Any, generator: Any, backward: Any, scale: Any
+    function: str, model: nn.Module, scaler: Any, generator: Any, backward: Any, scale: Any, average: Any
 ) -> Backpropagation:
     check_step(function, model, scaler, generator, backward, scale)
+    flag("average", average)
     if not model.training:
         raise RuntimeError(f"{function} needs the model in train mode; call .train() first.")
     return Backpropagation(backward, scaler=scaler, scale=float(scale))
@@ -143,4 +173,4 @@ def _can_backpropagate_inside(model: nn.Module) -> TypeGuard[CooperativeModel]:
 
     Wrappers reduce them in the one pass that follows it, and compiled calls are traced without.
     """
-    return isinstance(model, CooperativeModel) and not is_sharded(model) and not is_compiled(model)
+    return isinstance(model, CooperativeModel) and not is_compiled(model) and not is_spread(model)

@@ -92,12 +92,31 @@ def is_sharded(module: nn.Module) -> bool:
     return hasattr(module, "set_reshard_after_backward")
 
 
+def scatter(model: nn.Module) -> None:
+    """Let each process hold its part of a model's weights only; FSDP keeps what it gathers for a pass."""
+    for _, module in named_modules_of(model):
+        if is_sharded(module):
+            part: Any = module
+            part.reshard()
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Tell whether a tensor is spread over processes, so that this one holds a part of it or knows who does."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a distributed tensor; others as they are."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 def is_spread(model: nn.Module) -> bool:
     """Tell whether the weights of a model are spread over processes, by FSDP or as distributed tensors."""
     return any(
         is_sharded(module)
         or "_fsdp_wrapped_module" in module._modules
-        or any(hasattr(weight, "device_mesh") for weight in module._parameters.values())
+        or any(weight is not None and is_distributed(weight) for weight in module._parameters.values())
         for _, module in named_modules_of(model)
     )
 

@@ -78,3 +78,12 @@ def _glibc_mallopt() -> ctypes._NamedFuncPointer | None:
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     mallopt.restype = ctypes.c_int
     return mallopt
+
+
+@cache
+def tell_of_allocator() -> None:
+    """Say once what is no longer as it was in the whole process; a warning shows without any setting up of logs."""
+    logger.warning(
+        "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
+        "CooperativeTrainer(allocator=False) leaves it alone."
+    )

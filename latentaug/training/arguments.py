@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
@@ -67,14 +67,26 @@ def check_fit(loader: object, val_loader: object, epochs: object, max_steps: obj
 
     Raises:
         TypeError: A loader is none.
-        ValueError: A number is no whole one, or below 1.
+        ValueError: A number is no whole one, or below 1; or there is none.
     """
+    if epochs is None and max_steps is None:
+        raise ValueError("fit needs epochs or max_steps; got neither.")
     check_loader("loader", loader)
     if val_loader is not None:
         check_loader("val_loader", val_loader)
     for name, value in (("epochs", epochs), ("max_steps", max_steps)):
         if value is not None:
             whole(name, value)
+
+
+def check_monitor(monitor: object, scores: Collection[str]) -> None:
+    """See that there is a score of a name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if monitor not in scores:
+        raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
 
 
 def check_loader(name: str, loader: object) -> None:

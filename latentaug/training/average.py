@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from latentaug.checks import number
+from latentaug.tracing.keeping import local, scatter
 from latentaug.training.checkpoint import check_same
+from latentaug.training.sharding import part_of
 
 
 class Average:
@@ -52,14 +54,15 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the weights of a model into the average, without waiting for the device."""
+        scatter(model)
         if not self._values:
             self._values = {name: one.detach().clone() for name, one in model.named_parameters()}
             return
         kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
         for name, one in model.named_parameters():
             held, current = kinds.setdefault((one.dtype, one.device), ([], []))
-            held.append(self._values[name])
-            current.append(one.detach())
+            held.append(local(self._values[name]))
+            current.append(local(one.detach()))
         for held, current in kinds.values():
             self._blend(held, current, 0)  # the number of updates doesn't enter
 
@@ -70,11 +73,13 @@ class Average:
     @contextmanager
     def weights(self, model: nn.Module) -> Iterator[None]:
         """Put the average in the place of a model's weights for as long as a context lasts."""
+        scatter(model)
         own = {name: one.detach().clone() for name, one in model.named_parameters()} if self._values else {}
         try:
             _put(model, self._values)
             yield
         finally:
+            scatter(model)
             _put(model, own)
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +95,8 @@ class Average:
         parameters = dict(model.named_parameters())
         if state:
             check_same(parameters, state, f"The average in {source}", model)
-        self._values = {name: torch.empty_like(parameters[name]).copy_(value) for name, value in state.items()}
+        own = {name: part_of(value, parameters[name]) for name, value in state.items()}
+        self._values = {name: torch.empty_like(parameters[name]).copy_(value) for name, value in own.items()}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from latentaug import ranks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 
 T = TypeVar("T")
@@ -99,6 +100,18 @@ def length_of(loader: Iterable[Any]) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader of an IterableDataset
         return None
+
+
+def agreed_length(loader: Iterable[Any]) -> int | None:
+    """Return how many batches the rank with the fewest has; None where one doesn't say.
+
+    Example:
+        >>> agreed_length([1, 2, 3])
+        3
+    """
+    lengths = ranks.gathered("batches of an epoch", length_of(loader))
+    known = [length for length in lengths if length is not None]
+    return min(known) if len(known) == len(lengths) else None
 
 
 def planned_steps(length: int | None, accumulate: int, epochs: int | None, max_steps: int | None) -> int | None:

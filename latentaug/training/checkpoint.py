@@ -27,6 +27,14 @@ class Position:
     epoch_start: dict[str, Any] = field(default_factory=dict)  # random state before the first of them was drawn
     history: list[dict[str, float]] = field(default_factory=list)
     counted: int | Tensor = 0  # batches whose losses are in the sums: those that were finite
+    length: int | None = None  # batches of the running epoch in all, where the loader says so
+    elsewhere: bool = False  # whether another number of ranks began the running epoch
+
+    def begin(self, length: int | None) -> None:
+        """Go on with a loader of a length; an epoch that other ranks began, at the same fraction of it."""
+        if self.elsewhere and self.length and length:
+            self.batches = self.batches * length // self.length
+        self.length, self.elsewhere = length, False
 
 
 class _Told:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 
+from latentaug import ranks
 from latentaug.training.checkpoint import Position
-from latentaug.training.interrupt import Interruption
+from latentaug.training.finite import NotFiniteError
+from latentaug.training.interrupt import (
+    Interrupted,
+    Interruption,
+    Terminated,
+    deferred_interrupt,
+    stop_workers,
+    undisturbed,
+)
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 
 
@@ -21,16 +31,41 @@ class Drawing:
         self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
 
     def batches(self, loader: Iterable[Any], batches: Iterator[Any]) -> Iterator[Any]:
-        """Yield batches of a loader; a signal that arrives while its workers are waited for takes effect at once."""
+        """Yield batches of a loader; a signal that arrives while its workers are waited for takes effect at once.
+
+        Not so where there are other ranks: all stop after the same step.
+        """
         self.under_way.append((loader, batches))
         while True:
-            with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0):
+            with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0 and not ranks.several()):
                 try:
                     batch = next(batches)
                 except StopIteration:
                     break
             yield batch
         self.under_way.pop()
+
+    @contextmanager
+    def stoppable(self, keep: Callable[[], None]) -> Iterator[None]:
+        """Let a fit that is asked to end do so after its step, and keep what it has come to.
+
+        Args:
+            keep: What to do where it ends so, for too many batches that are not finite too: on all ranks alike.
+        """
+        with deferred_interrupt() as self.interruption:
+            try:
+                yield
+            except BaseException as error:
+                safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
+                if safe or (not ranks.several() and self.interruption.explains(error)):
+                    with undisturbed(forget=True):
+                        keep()
+                        if self.interruption.signal is not None:
+                            stop_workers(self.under_way)
+                    self.interruption.check()  # which tells more than what a loader raised
+                raise
+            finally:
+                self.interruption, self.under_way = Interruption(), []
 
 
 def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.device) -> Iterator[Any]:

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from latentaug import ranks
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
+from latentaug.tracing.keeping import is_spread
 from latentaug.training.finite import all_finite
-from latentaug.training.metrics import Overlap, RegionOverlap, add_to, means_of
+from latentaug.training.metrics import Overlap, RegionOverlap, add_to, means_of, over_ranks
 from latentaug.training.plain import plain_tensor
 
 logger = logging.getLogger(__name__)
@@ -21,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     model: CooperativeModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor] | None],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, float]:
-    """Score a model in eval mode, in which it is put.
+    """Score a model in eval mode, in which it is put; on all ranks together, with the buffers of rank 0.
 
     Args:
         model: The model.
-        batches: Images and labels, on the device.
+        batches: Images and labels, on the device; None where only other ranks have some.
         device: Where they are.
         autocast: Makes the context for a forward pass.
 
@@ -37,13 +39,24 @@ def evaluate(
         See `CooperativeTrainer.evaluate`.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There is no batch on any rank.
     """
     overlaps = overlaps_of(model, device)
     sums: dict[str, Tensor] = {}
     samples, finite = 0, list[Tensor]()
     model.eval()
-    for images, labels in batches:
+    ranks.take_from_first(
+        "buffers to score with", model.buffers()
+    )  # running statistics differ, and those of rank 0 are saved
+    gathers = is_spread(model)
+    last: tuple[Tensor, Tensor] | None = None
+    for batch in batches:
+        if batch is None:
+            if gathers and last is not None:  # other ranks wait for this one's part of the weights
+                with autocast():
+                    model(*last)
+            continue
+        images, labels = last = batch
         with autocast():
             output = model(images, labels)
         for overlap, logits in zip(overlaps, (output.logits, output.refined), strict=True):
@@ -51,13 +64,14 @@ def evaluate(
         add_to(sums, losses_of(output), weight=len(images))
         samples += len(images)
         finite.append(all_finite(output.loss))
-    if samples == 0:
+    sums, total = over_ranks("losses of an evaluation", sums, samples)
+    if int(total) == 0:
         raise ValueError("evaluate needs a loader that yields at least one batch; got an empty one.")
-    _tell_of_lost(torch.stack(finite).tolist())
-    if distributed.is_available() and distributed.is_initialized():
-        for overlap in overlaps:
-            distributed.all_reduce(overlap.counts)
-    return means_of(sums, samples) | scores_of(overlaps)
+    if finite:
+        _tell_of_lost(torch.stack(finite).tolist())
+    for overlap in overlaps:
+        overlap.counts = sum(ranks.gathered("overlaps", overlap.counts.cpu()), torch.zeros((), dtype=torch.long))
+    return means_of(sums, total) | scores_of(overlaps)
 
 
 def overlaps_of(model: CooperativeModel, device: torch.device | str = "cpu") -> list[Overlap]:

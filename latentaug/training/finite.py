@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from latentaug import ranks
 from latentaug.tracing.isolation import submodules
+from latentaug.tracing.keeping import local
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +56,16 @@ class FiniteGuard:
         self._last: Seen | None = None
         self._under_way: deque[tuple[int, int, list[str], Tensor, Any]] = deque()
 
-    def refuses(self, epoch: int, batch: int, images: Tensor, labels: Tensor) -> bool:
-        """Tell, before a model sees them, whether images or labels are lost, where one may look."""
-        if _several_processes():
-            return False  # the others would wait for this one
+    def lost(self, images: Tensor, labels: Tensor) -> list[str]:
+        """Name which of images and labels are not finite, before a model sees them, where one may look."""
+        if ranks.several():
+            return []  # the others would wait for this one
         inputs = {"images": images, "labels": labels}
-        lost = [name for name, one in inputs.items() if is_readable(one) and not _read(all_finite(one))]
-        if lost:
-            self._note(Seen(epoch, batch, lost))
-        return bool(lost)
+        return [name for name, one in inputs.items() if is_readable(one) and not _read(all_finite(one))]
+
+    def refuse(self, epoch: int, batch: int, lost: list[str]) -> None:
+        """Take note of a batch that no model sees."""
+        self._note(Seen(epoch, batch, lost))
 
     def note(self, epoch: int, batch: int, flags: Mapping[str, Tensor], finite: Tensor) -> bool | None:
         """Take the flags of a batch; return whether it was finite, or None where one can't look yet."""
@@ -78,19 +81,25 @@ class FiniteGuard:
         self._take(wait=False)
         return None
 
-    def check(self) -> None:
-        """Stop where too many batches in a row were not finite.
+    @property
+    def has_enough(self) -> bool:
+        """Whether too many batches in a row were not finite, as far as is known."""
+        return self._in_a_row >= self.max_skipped
+
+    def stop(self) -> None:
+        """Stop a training, as too many batches in a row were not finite.
 
         Raises:
-            NotFiniteError: They were.
+            NotFiniteError: Always.
         """
-        if self._in_a_row >= self.max_skipped and self._last is not None:
-            epoch, batch, lost = self._last
-            raise NotFiniteError(
-                f"Training stopped: {self._in_a_row} batches in a row were not finite, the last of them batch {batch} "
-                f"of epoch {epoch} ({', '.join(lost)}). The weights are those before the first of these. Look at the "
-                "data, lower the learning rate, or clip gradients (clip_norm); max_skipped= allows for more."
-            )
+        self._take(wait=True)  # word that has come to another rank first
+        epoch, batch, lost = self._last or Seen(0, 0, ["something on another rank"])
+        raise NotFiniteError(
+            f"Training stopped: {max(self._in_a_row, self.max_skipped)} batches in a row were not finite, the last of "
+            f"them batch {batch} of epoch {epoch} ({', '.join(lost)}). The weights are those before the first of "
+            "these. Look at the data, lower the learning rate, or clip gradients (clip_norm); max_skipped= allows for "
+            "more."
+        )
 
     def end_epoch(self, epoch: int, batches: int) -> None:
         """Say what was skipped in an epoch, unless it was said of the epoch before."""
@@ -150,7 +159,7 @@ class Watched:
         self._guard, self._model, self._gradients = guard, model, gradients
         self._buffers = KeptBuffers(model)
         there = [
-            (id(one), _local(one.grad).clone()) for one in model.parameters() if accumulated and one.grad is not None
+            (id(one), local(one.grad).clone()) for one in model.parameters() if accumulated and one.grad is not None
         ]
         self._before = dict(there)
 
@@ -161,13 +170,13 @@ class Watched:
             Whether it was: a truth value where one may look, else one on the device.
         """
         flags = {name: loss.isfinite().all() for name, loss in losses.items()}
-        if _several_processes() or not is_readable(images):
+        if ranks.several() or not is_readable(images):
             flags = {"images": all_finite(images), **flags}
         changed = _with_gradient(self._model)
         if self._gradients:
             flags["gradient"] = gradients_finite(changed, next(iter(flags.values())).device)
         finite = torch.stack(list(flags.values())).all()
-        if _several_processes():
+        if ranks.several():
             agreed = finite.to(torch.int32)
             distributed.all_reduce(agreed, op=distributed.ReduceOp.MIN)
             finite = agreed.bool()
@@ -177,7 +186,7 @@ class Watched:
         self._buffers.put_back(None if known is False else finite)
         for parameter in changed:
             assert parameter.grad is not None
-            gradient = _local(parameter.grad)
+            gradient = local(parameter.grad)
             with torch.no_grad():
                 if (before := self._before.get(id(parameter))) is not None:
                     gradient.copy_(before if known is False else torch.where(finite, gradient, before))
@@ -244,7 +253,7 @@ def gradients_finite(parameters: Iterable[nn.Parameter], device: torch.device) -
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     dense = [one.coalesce().values() if one.is_sparse else one.detach() for one in gradients]
-    dense = [_local(one) for one in dense]
+    dense = [local(one) for one in dense]
     dense = [one for one in dense if one.numel()]
     if not dense:
         return torch.ones((), dtype=torch.bool, device=device)
@@ -254,22 +263,14 @@ def gradients_finite(parameters: Iterable[nn.Parameter], device: torch.device) -
 
 
 def weights_finite(model: nn.Module) -> bool:
-    """Tell whether all weights and buffers of a model are finite; the host waits for them."""
-    return all(bool(all_finite(value)) for value in (*model.parameters(), *model.buffers()) if not value.is_meta)
+    """Tell whether all weights and buffers of a model are finite, on all ranks; the host waits for them."""
+    values = [local(value) for value in (*model.parameters(), *model.buffers()) if not value.is_meta]
+    (lost,) = ranks.largest("weights that are not finite", not all(bool(all_finite(value)) for value in values))
+    return not lost
 
 
 def _with_gradient(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.grad is not None]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
-
-
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _read(flag: Tensor) -> bool:

@@ -47,6 +47,14 @@ class Interruption:
         if self.signal is not None:
             raise Interrupted
 
+    def follow(self, signum: int) -> None:
+        """Stop as `check` does, for a signal that ranks have agreed on; 0 for none, whatever came here meanwhile."""
+        if signum:
+            if self.signal is None:
+                logger.warning("Another rank was asked to end: stopping after this step.")
+                self.signal = signum
+            self.check()
+
     @contextmanager
     def at_once(self, allowed: bool) -> Iterator[None]:
         """Let a signal take effect at once, where nothing is under way that could not be continued."""

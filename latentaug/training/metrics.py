@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from latentaug import ranks
 from latentaug.cooperative.labels import squeeze_labels
 from latentaug.nets.functional import to_labels
 
@@ -116,3 +117,20 @@ def means_of(sums: Mapping[str, Tensor], count: int | Tensor) -> dict[str, float
         {'loss': 3.0}
     """
     return dict(zip(sums, (torch.stack(list(sums.values())) / count).tolist(), strict=True))
+
+
+def over_ranks(what: str, sums: Mapping[str, Tensor], count: int | Tensor) -> tuple[dict[str, Tensor], int | Tensor]:
+    """Add up the sums of all ranks, and their numbers, which the host waits for; alone they are as they were.
+
+    Args:
+        what: A name of what is added up, the same on all ranks.
+        sums: Of this rank, by name; ranks may have other names.
+        count: Their number on this rank.
+    """
+    if not ranks.several():
+        return dict(sums), count
+    total, counted = dict[str, Tensor](), 0
+    for others, number in ranks.gathered(what, ({name: one.cpu() for name, one in sums.items()}, int(count))):
+        add_to(total, others)
+        counted += number
+    return total, counted

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from latentaug.augment.schedule import advance
 from latentaug.training.plain import without_code
 from latentaug.training.settings import Asked, Wish, check_override
+from latentaug.training.sharding import optimizer_state
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class Optimization:
 
     def load_state_dict(self, state: dict[str, Any], override: Collection[str] = ()) -> None:
         """Load what `state_dict` returned, but for settings that are overridden; see `Asked.apply`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(optimizer_state(self.optimizer, state["optimizer"]))
         with warnings.catch_warnings():  # steps of a schedule that is brought to where training is
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.asked.apply(self.optimizer, self.scheduler, state["scheduler"], state.get("asked"), override)

@@ -39,12 +39,14 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return {_ARRAY: _as_tensor(value, where)}
     if isinstance(value, Tensor):
+        if hasattr(value, "full_tensor"):
+            raise NotPlainError(f"{where} can't be kept in a checkpoint: it is a part of a distributed tensor.")
         return plain_tensor(value)
     if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, dict):
         items = {_key(key, where): plain(one, f"{where}[{key!r}]") for key, one in value.items()}
-        return _like(value, items)
+        return like(value, items)
     if type(value) in (list, tuple, set):
         return type(value)(plain(one, f"{where}[{index}]") for index, one in enumerate(value))
     raise NotPlainError(
@@ -70,7 +72,7 @@ def restored(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_ARRAY} and isinstance(value[_ARRAY], Tensor):
             return value[_ARRAY].numpy()
-        return _like(value, {key: restored(one) for key, one in value.items()})
+        return like(value, {key: restored(one) for key, one in value.items()})
     if type(value) in (list, tuple):
         return type(value)(restored(one) for one in value)
     return value
@@ -84,11 +86,11 @@ def without_code(state: Any) -> Any:
         {'last_epoch': 3, 'inner': [{}]}
     """
     if isinstance(state, dict):
-        return _like(state, {key: without_code(value) for key, value in state.items() if not _is_code(value)})
+        return like(state, {key: without_code(value) for key, value in state.items() if not _is_code(value)})
     return [without_code(value) for value in state] if type(state) is list else state
 
 
-def _like(given: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+def like(given: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     """Return items in a dictionary of the same kind, if it is one that checkpoints know."""
     if type(given) not in (collections.Counter, collections.OrderedDict):
         return items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from latentaug.tracing.random_state import RandomState
@@ -72,6 +74,30 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device, loader:
         )
     for stream, own in zip(streams, states, strict=False):
         _set_state(stream, own)
+
+
+def derived_random_state(state: Mapping[str, Any], device: torch.device, number: int) -> dict[str, Any]:
+    """Return the state of other streams, made of a state and a number; a loader's own are kept.
+
+    Example:
+        >>> device = torch.device("cpu")
+        >>> state = random_state(device, ())
+        >>> one, other = (derived_random_state(state, device, number) for number in (1, 2))
+        >>> torch.equal(one["cpu"], other["cpu"])
+        False
+    """
+    seed = derived_seed(state["cpu"], number)
+    with preserved_random_streams(device, ()):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the global stream is what is seeded
+        return {**random_state(device, ()), "loader": state["loader"]}
+
+
+def derived_seed(state: Tensor, number: int) -> int:
+    """Return a seed made of the state of a generator and a number."""
+    content = state.cpu().numpy().tobytes() + number.to_bytes(8, "little")
+    return int.from_bytes(hashlib.sha256(content).digest()[:7], "little")
 
 
 def check_random_state(state: Mapping[str, Any], device: torch.device) -> None:

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentaug import ranks
 from latentaug.training.best import Best
 from latentaug.training.checkpoint import Position, check_weights
 from latentaug.training.optimization import Optimization
 from latentaug.training.random_streams import check_random_state
+from latentaug.training.rank_states import as_of_this_rank
 from latentaug.training.settings import Wish, overrides
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ class Contents(NamedTuple):
     position: Position
     best: Best | None
     run: str
+    generator: Any
+    random: dict[str, Any]
 
 
 def checked(
@@ -46,6 +50,7 @@ def checked(
         ValueError: It isn't; the message names the file.
     """
     with refusing(path):
+        state = as_of_this_rank(state, device)
         weights = _without_loss(state["model"], model)
         check_weights(model, weights, str(path))
         for name, own in settings.items():
@@ -61,7 +66,7 @@ def checked(
         best = None if state["best"] is None else Best(**state["best"])
         if best is not None and not (isinstance(best.epoch, int) and isinstance(best.value, float)):
             raise ValueError(f"{path} names no epoch and no score for the best epoch, but {best[:2]}.")
-        return Contents(weights, position, best, str(state.get("run", "")))
+        return Contents(weights, position, best, str(state.get("run", "")), state["generator"], state["random"])
 
 
 @contextmanager
@@ -92,7 +97,8 @@ def all_or_nothing(
     drawn = None if generator is None else generator.get_state()
     with refusing(path):
         try:
-            yield
+            with ranks.failing_together("a checkpoint to load"):
+                yield
         except Exception:
             model.load_state_dict(weights)
             optimization.restore(state)

@@ -2,77 +2,54 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from latentaug import ranks
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
-from latentaug.training.allocator import tune_allocator
-from latentaug.training.arguments import check_fit, check_images, check_options
+from latentaug.training.agreement import agreed_to_stop, drawn_together, scored_together
+from latentaug.training.allocator import tell_of_allocator, tune_allocator
+from latentaug.training.arguments import check_fit, check_images, check_monitor, check_options
 from latentaug.training.average import Average
-from latentaug.training.batches import as_pair, check_batch, grouped, length_of, planned_steps
-from latentaug.training.best import Best, keep_in, save_best, weights_of
+from latentaug.training.batches import agreed_length, grouped, planned_steps
+from latentaug.training.best import Best
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
 from latentaug.training.drawing import Drawing, rest_of_epoch
-from latentaug.training.evaluation import evaluate, losses_of, overlaps_of, scores_of
-from latentaug.training.finite import FiniteGuard, NotFiniteError, Watched, weights_finite
-from latentaug.training.interrupt import (
-    Interrupted,
-    Terminated,
-    deferred_interrupt,
-    stop_workers,
-    undisturbed,
-)
-from latentaug.training.lock import FolderLock, folder_lock
-from latentaug.training.metrics import add_to, means_of
+from latentaug.training.evaluation import evaluate, overlaps_of, scores_of
+from latentaug.training.finite import FiniteGuard
+from latentaug.training.interrupt import undisturbed
+from latentaug.training.kept import Kept
+from latentaug.training.metrics import means_of, over_ranks
 from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
-from latentaug.training.plain import plain
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
+from latentaug.training.rank_states import parts_of_ranks, tell_of_ranks
 from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume
-
-logger = logging.getLogger(__name__)
-
+from latentaug.training.sharding import load_weights, take_weights_from_first, whole
+from latentaug.training.updating import Batch, TrainingStep, Updates
+from latentaug.training.wrapping import Wrapped
 
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
-
-
-class TrainingStep(Protocol):
-    """Fills `.grad` of a model's parameters from one batch, as `cooperative_backward` does."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        scaler: torch.amp.GradScaler | None,
-        generator: torch.Generator | None,
-    ) -> CooperativeOutput:
-        """Run forward and backward; leave the optimizer alone."""
 
 
 class CooperativeTrainer:
     """Train, evaluate, save and resume a cooperative model.
 
     Args:
-        model: A `CooperativeModel`, also inside `DistributedDataParallel`; or any segmentation model, which is wrapped.
+        model: A `CooperativeModel`, also inside `DistributedDataParallel` or sharded by `fully_shard`; or any
+            segmentation model, which is wrapped.
         optimizer: An instance that holds every trainable parameter of the cooperative model, or a callable that makes
             one from a list of them. Default: the paper's Adam with a learning rate of 1e-4.
         num_classes: Classes of the segmentation; only for a model that is to be wrapped. For regions, which may
@@ -90,7 +67,8 @@ class CooperativeTrainer:
             begins with the first update; it is what `evaluate`, `predict` and `deployed` use, and what the best epoch
             keeps. `model` holds the weights that are trained. Running statistics are the model's in both.
         device: Where to train. Default: where the model is.
-        seed: Seeds the generator that the step draws from. Default: the step draws from the global stream.
+        seed: Seeds the generator that the step draws from, under `torch.distributed` with the rank added. Default: the
+            step draws from the global stream.
         folder: Keeps `last.pt`, `best.pt` and the logs; without it the best weights stay in memory. One trainer at a
             time: another one that fits in it is refused.
         max_skipped: Batches in a row that may come out infinite or not a number before a fit stops. Such a batch is
@@ -99,9 +77,8 @@ class CooperativeTrainer:
         allocator: Whether to call `tune_allocator` when training on a CPU, and say so once.
 
     Attributes:
-        model: The model that is trained, as it was passed or wrapped.
+        device: Where it trains.
         generator: What the step draws from, or None.
-        best: The best epoch by the monitored metric, or None.
 
     Shape:
         images: [B, C, *S], floating point.   labels: [B, *S] or [B, 1, *S], class indices; of regions [B, k, *S].
@@ -157,46 +134,33 @@ class CooperativeTrainer:
             allocator=allocator,
             max_skipped=max_skipped,
         )
-        self.device = torch.device(device) if device is not None else _device_of(model)
+        self._wrapped = Wrapped(model, num_classes, example, device, batch)
+        self.device = self._wrapped.device
         # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed + _rank())
-        self.callbacks = list(callbacks) if callbacks is not None else default_callbacks(folder) if _rank() == 0 else []
-        self.best: Best | None = None
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed + ranks.rank())
+        writes = ranks.rank() == 0
+        self.callbacks = list(callbacks) if callbacks is not None else default_callbacks(folder) if writes else []
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
         self._average = None if ema is None else Average(ema)
-        self._to_pair = as_pair if batch is None else batch
-        self._step, self._accumulate, self._allocator = step, accumulate, allocator
-        self._folder = None if folder is None else Path(folder)
-        self._run = secrets.token_hex(8)
-        self._resumed_from: Path | None = None
         self._guard = FiniteGuard(max_skipped)
+        self._updates = Updates(step, self._optimization, self._guard, self._average, self.generator)
+        self._kept = Kept(folder)
+        self._accumulate, self._allocator = accumulate, allocator
         self._told_of_modes = False
-        self._lock: FolderLock | None = None
         self._position = Position()
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
         self._drawing = Drawing()
         self._stopping = False
 
-        self.model = model.to(self.device)
-        self._cooperative = _unwrap(model)
-        if self._cooperative is not None:
-            if num_classes not in (None, self._cooperative.num_classes):
-                raise ValueError(
-                    f"CooperativeTrainer needs num_classes={self._cooperative.num_classes}, as the CooperativeModel "
-                    f"has, or None; got {num_classes}."
-                )
-            self._optimization.attach(self._cooperative)
-        elif num_classes is None:
-            raise ValueError(
-                f"CooperativeTrainer needs num_classes to wrap a {type(model).__name__}; got None. "
-                "Pass num_classes=, or a CooperativeModel."
-            )
-        else:
-            self._num_classes = num_classes
-            if example is not None:
-                self._wrap(example)
+        if self._wrapped.inner is not None:
+            self._optimization.attach(self._wrapped.inner)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained, as it was passed or wrapped."""
+        return self._wrapped.outer
 
     @property
     def optimizer(self) -> Optimizer:
@@ -207,6 +171,11 @@ class CooperativeTrainer:
     def scheduler(self) -> LRScheduler | None:
         """The learning rate scheduler, if any; there once the model is built."""
         return self._optimization.scheduler
+
+    @property
+    def best(self) -> Best | None:
+        """The best epoch by the monitored metric, or None."""
+        return self._kept.best
 
     @property
     def epoch(self) -> int:
@@ -257,21 +226,28 @@ class CooperativeTrainer:
             SystemExit: SIGTERM arrived.
         """
         check_fit(loader, val_loader, epochs, max_steps)
-        if self._cooperative is None:
-            self._wrap(self._first_images(loader))
-        self._check_fit(val_loader, epochs, max_steps, monitor)
-        length = length_of(loader)
+        if self._wrapped.inner is None:
+            self._optimization.attach(self._wrapped.wrap(self._wrapped.first_images(loader)))
+        if val_loader is not None:
+            check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
+        elif self._optimization.needs_score:
+            raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
+        length = agreed_length(loader)
         self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
+        self._position.begin(length)
         with self._session(loader):
             if self._done(epochs, max_steps) and self._unlogged():  # interrupted between its last update and its scores
                 started = time.monotonic() - self._position.seconds
                 self._end_epoch(val_loader, monitor, self._position.batches == length, started)
+            self._beat()
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
-                batches = rest_of_epoch(loader, self._position, self.device)
-                for group in grouped(self._drawing.batches(loader, batches), self._accumulate):
+                self._position.length = length
+                drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
+                groups = grouped(map(self._checked, drawn), self._accumulate)
+                for group in drawn_together(groups, self._drawing.interruption):
                     with undisturbed():
-                        losses = self._update(group)
+                        losses = self._updates(self.model, group, self._position)
                     self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks if losses else ():
                         callback.on_step(self, losses)
@@ -280,11 +256,14 @@ class CooperativeTrainer:
                         complete = False
                         break
                 self._end_epoch(val_loader, monitor, complete, started)
+                self._beat()
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Score the model, alone and refined by the shape prior, in eval mode; with `ema`, by its average.
 
-        Modes and random streams are left as they were. Under `torch.distributed` the counts of all ranks are summed.
+        Modes and random streams are left as they were. Under `torch.distributed`, to be called on all ranks, the scores
+        are those of the batches of all, and running statistics are those of rank 0, which the others take over: so what
+        is scored is what is saved. A batch that several ranks have counts several times.
 
         Returns:
             `loss` and its standard terms, means over samples; `iou` and `dice`, means over classes, then `iou_0`,
@@ -296,7 +275,7 @@ class CooperativeTrainer:
         """
         model = self._built("evaluate")
         with self._scored(), preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
-            return evaluate(model, self._batches(loader), self.device, self._optimization.autocast)
+            return evaluate(model, self._scored_batches(loader), self.device, self._optimization.autocast)
 
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
         """Return label maps, after `refine` passes through the shape prior; 0 takes the model's own output.
@@ -322,6 +301,9 @@ class CooperativeTrainer:
         A fit may be resumed from it, also in the middle of an epoch (when called from `Callback.on_step`). It has a
         digest, so that damage is seen, and holds numbers of NumPy as Python's.
 
+        Under `torch.distributed`, to be called on all ranks, rank 0 writes one file: weights and states of the
+        optimizer as a whole, also where they are spread over ranks, and the random streams of every rank.
+
         Raises:
             TypeError: The optimizer, the scheduler or the history holds something that couldn't be read back.
             OSError: The file can't be written, for lack of room for instance; what was there before still is.
@@ -337,16 +319,22 @@ class CooperativeTrainer:
                 "position": vars(self._position),
                 "best": None if self.best is None else self.best._asdict(),
                 "average": None if self._average is None else self._average.state_dict(),
-                "run": self._run,
+                "run": self._kept.run,
             }
-            save_checkpoint(state, Path(path))
+            state = whole(state | {"ranks": parts_of_ranks(state)})
+            with ranks.failing_together("a checkpoint to write"):
+                if ranks.rank() == 0:
+                    save_checkpoint(state, Path(path))
 
     def resume(self, path: str | Path, *, override: Collection[str] = ()) -> None:
         """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
 
         The loader of that fit must be the same. In the middle of an epoch, the batches that were already used are drawn
         again and dropped. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that nobody
-        can restore. Under `torch.distributed` the random state is that of rank 0.
+        can restore.
+
+        Under `torch.distributed`, to be called on all ranks, each goes on with its own random streams. Another number
+        of ranks may go on, also of sharded models; a warning says what becomes of the streams then.
 
         Optimizer and schedule go on as the checkpoint has them. Where this trainer was built with other settings, such
         as another learning rate or `T_max`, a warning names them, unless `override` does. Everything else is taken from
@@ -365,19 +353,21 @@ class CooperativeTrainer:
         """
         model, path = self._built("resume"), Path(path)
         override = self._optimization.check_override(override)
-        state = load_checkpoint(path, _CHECKPOINT_KEYS)
-        contents = checked(state, path, model, self._settings(), self.device)
+        with ranks.failing_together("a checkpoint to read"):
+            state = load_checkpoint(path, _CHECKPOINT_KEYS)
+            contents = checked(state, path, model, self._settings(), self.device)
         with all_or_nothing(path, model, self._optimization, self.generator):
             wishes = self._optimization.wishes(state["optimization"])
-            model.load_state_dict(contents.weights)
+            load_weights(model, contents.weights)
             self._optimization.load_state_dict(state["optimization"], override)
             if self.generator is not None:
-                self.generator.set_state(state["generator"])
+                self.generator.set_state(contents.generator)
             if self._average is not None:
                 self._average.load_state_dict(state["average"], model, str(path))
-        self.best, self._position, self._run = contents.best, contents.position, contents.run
-        self._resumed_random, self._resumed_from = state["random"], path.parent
+        self._kept.best, self._position, self._kept.run = contents.best, contents.position, contents.run
+        self._resumed_random, self._kept.resumed_from = contents.random, path.parent
         tell_of_resume(path, self._position, wishes, override, older="asked" not in state["optimization"])
+        tell_of_ranks(path, state)
 
     def load_best(self) -> None:
         """Load the weights of the best epoch of this run into the model; after a resume, also from the folder before.
@@ -390,18 +380,16 @@ class CooperativeTrainer:
             ValueError: The file that is there is damaged, or of another run.
         """
         model = self._built("load_best")
-        if self.best is None:
-            raise RuntimeError("load_best needs an epoch that was evaluated; there is none. Pass val_loader to fit.")
-        weights, source = weights_of(self.best, self._folders())
+        weights, source = self._kept.best_weights()
         check_weights(model, weights, source)
-        model.load_state_dict(weights)
+        load_weights(model, weights)
         if self._average is not None:
             self._average.begin_anew()
 
     def stop(self) -> None:
         """End the running fit after the current update, in the middle of the epoch if need be.
 
-        Under `torch.distributed`, call it on every rank.
+        Under `torch.distributed` all ranks end with the one on which it is called.
         """
         self._stopping = True
 
@@ -411,84 +399,37 @@ class CooperativeTrainer:
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._drawing, self._stopping = loader, Drawing(), False
-        self._see_that_it_can_be_saved()
-        if self._allocator and self.device.type == "cpu" and tune_allocator():
-            _tell_of_allocator()
+        self._kept.see_that_it_can_be(self._optimization.state_dict(), self.history)
+        if self._allocator and self.device.type == "cpu" and tune_allocator() and ranks.rank() == 0:
+            tell_of_allocator()
         with ExitStack() as stack:
-            if self._folder is not None and _rank() == 0:
-                self._lock = stack.enter_context(folder_lock(self._folder))
-                stack.callback(setattr, self, "_lock", None)
-                keep_in(self._folder, self.best, self._folders())
+            stack.enter_context(self._kept.locked())
+            take_weights_from_first(self.model)
             if self._resumed_random is not None:
                 restore_random_state(self._resumed_random, self.device, loader)
                 self._resumed_random = None
             stack.enter_context(preserved_modes(self.model))
             put = put_in_train_mode(self.model, self._built("fit").model)
-            if not self._told_of_modes and _rank() == 0:
+            if not self._told_of_modes and ranks.rank() == 0:
                 tell_of_modes(self.model, put)
             self._told_of_modes = True
             stack.enter_context(self._optimization.stepping())
             for callback in self.callbacks:
                 callback.on_start(self)
                 stack.callback(callback.on_end, self)
-            interruption = stack.enter_context(deferred_interrupt())
-            self._drawing.interruption = interruption
-            try:
-                yield
-            except BaseException as error:
-                safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
-                if safe or interruption.explains(error):
-                    with undisturbed(forget=True):
-                        if self._position.batches == 0 and self._position.epoch_start:  # the epoch begins anew
-                            restore_random_state(self._position.epoch_start, self.device, loader)
-                        self._save_last()
-                        if interruption.signal is not None:
-                            stop_workers(self._drawing.under_way)
-                    interruption.check()  # which tells more than what a loader raised
-                raise
-            finally:
-                self._drawing = Drawing()
+            stack.enter_context(self._drawing.stoppable(self._keep_what_there_is))
+            yield
+
+    def _keep_what_there_is(self) -> None:
+        """Save a fit that is stopped."""
+        if self._position.batches == 0 and self._position.epoch_start:  # the epoch begins anew
+            restore_random_state(self._position.epoch_start, self.device, self._loader)
+        self._save_last()
 
     def _beat(self) -> None:
         """Do what is to be done now and then: stop if asked to, and tell others that this trainer lives."""
-        if self._lock is not None:
-            self._lock.beat()
-        self._drawing.interruption.check()
-
-    def _update(self, group: list[Any]) -> dict[str, Tensor]:
-        """Update the weights with the mean gradient of a group of batches; return the losses of the last.
-
-        Batches that are not finite are left out; without any other there is no update, and nothing is returned.
-        """
-        optimization, position, sums = self._optimization, self._position, dict(self._position.sums)
-        self.optimizer.zero_grad(set_to_none=True)
-        last: dict[str, Tensor] = {}
-        count: int | Tensor = 0
-        for number, batch in enumerate(group, position.batches):
-            pair = self._to_pair(batch)
-            if self._guard.refuses(position.epoch + 1, number, *pair):
-                continue
-            images, labels = self._place(*pair)
-            gradients = not optimization.scaler.is_enabled()  # which has its own way with those that are not finite
-            watched = Watched(self._guard, self.model, accumulated=len(group) > 1, gradients=gradients)
-            with optimization.autocast():
-                output = self._step(self.model, images, labels, scaler=optimization.scaler, generator=self.generator)
-            losses = losses_of(output)
-            finite = watched.settle(position.epoch + 1, number, images, losses)
-            if finite is not False:
-                last = losses
-                count = count + finite
-                add_to(sums, losses if finite is True else {k: v.where(finite, 0) for k, v in losses.items()})
-        if last:
-            optimization.update(count if len(group) > 1 else 1)
-            if self._average is not None:
-                self._average.update(self._built("fit"))
-            position.step += 1
-            position.sums = sums
-            position.counted = position.counted + count
-        position.batches += len(group)
-        self._guard.check()
-        return last
+        self._kept.beat()
+        self._stopping = agreed_to_stop(self._stopping, self._drawing.interruption, self._guard)
 
     def _end_epoch(self, val_loader: Iterable[Any] | None, monitor: str, complete: bool, started: float) -> None:
         """Evaluate, log and save an epoch, or what there is of it."""
@@ -498,7 +439,8 @@ class CooperativeTrainer:
                 "fit needs a loader that yields at least one batch in every epoch; got an empty one. "
                 "A generator can be read only once: pass a DataLoader or a list."
             )
-        losses = means_of(position.sums, position.counted) if position.sums else {"loss": math.nan}
+        sums, counted = over_ranks("losses of an epoch", position.sums, position.counted)
+        losses = means_of(sums, counted) if sums else {"loss": math.nan}
         self._guard.end_epoch(position.epoch + 1, position.batches)
         seconds = time.monotonic() - started  # taken now, when the device has done what it was told
         metrics = {"epoch": position.epoch + 1, "step": position.step, **self._optimization.rates}
@@ -518,33 +460,10 @@ class CooperativeTrainer:
         if not value > (-math.inf if self.best is None else self.best.value):
             return
         with self._scored(), undisturbed():
-            if not weights_finite(self.model):
-                logger.error("Epoch %d is not kept as the best one: its weights are not finite.", epoch)
-                return
-            weights = self._built("fit").state_dict()
-            kept = copy.deepcopy(weights) if self._folder is None else None
-            where = "" if self._folder is None else str(self._folder.absolute())
-            self.best = Best(epoch, value, kept, self._run, where)
-            if self._folder is not None and _rank() == 0:
-                save_best(self.best, weights, self._folder)
+            self._kept.keep_best(epoch, value, self._built("fit"))
 
     def _save_last(self) -> None:
-        if self._folder is None or _rank() != 0:
-            return
-        if weights_finite(self.model):
-            self.save(self._folder / "last.pt")
-        else:
-            logger.error("%s is not written anew: the weights are not finite.", self._folder / "last.pt")
-
-    def _see_that_it_can_be_saved(self) -> None:
-        """Refuse at the start what could not be written after an epoch of training."""
-        if self._folder is not None:
-            plain(self._optimization.state_dict(), "optimization")
-            plain(self.history, "history")
-
-    def _folders(self) -> list[Path]:
-        """Where the best weights may be."""
-        return [folder for folder in (self._folder, self._resumed_from) if folder is not None]
+        self._kept.keep_last(self.model, self.save)
 
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
@@ -554,20 +473,6 @@ class CooperativeTrainer:
         """Whether there are updates that no row of the history counts."""
         return self.global_step > (self.history[-1]["step"] if self.history else 0)
 
-    def _check_fit(
-        self, val_loader: Iterable[Any] | None, epochs: int | None, max_steps: int | None, monitor: str
-    ) -> None:
-        if epochs is None and max_steps is None:
-            raise ValueError("fit needs epochs or max_steps; got neither.")
-        if val_loader is None:
-            if self._optimization.needs_score:
-                raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
-            return
-        model = self._built("fit")
-        scores = scores_of(overlaps_of(model))
-        if monitor not in scores:
-            raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
-
     @contextmanager
     def _scored(self) -> Iterator[None]:
         """Let the model have the weights that are evaluated and kept, for as long as the context lasts."""
@@ -576,65 +481,24 @@ class CooperativeTrainer:
                 stack.enter_context(self._average.weights(self._built("evaluate")))
             yield
 
-    # The model and its batches ----------------------------------------------------------------------------------------
+    def _scored_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Yield the batches that the model is scored on."""
+        drawn = map(self._checked, self._drawing.batches(loader, iter(loader)))
+        for batch in scored_together(drawn, self._drawing.interruption):
+            if batch is None:
+                yield None
+            else:
+                images, labels = (one.to(self.device, non_blocking=True) for one in batch[:2])
+                yield images, labels
+            self._kept.beat()
 
-    def _wrap(self, example: Tensor) -> None:
-        self.model = CooperativeModel(self.model, num_classes=self._num_classes, example=example.to(self.device))
-        self._cooperative = self.model.to(self.device)
-        self._optimization.attach(self._cooperative)
+    def _checked(self, drawn: Any) -> Batch:
+        return self._wrapped.checked(drawn, self._guard)
 
     def _built(self, verb: str) -> CooperativeModel:
-        if self._cooperative is None:
-            raise RuntimeError(
-                f"CooperativeTrainer.{verb} needs the wrapped model, which fit makes from its first batch. "
-                "Pass example=, a batch of images, to the trainer, or call fit first."
-            )
-        return self._cooperative
-
-    def _first_images(self, loader: Iterable[Any]) -> Tensor:
-        if isinstance(loader, Iterator):
-            raise ValueError("fit can't size the heads from a generator without losing its first batch. Pass example=.")
-        with preserved_random_streams(self.device, loader):
-            for batch in loader:
-                images, labels = self._to_pair(batch)
-                check_batch(images, labels, self._num_classes, ignore_index=-100)
-                return images
-        raise ValueError("fit needs a loader that yields at least one batch; got an empty one.")
-
-    def _batches(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches that the model is scored on."""
-        for batch in self._drawing.batches(loader, iter(loader)):
-            yield self._place(*self._to_pair(batch))
-            self._beat()
-
-    def _place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        model = self._built("fit")
-        labels = check_batch(images, labels, model.num_classes, model.ignore_index, regions=model.regions)
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        return self._wrapped.built(verb)
 
     def _settings(self) -> dict[str, Any]:
         """Return what must be alike where a checkpoint is written and where it is resumed."""
         given = {"seed": self.generator, "ema": self._average}
         return self._optimization.settings() | {name: None if one is None else "given" for name, one in given.items()}
-
-
-def _unwrap(model: nn.Module) -> CooperativeModel | None:
-    inner = getattr(model, "module", model)
-    return inner if isinstance(inner, CooperativeModel) else None
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
-@cache
-def _tell_of_allocator() -> None:
-    """Say once what is no longer as it was in the whole process; a warning shows without any setting up of logs."""
-    logger.warning(
-        "Told malloc to keep large blocks: steps on the CPU get faster, and peak memory stays with the process. "
-        "CooperativeTrainer(allocator=False) leaves it alone."
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,12 @@ class At(Callback):
     def on_step(self, trainer: Any, losses: Any) -> None:
         if trainer.global_step == self.step:
             self.action(trainer)
+
+
+def update(trainer: CooperativeTrainer, batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Update the weights once, as `fit` does."""
+    group = [trainer._checked(batch) for batch in batches]
+    return trainer._updates(trainer.model, group, trainer._position)
 
 
 def weights_of(trainer: CooperativeTrainer) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from latentaug.training.finite import FiniteGuard, KeptBuffers, NotFiniteError, 
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.synchronisation import NoSync
-from tests.support.tiny_training import same_weights, tiny_coop, tiny_trainer, weights_of
+from tests.support.tiny_training import same_weights, tiny_coop, tiny_trainer, update, weights_of
 
 BATCHES = [(torch.rand(2, 1, 8, 8), torch.randint(3, (2, 8, 8))) for _ in range(4)]
 LOST = [math.nan, math.inf, -math.inf]
@@ -187,7 +187,7 @@ def test_limits_that_are_no_number_of_batches_are_refused(max_skipped: Any) -> N
 def test_many_skips_are_told_of_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
     guard = FiniteGuard(1000)
     for number in range(100):
-        guard.refuses(1, number, torch.full((1,), math.nan), torch.zeros(1))
+        guard.refuse(1, number, guard.lost(torch.full((1,), math.nan), torch.zeros(1)))
     assert len(messages(caplog, "Skipped batch")) == 3 + 5  # 1, 2, 3, 4, 8, 16, 32, 64
     assert guard.skipped == 100
 
@@ -230,11 +230,11 @@ def test_the_device_is_not_waited_for(accumulate: int, monkeypatch: pytest.Monke
         loss.backward()
         return CooperativeOutput(loss, {"segmentation": loss}, images, images, None, None)
 
-    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_, **__: labels)
+    monkeypatch.setattr(latentaug.training.wrapping, "check_batch", lambda images, labels, *_, **__: labels)
     trainer = tiny_trainer(step=quiet_step, accumulate=accumulate, optimizer=partial(torch.optim.SGD, lr=0.1))
     before = weights_of(trainer)
     with NoSync():
-        trainer._update(spoilt(BATCHES, 0, math.nan)[:accumulate])
+        update(trainer, spoilt(BATCHES, 0, math.nan)[:accumulate])
     assert weights_finite(trainer.model)
     assert same_weights(before, weights_of(trainer)) == (accumulate == 1)
     assert all(torch.equal(before[name], value) for name, value in trainer.model.named_buffers()) == (accumulate == 1)

@@ -51,7 +51,7 @@ def state_of(trainer: CooperativeTrainer) -> dict[str, Any]:
             "scheduler": None if trainer.scheduler is None else trainer.scheduler.state_dict(),
             "generator": None if generator is None else generator.get_state(),
             "position": vars(trainer._position),
-            "rest": (trainer.best, trainer._run, trainer._resumed_random, trainer._resumed_from),
+            "rest": (trainer.best, trainer._kept.run, trainer._resumed_random, trainer._kept.resumed_from),
         }
     )
 

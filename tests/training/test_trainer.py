@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import latentaug.training.allocator
 import latentaug.training.trainer
+import latentaug.training.wrapping
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
@@ -31,6 +33,7 @@ from tests.support.tiny_training import (
     squares,
     tiny_coop,
     tiny_trainer,
+    update,
     weights_of,
 )
 
@@ -208,12 +211,12 @@ def test_updates_add_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         return CooperativeOutput(loss, {"segmentation": loss}, images, images, None, None)
 
     # Labels that are on the CPU may be looked at; make them pass for labels that are elsewhere.
-    monkeypatch.setattr(latentaug.training.trainer, "check_batch", lambda images, labels, *_, **__: labels)
+    monkeypatch.setattr(latentaug.training.wrapping, "check_batch", lambda images, labels, *_, **__: labels)
     optimizer = partial(torch.optim.SGD, lr=0.1)
     trainer = tiny_trainer(step=quiet_step, optimizer=optimizer, accumulate=2, clip_norm=1.0)
     batches = list(squares())
     with NoSync():
-        trainer._update(batches[:2])
+        update(trainer, batches[:2])
     with pytest.raises(AssertionError, match="waits"), NoSync():  # the detector detects
         torch.ones(()).item()
 
@@ -412,7 +415,7 @@ def test_the_allocator_is_tuned_unless_told_not_to(
 
 
 def test_a_tuned_allocator_is_told_of_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    latentaug.training.trainer._tell_of_allocator.cache_clear()
+    latentaug.training.allocator.tell_of_allocator.cache_clear()
     monkeypatch.setattr(latentaug.training.trainer, "tune_allocator", lambda: True)
     for _ in range(2):
         tiny_trainer().fit(squares(), epochs=1)

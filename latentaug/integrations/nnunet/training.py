@@ -99,8 +99,6 @@ class Cooperative(Stock):
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             model = self._model(images)
             output = cooperative_backward(model, images, target, scaler=self.grad_scaler)
-        if self.is_ddp:
-            average_gradients(self.bare)
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.bare.parameters(), CLIP)
@@ -211,21 +209,6 @@ class ChangesImages(Transforms):
 def stock_name(trainer: type) -> str:
     """Return the name of the trainer of nnU-Net's own that another derives from."""
     return next(one.__name__ for one in trainer.__mro__ if one.__module__.startswith("nnunetv2."))
-
-
-def average_gradients(network: nn.Module) -> None:
-    """Average gradients over all ranks of `torch.distributed`; a parameter without one counts as zero there.
-
-    DDP does so in passes of the wrapped network alone, and a step of `cooperative_backward` runs several of the bare
-    one.
-    """
-    ranks = torch.distributed.get_world_size()
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= ranks
 
 
 def _moved(target: Any, device: torch.device) -> Any:

@@ -21,7 +21,6 @@ from latentaug.integrations.nnunet.training import (
     Cooperative,
     FineTunes,
     Stock,
-    average_gradients,
     stock_name,
 )
 
@@ -222,17 +221,6 @@ def test_fine_tuning_starts_from_the_finished_training_of_the_same_fold(tmp_path
 def test_the_stock_name_is_that_of_the_trainer_that_nnunet_has_itself() -> None:
     assert stock_name(FineTuneStand) == "Stand"
     assert issubclass(FineTuneStand, Stock)
-
-
-def test_gradients_are_averaged_over_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, sums = nn.Linear(2, 2), []
-    network.weight.grad = torch.ones(2, 2)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda gradient: sums.append(gradient.mul_(8)))
-    average_gradients(network)
-    assert torch.equal(network.weight.grad, torch.full((2, 2), 2.0))
-    assert torch.equal(network.bias.grad, torch.zeros(2))  # without one on this rank, and other ranks wait for it
-    assert len(sums) == 2
 
 
 def test_the_command_prints_one_folder_that_holds_the_trainers_alone() -> None:
