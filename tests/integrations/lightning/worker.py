@@ -43,7 +43,7 @@ def case(name: str) -> CooperativeModule:
     options: dict[str, Any] = {"weights": {"hard_code_segmentation": 0.0}} if unused else {"shape_prior": True}
     example, hard = samples(2)[0], HardExamples(every=2)
     coop = CooperativeModel(network, num_classes=2, example=example, hard=hard, image_range=None, **options)
-    return module(coop, optimizer=torch.optim.AdamW, **CASES[name])
+    return module(coop, **CASES[name])
 
 
 def main(folder: Path) -> None:
