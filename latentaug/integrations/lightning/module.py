@@ -65,6 +65,7 @@ class CooperativeModule(LightningModule):
 
     Example:
         >>> from functools import partial
+        >>> import torch
         >>> unet = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 2, 4, 4))
         >>> batches = [(torch.rand(2, 1, 16, 16), torch.randint(2, (2, 16, 16))) for _ in range(3)]
         >>> coop = CooperativeModel(unet, num_classes=2, example=batches[0][0])
