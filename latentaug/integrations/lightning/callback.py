@@ -168,9 +168,9 @@ def _check_transform(transform: Any) -> None:
 
 def _mixes_labels(module: nn.Module) -> bool:
     """Tell whether a transform mixes labels by itself, and not by those that it is made of."""
-    own = isinstance(module, LatentTransform) and not any(isinstance(one, LatentTransform) for one in module.children())
-    own = own and not any(isinstance(one, nn.ModuleList) for one in module.children())
-    return own and type(module).loss is not LatentTransform.loss and getattr(module, "labels", "mix") != "keep"
+    if not isinstance(module, LatentTransform) or any(isinstance(one, nn.ModuleList) for one in module.children()):
+        return False
+    return type(module).loss is not LatentTransform.loss and getattr(module, "labels", "mix") != "keep"
 
 
 def _belongs_on_images(transforms: Any) -> bool:

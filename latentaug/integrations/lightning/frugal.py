@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -65,6 +66,11 @@ def check_frugal(trainer: Trainer) -> None:
         raise ValueError(
             f"CooperativeModule(frugal=True) trains on one device or with DDP; got {type(strategy).__name__}. Pass "
             "frugal=False."
+        )
+    if any(isinstance(one, StochasticWeightAveraging) for one in getattr(trainer, "callbacks", ())):
+        raise ValueError(
+            f"{of_module} steps in the last epoch of StochasticWeightAveraging too, in which nothing is to be trained. "
+            "Pass frugal=False."
         )
     if getattr(strategy, "_ddp_kwargs", {}).get("static_graph"):
         raise ValueError(

@@ -249,5 +249,5 @@ class CooperativeModule(LightningModule):
                 scores = {name: score for name, score in scores.items() if not name.startswith("refined_")}
             suffix = f"/dataloader_idx_{index}" if len(self._overlaps) > 1 else ""
             for name, score in scores.items():
-                named = {"name": f"{stage}_{name}{suffix}", "prog_bar": name in ("dice", "refined_dice")}
-                self.log(value=score, **named, sync_dist=True, add_dataloader_idx=False)  # the same on all ranks
+                named, shows = f"{stage}_{name}{suffix}", name in ("dice", "refined_dice")
+                self.log(named, score, prog_bar=shows, sync_dist=True, add_dataloader_idx=False)  # alike on all ranks

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("lightning")
 
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -181,6 +181,10 @@ def test_called_it_is_the_network() -> None:
         ({"accumulate_grad_batches": 4}, r"Pass it accumulate=4 in place of Trainer\(accumulate_grad_batches=4\)"),
         ({"gradient_clip_val": 0.5}, r"Pass it clip_norm=0.5 in place of Trainer\(gradient_clip_val=0.5\)"),
         ({"strategy": DDPStrategy(static_graph=True)}, "Leave static_graph out"),
+        (
+            {"callbacks": [StochasticWeightAveraging(0.1)]},
+            r"last epoch of StochasticWeightAveraging.*Pass frugal=False",
+        ),
     ],
 )
 def test_settings_that_a_frugal_step_cannot_keep_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -192,7 +196,7 @@ def test_strategies_that_a_frugal_step_does_not_know_are_refused() -> None:
     class Other:
         """Such as FSDP's, which asks for a GPU."""
 
-    run: Any = SimpleNamespace(accumulate_grad_batches=1, gradient_clip_val=None, strategy=Other())
+    run: Any = SimpleNamespace(callbacks=[], accumulate_grad_batches=1, gradient_clip_val=None, strategy=Other())
     with pytest.raises(ValueError, match=r"on one device or with DDP; got Other\. Pass frugal=False"):
         check_frugal(run)
 
