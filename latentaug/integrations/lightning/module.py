@@ -43,6 +43,7 @@ class CooperativeModule(LightningModule):
     Logged, each as the mean over an epoch and over all ranks: `train_loss`, `train_` with the name of each other loss,
     the same with `val_`; and the scores of `CooperativeTrainer.evaluate`, `val_dice` for instance, of all samples, with
     `refined_` where there is a shape prior. `trainer.test` does so with `test_`. The bar shows the `loss` of a batch.
+    Scores of several loaders are named `val_dice/loader_0` and so on.
 
     Args:
         coop: The model.
@@ -247,7 +248,7 @@ class CooperativeModule(LightningModule):
             scores = scores_of(overlaps)
             if self.coop.shape_prior is None:
                 scores = {name: score for name, score in scores.items() if not name.startswith("refined_")}
-            suffix = f"/dataloader_idx_{index}" if len(self._overlaps) > 1 else ""
+            suffix = f"/loader_{index}" if len(self._overlaps) > 1 else ""
             for name, score in scores.items():
                 named, shows = f"{stage}_{name}{suffix}", name in ("dice", "refined_dice")
-                self.log(named, score, prog_bar=shows, sync_dist=True, add_dataloader_idx=False)  # alike on all ranks
+                self.log(named, score, prog_bar=shows, sync_dist=True)  # alike on all ranks

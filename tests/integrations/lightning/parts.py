@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def cooperative(**options: Any) -> CooperativeModel:
     return CooperativeModel(network(), example=samples(2)[0], **given)
 
 
+SAFELY = {"weights_only": True} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
+"""How a checkpoint is read without running code, where Lightning can be told so."""
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 

@@ -27,6 +27,7 @@ from latentaug import (
 )
 from latentaug.integrations.lightning import LatentAugmentation
 from tests.integrations.lightning.parts import (
+    SAFELY,
     SGD,
     Seeds,
     loader,
@@ -169,7 +170,7 @@ def test_schedules_advance_with_each_update_and_go_on_from_a_checkpoint(tmp_path
     trainer(callbacks=[Seeds(), first, ModelCheckpoint(tmp_path, "one")], **keeps).fit(Plain(), loader())
     assert at(first) == 2
     resumed = trainer(max_epochs=2, callbacks=[Seeds(), again], accumulate_grad_batches=2)
-    resumed.fit(Plain(), loader(), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    resumed.fit(Plain(), loader(), ckpt_path=tmp_path / "one.ckpt", **SAFELY)
     assert at(again) == 4
 
 

@@ -22,6 +22,7 @@ from latentaug import HardExamples, RandomChannelMask, Schedule, cooperative_bac
 from latentaug.integrations.lightning import CooperativeModule
 from latentaug.integrations.lightning.frugal import check_frugal
 from tests.integrations.lightning.parts import (
+    SAFELY,
     SGD,
     cooperative,
     loader,
@@ -137,7 +138,7 @@ def test_a_resumed_fit_ends_where_one_without_a_break_does(frugal: bool, tmp_pat
     keeps = {"enable_checkpointing": True, "callbacks": [*trainer().callbacks, ModelCheckpoint(tmp_path, "one")]}
     trainer(max_epochs=1, **keeps).fit(new(), loader(8))
     resumed, run = new(), trainer(max_epochs=2)
-    run.fit(resumed, loader(8), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    run.fit(resumed, loader(8), ckpt_path=tmp_path / "one.ckpt", **SAFELY)
     assert run.global_step == 8
     assert resumed.coop.hard_schedule.calls == 8
     assert resumed.coop.shape_transform.p.iteration == 8
@@ -154,11 +155,11 @@ def test_a_resumed_fit_ends_where_one_without_a_break_does(frugal: bool, tmp_pat
 
 def test_it_stops_early_and_scores_each_loader_and_the_shape_prior() -> None:
     trained = module(cooperative(shape_prior=True))
-    run = trainer(max_epochs=9, callbacks=[EarlyStopping("val_dice/dataloader_idx_1", mode="max", min_delta=1.0)])
+    run = trainer(max_epochs=9, callbacks=[EarlyStopping("val_dice/loader_1", mode="max", min_delta=1.0)])
     run.fit(trained, loader(4), [loader(4), loader(8)])
     assert run.current_epoch == 4
     scores = {name for name in run.callback_metrics if "dice/" in name}
-    assert scores == {f"val_{kind}dice/dataloader_idx_{index}" for kind in ("", "refined_") for index in (0, 1)}
+    assert scores == {f"val_{kind}dice/loader_{index}" for kind in ("", "refined_") for index in (0, 1)}
 
 
 @BOTH
