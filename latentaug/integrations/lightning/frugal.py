@@ -79,9 +79,9 @@ def check_frugal(trainer: Trainer) -> None:
         )
 
 
-def over_ranks(value: Tensor) -> Tensor:
+def over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the mean over all ranks, which the host does not wait for as it does in `self.log(sync_dist=True)`."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if trainer.world_size == 1 or not (distributed.is_available() and distributed.is_initialized()):
         return value
     total = value.clone()
     distributed.all_reduce(total)

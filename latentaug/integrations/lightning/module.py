@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -110,7 +112,7 @@ class CooperativeModule(LightningModule):
         self.coop = coop
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._to_pair = as_pair if batch is None else batch
+        self._to_pair = partial(as_pair, who="CooperativeModule") if batch is None else batch
         self._watched: str | None = None
         self._overlaps: list[list[Overlap]] = []
 
@@ -133,7 +135,7 @@ class CooperativeModule(LightningModule):
 
     def configure_callbacks(self) -> Any:
         """Refuse, before anything runs, what a frugal step can't do: Lightning's first call of a fit."""
-        if not self.automatic_optimization:
+        if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
             check_frugal(self.trainer)
         return super().configure_callbacks()
 
@@ -145,7 +147,7 @@ class CooperativeModule(LightningModule):
         else:
             output = self._frugal_step(images, labels, batch_idx)
         losses = losses_of(output)
-        self.log("loss", over_ranks(losses["loss"]), prog_bar=True, logger=False)
+        self.log("loss", over_ranks(self.trainer, losses["loss"]), prog_bar=True, logger=False)
         self._log_means("train", losses, len(images))
         return output.loss
 

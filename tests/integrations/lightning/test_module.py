@@ -167,7 +167,7 @@ def test_batches_may_be_of_any_kind(frugal: bool) -> None:
     data = [{"image": image, "mask": label} for image, label in zip(*samples(4), strict=True)]
     trained = module(frugal=frugal, batch=lambda batch: (batch["image"], batch["mask"]))
     trainer().fit(trained, DataLoader(data, batch_size=2), DataLoader(data, batch_size=2))
-    with pytest.raises(TypeError, match="needs a loader that yields"):
+    with pytest.raises(TypeError, match="CooperativeModule needs a loader that yields"):
         trainer().fit(module(frugal=frugal), DataLoader(data, batch_size=2))
 
 
