@@ -22,8 +22,8 @@ ROOMS = {
     "robustness": ("cooperative", "nets", "augment", "tracing"),
     "integrations": ("training", "cooperative", "tap", "discovery", "tracing", "augment", "nets"),
 }
-DOORS = {"nnunet/trainers": {"nnunetv2"}}
-"""Files that a framework loads by itself, each by the start of its path in `integrations`, and what it may import."""
+DOORS = {"nnunet/trainers": {"nnunetv2"}, "lightning": {"lightning"}}
+"""Files made of a framework's own classes, each by the start of its path in `integrations`, and what it may import."""
 FLOOR, BESIDE = ("layout", "saliency", "divergence", "checks", "ranks", "table", "figure"), {"plot": ("nets",)}
 CORE = {"torch", "numpy", "typing_extensions"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

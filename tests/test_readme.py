@@ -16,7 +16,14 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+WARNING = {"lightning.md": pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")}
+"""Pages of a library that warns of loaders without workers, and of its own calls of PyTorch."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=WARNING.get(page.name, ()), id=page.name) for page in PAGES if blocks(page)],
+)
 def test_code_on_a_page_runs_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in re.findall(r"^(?:import|from) (\w+)", "\n".join(blocks(page)), flags=re.MULTILINE):
         pytest.importorskip(library)

@@ -16,7 +16,7 @@ from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 T = TypeVar("T")
 
 
-def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
+def as_pair(batch: Any, who: str = "CooperativeTrainer") -> tuple[Tensor, Tensor]:
     """Return a batch that is a pair of tensors, or say what would make it one.
 
     Raises:
@@ -25,7 +25,7 @@ def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
     raise TypeError(
-        f"CooperativeTrainer needs a loader that yields (images, labels), two tensors; got {_describe(batch)}. "
+        f"{who} needs a loader that yields (images, labels), two tensors; got {_describe(batch)}. "
         "Pass batch=, a callable that makes the pair: batch=lambda batch: (batch['image'], batch['label'])."
     )
 
