@@ -89,7 +89,8 @@ def replayed(
             if capture.grad:
                 stack.enter_context(without_fast_path())
         if not update:
-            stack.enter_context(_unmoved_norms(model, checkpointed=grad and plan.checkpointed))
+            roots = [model, *(module for _, module in start.state.hidden)]
+            stack.enter_context(_unmoved_norms(roots, checkpointed=grad and plan.checkpointed))
         if reads is not None:
             stack.enter_context(reads.watching())
         stack.enter_context(again.spread or nullcontext())
@@ -106,9 +107,11 @@ def replayed(
     return output
 
 
-def _unmoved_norms(model: nn.Module, *, checkpointed: bool) -> AbstractContextManager[None]:
+def _unmoved_norms(roots: Sequence[nn.Module], *, checkpointed: bool) -> AbstractContextManager[None]:
     """Leave running statistics alone; where the backward pass normalises again, by kernels that are given as much."""
-    return repeated_norms(norm_tracking(model)) if checkpointed else frozen_norm_statistics(model)
+    if checkpointed:
+        return repeated_norms([pair for root in roots for pair in norm_tracking(root)])
+    return frozen_norm_statistics(*roots)
 
 
 class Replay:

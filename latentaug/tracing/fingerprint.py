@@ -5,6 +5,8 @@ A few entries of each, spread over it, are kept and compared: at a small part of
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -128,8 +130,21 @@ def _is_readable(tensor: Tensor) -> bool:
 
 
 def _count(tensor: Tensor, entries: int) -> int:
-    step = max(1, tensor.numel() // entries)
-    return -(-tensor.numel() // step)
+    return -(-tensor.numel() // _step(tensor.numel(), entries))
+
+
+@functools.cache
+def _step(size: int, entries: int) -> int:
+    """Return the step from one entry to the next: coprime to the size, and so to every axis, or one column would do.
+
+    Example:
+        >>> _step(2 * 64 * 64, 64)
+        129
+    """
+    step = max(1, size // entries)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def _sample(tensor: Tensor, entries: int) -> Tensor:
@@ -137,7 +152,7 @@ def _sample(tensor: Tensor, entries: int) -> Tensor:
     tensor = tensor.detach()
     if not tensor.numel():
         return tensor.flatten()
-    step, count = max(1, tensor.numel() // entries), _count(tensor, entries)
+    step, count = _step(tensor.numel(), entries), _count(tensor, entries)
     if tensor.is_contiguous():
         return tensor.as_strided((count,), (step,))
     if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size():  # permuted, as channels-last is

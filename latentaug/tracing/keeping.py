@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from latentaug.tracing.places import beside
 from latentaug.tracing.state import State, named_modules_of, restore
 
 
@@ -18,7 +19,8 @@ def kept(model: nn.Module) -> Iterator[None]:
     """Give a model back as it is now, all of it, whatever runs within the context.
 
     Weights, also frozen ones, keep their identity; buffers too, as passes see, and change, copies of them. Plain
-    tensors, numbers, containers and random generators on modules get back what they held; nothing keeps a graph. Modes
+    tensors, numbers, containers and random generators on modules get back what they held, and so do those on their
+    classes, in closures of their hooks and methods, and in the globals that these name; nothing keeps a graph. Modes
     are switched back by the modules' own methods.
 
     Args:
@@ -34,6 +36,8 @@ def kept(model: nn.Module) -> Iterator[None]:
     """
     with torch.inference_mode(False):
         state = State(model, copied=None)
+        for place in beside([*named_modules_of(model), *state.hidden]):
+            state.add(place)
         modules = [module for _, module in [*named_modules_of(model), *state.hidden]]
         modes = [(module, module.training) for module in modules]
         weights = [] if is_spread(model) else [_Weights(module) for module in modules if not _is_lazy(module)]
@@ -50,12 +54,13 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 class _Weights:
-    """The parameters of one module, with their values, and which buffers it has."""
+    """The parameters of one module, with their values, and which buffers and submodules it has."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters = dict(module._parameters)
         self._buffers = dict(module._buffers)
+        self._modules = dict(module._modules)
         self._values: dict[str, tuple[Tensor, bool, Any]] = {}
         # As of those that a functional call has lent.
         self._derived = {key for key, weight in module._parameters.items() if weight is not None and not weight.is_leaf}
@@ -70,6 +75,7 @@ class _Weights:
         """Put everything in its place again, with its values."""
         _refill(self._module._parameters, self._parameters)
         _refill(self._module._buffers, self._buffers)
+        _refill(self._module._modules, self._modules)
         for key, (values, required_grad, gradient) in self._values.items():
             weight: Any = self._parameters[key]
             restore(weight, values, key in self._derived, required_grad)

@@ -201,6 +201,11 @@ class Before:
                 if weight is not None and not weight.requires_grad and (f"{path}.{key}" if path else key) in known:
                     self._weights.append((module._parameters, key, copied(weight)))
 
+    @property
+    def hidden(self) -> list[nn.Module]:
+        """Modules that the model keeps beside its submodules."""
+        return [module for _, module in self._state.hidden]
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Let the model start from there, and give it back what it has now."""
@@ -238,7 +243,8 @@ def held_still(model: nn.Module, known: Collection[str] = ()) -> Iterator[None]:
         >>> model.passes, int(model[0].num_batches_tracked)
         (0, 0)
     """
-    with Before(model, known).again(), frozen_norm_statistics(model):
+    before = Before(model, known)
+    with before.again(), frozen_norm_statistics(model, *before.hidden):
         yield
 
 

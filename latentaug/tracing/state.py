@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
+from latentaug.tracing.places import ABSENT, KEEPERS, OTHERS, Place, package_of, slots_of
 from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
 _OWN = vars(nn.Module()).keys()
@@ -81,11 +82,12 @@ class State:
         self._copies: dict[int, Tensor] = {}
         self._graphs: dict[int, tuple[bool, bool]] = {}
         self._streams: dict[int, tuple[str, Any, Any]] = {}
+        self._places: dict[tuple[int, str], Place] = {}
         self._objects: set[str] = set()
         self._copied, self._left_out, self._few = copied, left_out, _FEW if small else -1
         modules = named_modules_of(model)
         self._known = {id(module) for _, module in modules}
-        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - _STRANGERS
+        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - OTHERS
         self._slots = {id(tensor) for _, module in modules for tensor in module._buffers.values()}
         self._seen: set[int] = set()
         self._modules, self._hooks = modules, _hooks_of(modules)
@@ -130,12 +132,19 @@ class State:
             for part in value:
                 self._add(name, part)
         elif self._is_of_the_model(value):
-            attributes = vars(value)
             self._objects.add(name)
-            self._containers[id(attributes)] = name, attributes, attributes.copy()
-            self._seen.add(id(attributes))
-            for part in attributes.values():
-                self._add(name, part)
+            for key in slots_of(kind):
+                self.add(Place.of(name, value, key))
+            if (attributes := getattr(value, "__dict__", None)) is not None:
+                self._containers[id(attributes)] = name, attributes, attributes.copy()
+                self._seen.add(id(attributes))
+                for part in attributes.values():
+                    self._add(name, part)
+
+    def add(self, place: Place) -> None:
+        """Take a place beside the modules for one of theirs, with what it holds."""
+        self._places[id(place.holder), place.key] = place
+        self._add(place.name, place.value)
 
     def _add_tensor(self, name: str, tensor: Tensor) -> None:
         if isinstance(tensor, nn.Parameter) or id(tensor) in self._slots or tensor.is_meta:
@@ -157,10 +166,12 @@ class State:
     def _is_of_the_model(self, value: Any) -> bool:
         """Tell whether an object is one that the model's authors have written to keep something."""
         kind = type(value)
-        if isinstance(value, type | Override) or not hasattr(value, "__dict__"):
+        if isinstance(value, KEEPERS):
+            return True
+        if isinstance(value, type | Override) or not (hasattr(value, "__dict__") or slots_of(kind)):
             return False
-        package = kind.__module__.partition(".")[0]
-        if kind is SimpleNamespace or package in _STRANGERS:
+        package = package_of(kind)
+        if kind is SimpleNamespace or package in OTHERS:
             return kind is SimpleNamespace
         return package in self._packages or dataclasses.is_dataclass(kind)
 
@@ -173,11 +184,14 @@ class State:
         for path, attributes, kept in self.attributes:
             old = known.get(id(attributes), {})
             for key in kept.keys() | old.keys():
-                if not _same(old.get(key, _ABSENT), kept.get(key, _ABSENT)):
+                if not _same(old.get(key, ABSENT), kept.get(key, ABSENT)):
                     changed.add(f"{path}.{key}" if path else key)
         for identity, (name, _, contents) in self._containers.items():
             if identity in before._containers and not _alike(before._containers[identity][2], contents):
                 changed.add(name)
+        for where, place in self._places.items():
+            if where in before._places and not _same(before._places[where].value, place.value):
+                changed.add(place.name)
         for identity, (name, tensor, version) in self._tensors.items():
             if identity not in before._tensors:
                 continue
@@ -260,18 +274,14 @@ class State:
                     del attributes[key]
             for key, value in kept.items():
                 new = value if type(value) in _ATOMS else part(value)
-                if attributes.get(key, _ABSENT) is not new:
+                if attributes.get(key, ABSENT) is not new:
                     attributes[key] = new
+        for place in self._places.values():
+            place.put(part(place.value))
         for _, container, contents in self._containers.values():
             _fill(container, contents, part)
         for _, source, stream in self._streams.values():
             set_stream(source, stream)
-
-
-_ABSENT = object()
-
-
-_STRANGERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
 
 
 def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -67,3 +67,12 @@ def test_few_entries_of_large_tensors_and_all_of_small_ones_are_looked_at() -> N
 
 def test_nothing_is_said_of_accelerators_where_there_are_none() -> None:
     assert Fingerprint([torch.zeros(3)]).verdict()() is False
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 64, 64), (3, 1, 48, 80), (2, 5, 63, 65)])
+def test_every_column_is_looked_at(shape: tuple[int, ...]) -> None:
+    images = torch.zeros(shape)
+    images[..., 6:-6, 6:-6] = torch.rand(images[..., 6:-6, 6:-6].shape) + 0.1  # as scans with a black border
+    before = Fingerprint([images])
+    images.data.mul_(2)
+    assert [one is images for one in before.changed()] == [True]

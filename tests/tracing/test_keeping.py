@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -130,3 +131,55 @@ def test_what_has_been_merged_is_given_back_to_the_last_digit() -> None:
 
 def test_a_model_on_one_process_is_not_spread() -> None:
     assert not is_spread(nn.Sequential(nn.Linear(1, 1)))
+
+
+PASSES = {"n": 0}
+
+
+class Count:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+class Log:
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.seen.append(output)
+
+
+class Elsewhere(nn.Linear):
+    mean = torch.zeros(2)
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        PASSES["n"] += 1
+        Elsewhere.calls += 1
+        Elsewhere.mean += 1
+        self.grown = nn.Linear(2, 2)
+        return super().forward(x)
+
+
+def test_what_lies_beside_the_modules_is_given_back() -> None:
+    model, seen, count, log, number = Elsewhere(2, 2), [], Count(), Log(), 0
+
+    def note(count: Count, module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal number
+        number += 1
+        count.n += 1
+        seen.append(output)
+
+    model.register_forward_hook(functools.partial(note, count))
+    model.register_forward_hook(log)
+    model.register_forward_pre_hook(lambda module, args: log.__call__(module, args, None))
+    before = PASSES["n"], Elsewhere.calls, Elsewhere.mean.clone()
+    with kept(model):
+        model(torch.ones(1, 2))
+        assert (number, count.n, len(seen), len(log.seen), Elsewhere.calls) == (1, 1, 1, 2, before[1] + 1)
+    assert (number, count.n, seen, log.seen) == (0, 0, [], [])
+    assert (PASSES["n"], Elsewhere.calls) == before[:2]
+    assert torch.equal(Elsewhere.mean, before[2])
+    assert [*model.children()] == []

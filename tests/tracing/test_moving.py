@@ -130,3 +130,12 @@ def test_the_tensors_of_the_pass_are_lent() -> None:
     with tensors.lent(fixed=False, starts=False):
         assert net[0].weight is other
         assert net[1].book is own
+
+
+def test_norms_in_a_plain_list_are_held_still() -> None:
+    model = nn.Sequential(nn.Identity())
+    model.norms = [nn.BatchNorm1d(2)]  # type: ignore[assignment]
+    with held_still(model):
+        model.norms[0](torch.randn(3, 2))
+    assert not model.norms[0].running_mean.any()
+    assert not model.norms[0].num_batches_tracked

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -185,3 +186,20 @@ def test_a_model_that_hooks_its_parts_in_its_first_pass_does_not_do_so_again() -
     expected = model(torch.ones(1, 2))
     state.give_back()
     assert torch.equal(model(torch.ones(1, 2)), expected)
+
+
+@dataclass(slots=True)
+class Slotted:
+    passes: int
+
+
+def test_objects_with_slots_and_containers_of_the_standard_library_are_given_back() -> None:
+    model = nn.Identity()
+    model.count, model.cache, model.parts = Slotted(0), UserDict(n=0), WeakKeyDictionary({model: 0})  # type: ignore[assignment]
+    state = State(model)
+    model.count.passes += 1
+    model.cache["n"] = 2
+    model.parts[model] = 3
+    assert State(model).changed_since(state) == {"count", "cache", "parts"}
+    state.give_back()
+    assert (model.count.passes, model.cache["n"], model.parts[model]) == (0, 0, 0)
