@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentaug.checks import shown
+from latentaug.checks import shown, tensor
 from latentaug.cooperative.backpropagation import Backpropagation
 from latentaug.cooperative.eager_losses import Losses
 from latentaug.cooperative.given_loss import GivenLoss, OutputLoss
@@ -130,6 +130,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100, 
         logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S]; of regions [B, C, *S].   output: a scalar.
 
     Raises:
+        TypeError: The logits are no floating-point tensor, or the labels are no tensor.
         ValueError: The labels' shape doesn't fit the logits'.
 
     Example:
@@ -138,6 +139,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100, 
         >>> segmentation_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), -100))
         tensor(0.)
     """
+    tensor("logits", logits, who="segmentation_loss")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"segmentation_loss needs labels as a tensor; got {shown(labels)}.")
     if regions:
         if labels.shape != logits.shape:
             raise ValueError(
@@ -179,17 +183,30 @@ def reconstruction_loss(
     Shape:
         reconstruction, images: [B, C, *S].   output: a scalar.
 
+    Raises:
+        TypeError: One is no floating-point tensor.
+        ValueError: Their shapes differ, or the range is none.
+
     Example:
         >>> reconstruction_loss(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.5))
         tensor(0.2500)
         >>> reconstruction_loss(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 128.0), image_range=(0, 256))
         tensor(0.2500)
     """
-    loss = F.mse_loss(_at_least_float32(reconstruction), _at_least_float32(images))
+    tensor("reconstruction", reconstruction, who="reconstruction_loss")
+    tensor("images", images, who="reconstruction_loss")
+    if reconstruction.shape != images.shape:
+        raise ValueError(
+            f"reconstruction_loss needs a reconstruction of the images' shape {tuple(images.shape)}; got "
+            f"{tuple(reconstruction.shape)}."
+        )
     span = 1.0 if image_range is None else image_range[1] - image_range[0]
+    if not 0 < span < math.inf:
+        raise ValueError(f"image_range must be two finite numbers, the lower one first; got {image_range}.")
+    loss = F.mse_loss(_at_least_float32(reconstruction), _at_least_float32(images))
     return loss if span == 1 else loss / span**2
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
     """Sums over an image's pixels need more than half precision."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -136,18 +136,30 @@ class Augmented:
     @uncompiled
     def remove(self) -> None:
         """Leave the model as it was; may be called again."""
-        if self._undo is not None:
-            undo, self._undo = self._undo, None
-            undo()
-        self._changes = []
+        try:
+            if self._undo is not None:
+                self._undo()
+            self._undo = None
+            self._changes = []
+        except KeyboardInterrupt:
+            self.remove()
+            raise
 
     @uncompiled
     def __enter__(self) -> Self:
         if self._undo is not None:
             raise RuntimeError("This `augmented` is at work already. Leave it, or remove it, first.")
         modules: dict[str, nn.Module] = {f"wrapper {i}": one for i, one in enumerate(compiled_wrappers(self._model))}
-        self._undo = stand_in({**modules, **self._tapped_modules(), "": self._root}, self._handle)
-        return self
+        modules |= {**self._tapped_modules(), "": self._root}
+        try:
+            self._undo = stand_in(modules, self._handle, self._note)
+            return self
+        except BaseException:
+            self.remove()
+            raise
+
+    def _note(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
 
     @uncompiled
     def __exit__(

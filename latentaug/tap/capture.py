@@ -169,6 +169,7 @@ class Capture:
             if self.cut and self.grad:
                 self._cut(entry)
                 output = entry.tree
+            _see_that_they_are_plain(name, [item_at(entry.tree, path) for path in paths])
             entry.codes = {path: self._live(item_at(entry.tree, path)) for path in paths}
             live = {id(item_at(output, path)): code for path, (_, code) in entry.codes.items()}
             live |= {id(leaf): leaf for leaf, _ in entry.cuts}
@@ -260,6 +261,25 @@ class Capture:
     ) -> Any:
         """Run the model again from new codes, or with a change of the whole pass; see `LatentTap.replay`."""
         return replayed(self, new, whole=whole, full=full, detach=detach, update=update)
+
+
+def _see_that_they_are_plain(name: str, codes: Sequence[Tensor]) -> None:
+    """Refuse codes that cannot be computed with as others can.
+
+    Raises:
+        TypeError: One is nested or quantised.
+    """
+    for code in codes:
+        if code.is_nested:
+            raise TypeError(
+                f"LatentTap needs a code of one shape; {name!r} returned a nested tensor, as nn.TransformerEncoder does "
+                "with padding in eval mode and without gradients. Make it with enable_nested_tensor=False."
+            )
+        if code.is_quantized:
+            raise TypeError(
+                f"LatentTap needs a floating-point code; {name!r} returned a quantised tensor, {code.dtype}. Tap the "
+                "model before it is converted, or a module that returns floating-point numbers."
+            )
 
 
 def _autocast_state(kind: str) -> tuple[str, torch.dtype, bool, bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from typing_extensions import Self
 
 from latentaug.checks import called_on_example, shown
@@ -45,7 +45,8 @@ from latentaug.tracing.location import (
 )
 from latentaug.tracing.own_passes import depth_of
 from latentaug.tracing.record import saving_now
-from latentaug.tracing.tree import Path
+from latentaug.tracing.strand import Strand
+from latentaug.tracing.tree import Path, tensors_in
 
 logger = logging.getLogger("latentaug")
 
@@ -110,7 +111,8 @@ class LatentTap:
         self._capture: Capture | None = None
         self._context: ExitStack | None = None
         self._running = False
-        self._depth, self._thread = 0, 0
+        self._depth, self._strand = 0, Strand()
+        self._strand.close()
         if example is not None:
             with self._shared.lock.held(), self._shared.ours():
                 args, kwargs = as_inputs(example)
@@ -180,7 +182,8 @@ class LatentTap:
             stack.enter_context(_prepared(self._root, self._before))
             stack.enter_context(_uncopied(self._root, self._shared))
             stack.enter_context(modules_are_called(self._root, [name for name, _ in self._targets or ()]))
-            self._depth, self._thread = depth_of(self._root), threading.get_ident()
+            self._depth, self._strand = depth_of(self._root), Strand()
+            stack.callback(self._strand.close)
             self._context = stack.pop_all()
         self._shared.open.append(weakref.ref(self))
         return self
@@ -240,9 +243,9 @@ class LatentTap:
             self._shared.distrust(self._root, key)
 
     def _is_none_of_the_user_s(self) -> bool:
-        """Tell whether a pass is one of the library's own, or within one that is captured."""
+        """Tell whether a pass is the library's own, within one that is captured, or another thread's or task's."""
         own = self._shared.busy or self._running or depth_of(self._root) > self._depth
-        return own or threading.get_ident() != self._thread
+        return own or self._strand.is_elsewhere()
 
     @uncompiled
     def draw(
@@ -442,6 +445,13 @@ class LatentTap:
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Make the dry runs of all open taps, before the pass of any is under way; return the plan of this one."""
+        if any(
+            is_batchedtensor(tensor) for _, tensor in tensors_in((args, kwargs, dict(self._root.named_parameters())))
+        ):
+            raise RuntimeError(
+                f"LatentTap cannot follow a pass of {type(self._root).__name__} within torch.func.vmap, whose tensors "
+                "hide an axis. Call the model once for each slice, or open the tap outside and stack the inputs."
+            )
         with self._shared.ours():
             taps = filter(None, (reference() for reference in self._shared.open))
             return {tap: tap._plan(args, kwargs) for tap in taps}[self]

@@ -28,8 +28,8 @@ class Fingerprint:
     """What some tensors hold now, to be compared with what they hold later.
 
     Args:
-        tensors: Any tensors. Those whose memory cannot be looked at (sparse, quantised, of classes of their own) are
-            left out.
+        tensors: Any tensors. Those whose memory cannot be looked at (sparse, quantised, nested, of classes of their
+            own) are left out.
         entries: How many entries to look at in each, at most.
 
     Example:
@@ -126,7 +126,7 @@ def _when_ready(flags: Sequence[Tensor]) -> Verdict:
 
 def _is_readable(tensor: Tensor) -> bool:
     wrapped: Any = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)
-    return not (tensor.is_quantized or (wrapped is not None and wrapped(tensor)))
+    return not (tensor.is_quantized or tensor.is_nested or (wrapped is not None and wrapped(tensor)))
 
 
 def _count(tensor: Tensor, entries: int) -> int:

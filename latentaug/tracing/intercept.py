@@ -113,12 +113,21 @@ def overridden(modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[N
         _remove(placed)
 
 
-def stand_in(modules: Mapping[str, nn.Module], handler: Handler) -> Callable[[], None]:
+def stand_in(
+    modules: Mapping[str, nn.Module], handler: Handler, announce: Callable[[Callable[[], None]], None] | None = None
+) -> Callable[[], None]:
     """Send every forward of `modules` to a handler, as `overridden` does; return what ends that.
 
     Those that stand in for the same module may leave in any order.
+
+    Args:
+        modules: What to stand in for, by names.
+        handler: Is called in their place.
+        announce: Is told what ends it before anything is done, so that Ctrl-C never comes before that is known.
     """
     placed: _Placed = []
+    if announce is not None:
+        announce(functools.partial(_remove, placed))
     try:
         _place(modules, handler, StandIn, placed)
     except BaseException:
@@ -133,15 +142,13 @@ _Placed: TypeAlias = list[tuple[dict[str, Any], str, Override]]
 
 def _remove(placed: _Placed) -> None:
     """Put back what stood there before, all of it, also where Ctrl-C comes in between."""
-    interrupted: BaseException | None = None
-    while placed:
-        try:
+    try:
+        while placed:
             _withdraw(*placed[-1])
             placed.pop()
-        except KeyboardInterrupt as error:
-            interrupted = error
-    if interrupted is not None:
-        raise interrupted
+    except KeyboardInterrupt:
+        _remove(placed)
+        raise
 
 
 def _place(modules: Mapping[str, nn.Module], handler: Handler, kind: type[Override], placed: _Placed) -> None:

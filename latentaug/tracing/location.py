@@ -183,6 +183,11 @@ def complete_spots(
     for name, path in targets:
         calls = [entry for entry in trace.walk() if entry.name == name]
         if not calls:
+            if (inside := _scripted_around(model, name)) is not None:
+                raise RuntimeError(
+                    f"LatentTap cannot see {name!r}: {inside!r} around it was made by torch.jit.script or trace, and "
+                    "calls none of its parts through Python. Tap it as a whole, or leave it unscripted."
+                )
             raise RuntimeError(
                 f"LatentTap: {name!r} is not called in a forward pass of {type(model).__name__}, so it has no code to "
                 "tap. Pass a module that is called in every pass, in train mode too."
@@ -306,3 +311,12 @@ def device_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     tensor = next((t for _, t in tensors_in((args, kwargs))), None)
     tensor = next(model.parameters(), tensor) if tensor is None else tensor
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _scripted_around(model: nn.Module, name: str) -> str | None:
+    """Name the scripted module that a submodule lies in, if it does."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        if isinstance(model.get_submodule(path := ".".join(parts[:end])), torch.jit.ScriptModule):
+            return path or type(model).__name__
+    return None

@@ -205,3 +205,24 @@ def test_a_loss_that_cannot_be_called_is_refused() -> None:
     loss: Any = "dice"
     with pytest.raises(TypeError, match=r"loss must be a callable \(logits, labels\) -> scalar; got 'dice'"):
         Objective(None, loss, -100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "named"),
+    [
+        ((torch.rand(2, 1, 4, 4), torch.rand(1, 1, 4, 4)), ValueError, "images' shape"),
+        ((torch.rand(2, 1, 4, 4), None), TypeError, "images"),
+        ((torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4), (1, 0)), ValueError, "image_range"),
+    ],
+    ids=["shape", "none", "range"],
+)
+def test_a_reconstruction_is_of_the_shape_of_its_images(arguments: Any, kind: type[Exception], named: str) -> None:
+    with pytest.raises(kind, match=named):
+        reconstruction_loss(*arguments)
+
+
+def test_a_segmentation_loss_is_of_tensors() -> None:
+    with pytest.raises(TypeError, match="logits"):
+        segmentation_loss(torch.zeros(1, 2, 4, 4).long(), torch.zeros(1, 4, 4).long())
+    with pytest.raises(TypeError, match="labels"):
+        segmentation_loss(torch.zeros(1, 2, 4, 4), None)  # type: ignore[arg-type]

@@ -1148,3 +1148,35 @@ def test_hooks_that_would_see_the_model_s_inputs_unmixed_are_refused() -> None:
     with LatentTap(model, "bottom") as tap:
         model(images_of())
         torch.testing.assert_close(replayed, tap.replay(mixup) + mixup.mixed(images_of())[:, :2])
+
+
+def test_ctrl_c_at_any_line_leaves_nothing() -> None:
+    model, image = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)), torch.rand(2, 1, 8, 8)
+    here = str(Path(sys.modules[augmented.__module__].__file__ or "").parents[1])
+    left = []
+
+    def until(limit: int) -> Callable[..., Any]:
+        lines = 0
+
+        def inside(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal lines
+            lines += event == "line"
+            if lines == limit:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return inside
+
+        return lambda frame, event, argument: inside if frame.f_code.co_filename.startswith(here) else None
+
+    for limit in range(1, 400, 3):
+        before = sys.gettrace()
+        sys.settrace(until(limit))
+        try:
+            with augmented(model, {"0": MixStyle()}):
+                model(image)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        left += [limit for module in model if "forward" in vars(module)]
+    assert left == []

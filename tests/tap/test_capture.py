@@ -532,3 +532,26 @@ def test_two_codes_of_one_module(model: UNet, images: Tensor) -> None:
         model.encoder.register_forward_hook(lambda module, args, output: [output[0] * 0.5, output[1] * 0])
     assert torch.equal(both[0], model(images))
     assert torch.equal(both[1], model(images))
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding[:, -2:] = True
+        output: Tensor = self.head(self.encoder(x, src_key_padding_mask=padding))
+        return output
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+def test_a_nested_code_is_refused_with_the_reason() -> None:
+    model = Padded().eval()
+    with LatentTap(model, "encoder.layers.0") as tap:
+        with pytest.raises(TypeError, match=r"'encoder.layers.0' returned a nested tensor.*enable_nested_tensor=False"):
+            model(torch.rand(2, 6, 8))
+        del tap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import logging
@@ -684,3 +685,34 @@ def test_a_transform_of_images_has_no_layer_and_a_layer_needs_no_transform() -> 
         LatentTap(model, example=images, transform=GIN())
     with pytest.raises(ValueError, match=r"needs a layer, or a transform to find layers for; got both"):
         LatentTap(model, "bottom", transform=MixStyle())
+
+
+def test_another_task_s_pass_is_none_of_a_tap_s(model: UNet, images: Tensor) -> None:
+    given, before = [images, images.flip(0) + 1], traces(model)
+
+    async def replayed(number: int) -> Tensor:
+        with LatentTap(model, "encoder.down") as tap:
+            model(given[number])
+            await asyncio.sleep(0.01 * (2 - number))
+            return tap.replay(lambda code: code * 0.5)
+
+    async def both() -> list[Tensor]:
+        return await asyncio.gather(replayed(0), replayed(1))
+
+    with torch.no_grad():
+        for image, got in zip(given, asyncio.run(both()), strict=True):
+            with LatentTap(model, "encoder.down") as tap:
+                model(image)
+                assert torch.equal(got, tap.replay(lambda code: code * 0.5))
+    assert traces(model) == before
+
+
+def test_a_layer_inside_a_scripted_module_is_refused_with_the_reason() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU())), nn.Conv2d(4, 2, 1))
+    with LatentTap(model, "0.0"), pytest.raises(RuntimeError, match=r"'0' around it was made by torch.jit.script"):
+        model(torch.rand(2, 1, 8, 8))
+
+
+def test_a_pass_within_vmap_is_refused_with_the_reason(model: UNet, images: Tensor) -> None:
+    with LatentTap(model.eval(), "encoder.down"), pytest.raises(RuntimeError, match=r"torch\.func\.vmap"):
+        torch.func.vmap(model)(images[None])
