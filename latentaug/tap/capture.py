@@ -272,8 +272,8 @@ def _see_that_they_are_plain(name: str, codes: Sequence[Tensor]) -> None:
     for code in codes:
         if code.is_nested:
             raise TypeError(
-                f"LatentTap needs a code of one shape; {name!r} returned a nested tensor, as nn.TransformerEncoder does "
-                "with padding in eval mode and without gradients. Make it with enable_nested_tensor=False."
+                f"LatentTap needs a code of one shape; {name!r} returned a nested tensor, as nn.TransformerEncoder "
+                "does with padding in eval mode and without gradients. Make it with enable_nested_tensor=False."
             )
         if code.is_quantized:
             raise TypeError(

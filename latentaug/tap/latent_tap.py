@@ -445,9 +445,8 @@ class LatentTap:
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         """Make the dry runs of all open taps, before the pass of any is under way; return the plan of this one."""
-        if any(
-            is_batchedtensor(tensor) for _, tensor in tensors_in((args, kwargs, dict(self._root.named_parameters())))
-        ):
+        first = next(self._root.parameters(), None)
+        if any(is_batchedtensor(tensor) for _, tensor in tensors_in((args, kwargs, first))):
             raise RuntimeError(
                 f"LatentTap cannot follow a pass of {type(self._root).__name__} within torch.func.vmap, whose tensors "
                 "hide an axis. Call the model once for each slice, or open the tap outside and stack the inputs."

@@ -20,7 +20,7 @@ def kept(model: nn.Module) -> Iterator[None]:
 
     Weights, also frozen ones, keep their identity; buffers too, as passes see, and change, copies of them. Plain
     tensors, numbers, containers and random generators on modules get back what they held, and so do those on their
-    classes, in closures of their hooks and methods, and in the globals that these name; nothing keeps a graph. Modes
+    classes, in closures of their methods, and in the globals that these name; nothing keeps a graph. Modes
     are switched back by the modules' own methods.
 
     Args:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections import UserDict, UserList
-from collections.abc import Callable, Iterator, Sequence
-from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType
+from collections.abc import Iterator, Sequence
+from types import CellType, CodeType, FunctionType, MemberDescriptorType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -100,8 +100,8 @@ def package_of(kind: Any) -> str:
 def beside(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Place]:
     """Find the places beside modules that their passes may write to.
 
-    Of modules' classes: their attributes, what their methods close over, and the globals that these name. Of hooks:
-    what they close over, what is bound to them, and what the objects that are hooks keep.
+    Of modules' classes: their attributes, what their methods close over, and the globals that these name. Hooks are
+    their owners': what they note of dry runs stays.
 
     Args:
         modules: The modules with their names.
@@ -115,34 +115,6 @@ def beside(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Place]:
                 yield from _of_function(kind.__name__, inner, seen, names_globals=True)
             elif not key.startswith("__") and not callable(value) and not hasattr(type(value), "__get__"):
                 yield Place.of(f"{kind.__name__}.{key}", kind, key)
-    for path, module in modules:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for hook in list(hooks.values()):
-                yield from _of_hook(f"a hook of {path or 'the model'}", hook, seen)
-
-
-def _of_hook(name: str, hook: Callable[..., Any], seen: set[int]) -> Iterator[Place]:
-    if isinstance(hook, functools.partial):
-        yield from _of_hook(name, hook.func, seen)
-        yield Place(name, {}, "", [*hook.args, *hook.keywords.values()])
-    elif isinstance(hook, MethodType):
-        yield from _of_object(name, hook.__self__, seen)
-    elif isinstance(hook, FunctionType):
-        if package_of(hook) not in OTHERS:
-            yield from _of_function(name, hook, seen, names_globals=False)
-    else:
-        yield from _of_object(name, hook, seen)
-
-
-def _of_object(name: str, value: Any, seen: set[int]) -> Iterator[Place]:
-    if id(value) in seen or isinstance(value, nn.Module | type) or package_of(type(value)) in OTHERS:
-        return
-    seen.add(id(value))
-    attributes = getattr(value, "__dict__", {})
-    for key in attributes:
-        yield Place.of(name, attributes, key)
-    for key in slots_of(type(value)):
-        yield Place.of(name, value, key)
 
 
 def _of_function(name: str, function: FunctionType, seen: set[int], *, names_globals: bool) -> Iterator[Place]:

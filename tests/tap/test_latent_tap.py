@@ -707,6 +707,7 @@ def test_another_task_s_pass_is_none_of_a_tap_s(model: UNet, images: Tensor) -> 
     assert traces(model) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning", "ignore:.*deprecated.*:DeprecationWarning")
 def test_a_layer_inside_a_scripted_module_is_refused_with_the_reason() -> None:
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU())), nn.Conv2d(4, 2, 1))
     with LatentTap(model, "0.0"), pytest.raises(RuntimeError, match=r"'0' around it was made by torch.jit.script"):
