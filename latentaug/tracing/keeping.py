@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from latentaug.tracing.places import beside
 from latentaug.tracing.state import State, named_modules_of, restore
 
 
@@ -19,8 +18,7 @@ def kept(model: nn.Module) -> Iterator[None]:
     """Give a model back as it is now, all of it, whatever runs within the context.
 
     Weights, also frozen ones, keep their identity; buffers too, as passes see, and change, copies of them. Plain
-    tensors, numbers, containers and random generators on modules get back what they held, and so do those on their
-    classes, in closures of their methods, and in the globals that these name; nothing keeps a graph. Modes
+    tensors, numbers, containers and random generators on modules get back what they held; nothing keeps a graph. Modes
     are switched back by the modules' own methods.
 
     Args:
@@ -36,8 +34,6 @@ def kept(model: nn.Module) -> Iterator[None]:
     """
     with torch.inference_mode(False):
         state = State(model, copied=None)
-        for place in beside([*named_modules_of(model), *state.hidden]):
-            state.add(place)
         modules = [module for _, module in [*named_modules_of(model), *state.hidden]]
         modes = [(module, module.training) for module in modules]
         weights = [] if is_spread(model) else [_Weights(module) for module in modules if not _is_lazy(module)]

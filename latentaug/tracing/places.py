@@ -1,18 +1,11 @@
-"""Where Python code keeps things beside modules: slots of objects, cells of closures, attributes of classes, globals.
-
-A dry run gives back what passes change there, as they do the attributes of modules.
-"""
+"""Single places that hold something: slots of objects, cells of closures, attributes of classes."""
 
 from __future__ import annotations
 
-import functools
 from collections import UserDict, UserList
-from collections.abc import Iterator, Sequence
-from types import CellType, CodeType, FunctionType, MemberDescriptorType
+from types import CellType, MemberDescriptorType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
-
-from torch import nn
 
 ABSENT = object()
 """Stands for what is not there."""
@@ -95,54 +88,3 @@ def slots_of(kind: type) -> list[str]:
 def package_of(kind: Any) -> str:
     """Name the package that a class or a function comes from."""
     return (getattr(kind, "__module__", None) or "").partition(".")[0]
-
-
-def beside(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Place]:
-    """Find the places beside modules that their passes may write to.
-
-    Of modules' classes: their attributes, what their methods close over, and the globals that these name. Hooks are
-    their owners': what they note of dry runs stays.
-
-    Args:
-        modules: The modules with their names.
-    """
-    classes = {kind: None for _, module in modules for kind in type(module).__mro__ if package_of(kind) not in OTHERS}
-    seen: set[int] = set()
-    for kind in classes:
-        for key, value in list(vars(kind).items()):
-            inner = value.__func__ if isinstance(value, staticmethod | classmethod) else value
-            if isinstance(inner, FunctionType):
-                yield from _of_function(kind.__name__, inner, seen, names_globals=True)
-            elif not key.startswith("__") and not callable(value) and not hasattr(type(value), "__get__"):
-                yield Place.of(f"{kind.__name__}.{key}", kind, key)
-
-
-def _of_function(name: str, function: FunctionType, seen: set[int], *, names_globals: bool) -> Iterator[Place]:
-    if id(function) in seen:
-        return
-    seen.add(id(function))
-    inner = getattr(function, "__wrapped__", None)
-    if isinstance(inner, FunctionType):
-        yield from _of_function(name, inner, seen, names_globals=names_globals)
-    for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        place = Place.of(name, cell, key)
-        if isinstance(place.value, FunctionType):
-            if package_of(place.value) not in OTHERS:
-                yield from _of_function(name, place.value, seen, names_globals=False)
-        else:
-            yield place
-    if names_globals:
-        space = function.__globals__
-        for key in _names(function.__code__) & space.keys():
-            value = space[key]
-            if not (callable(value) or isinstance(value, type(functools)) or key.startswith("__")):
-                yield Place.of(f"{name}'s global {key}", space, key)
-
-
-def _names(code: CodeType) -> set[str]:
-    """Name what a function, or one defined in it, looks up by name."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _names(constant)
-    return names
