@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import random
-from collections import deque
+from collections import UserDict, UserList, deque
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.places import ABSENT, KEEPERS, OTHERS, Place, package_of, slots_of
+from latentaug.tracing.slots import ABSENT, Slot, slots_of
 from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
 _OWN = vars(nn.Module()).keys()
@@ -23,6 +24,13 @@ _OURS = {"forward", "_compiled_call_impl", "__reduce_ex__"}  # where we stand in
 
 
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.Size, slice}
+
+
+_KEEPERS = (UserDict, UserList, WeakKeyDictionary, WeakValueDictionary)  # which keep what they hold in attributes
+
+
+# Packages whose objects are none that a model's authors have written to keep something.
+_OTHERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
 
 
 _FEW = 4096  # elements of a tensor that is copied in passing
@@ -82,12 +90,12 @@ class State:
         self._copies: dict[int, Tensor] = {}
         self._graphs: dict[int, tuple[bool, bool]] = {}
         self._streams: dict[int, tuple[str, Any, Any]] = {}
-        self._places: dict[tuple[int, str], Place] = {}
+        self._slotted: dict[tuple[int, str], Slot] = {}
         self._objects: set[str] = set()
         self._copied, self._left_out, self._few = copied, left_out, _FEW if small else -1
         modules = named_modules_of(model)
         self._known = {id(module) for _, module in modules}
-        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - OTHERS
+        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - _OTHERS
         self._slots = {id(tensor) for _, module in modules for tensor in module._buffers.values()}
         self._seen: set[int] = set()
         self._modules, self._hooks = modules, _hooks_of(modules)
@@ -134,17 +142,14 @@ class State:
         elif self._is_of_the_model(value):
             self._objects.add(name)
             for key in slots_of(kind):
-                self.add(Place.of(name, value, key))
+                slot = Slot.of(name, value, key)
+                self._slotted[id(value), key] = slot
+                self._add(name, slot.value)
             if (attributes := getattr(value, "__dict__", None)) is not None:
                 self._containers[id(attributes)] = name, attributes, attributes.copy()
                 self._seen.add(id(attributes))
                 for part in attributes.values():
                     self._add(name, part)
-
-    def add(self, place: Place) -> None:
-        """Take a place beside the modules for one of theirs, with what it holds."""
-        self._places[id(place.holder), place.key] = place
-        self._add(place.name, place.value)
 
     def _add_tensor(self, name: str, tensor: Tensor) -> None:
         if isinstance(tensor, nn.Parameter) or id(tensor) in self._slots or tensor.is_meta:
@@ -166,12 +171,12 @@ class State:
     def _is_of_the_model(self, value: Any) -> bool:
         """Tell whether an object is one that the model's authors have written to keep something."""
         kind = type(value)
-        if isinstance(value, KEEPERS):
+        if isinstance(value, _KEEPERS):
             return True
         if isinstance(value, type | Override) or not (hasattr(value, "__dict__") or slots_of(kind)):
             return False
-        package = package_of(kind)
-        if kind is SimpleNamespace or package in OTHERS:
+        package = kind.__module__.partition(".")[0]
+        if kind is SimpleNamespace or package in _OTHERS:
             return kind is SimpleNamespace
         return package in self._packages or dataclasses.is_dataclass(kind)
 
@@ -189,9 +194,9 @@ class State:
         for identity, (name, _, contents) in self._containers.items():
             if identity in before._containers and not _alike(before._containers[identity][2], contents):
                 changed.add(name)
-        for where, place in self._places.items():
-            if where in before._places and not _same(before._places[where].value, place.value):
-                changed.add(place.name)
+        for where, slot in self._slotted.items():
+            if where in before._slotted and not _same(before._slotted[where].value, slot.value):
+                changed.add(slot.name)
         for identity, (name, tensor, version) in self._tensors.items():
             if identity not in before._tensors:
                 continue
@@ -276,8 +281,8 @@ class State:
                 new = value if type(value) in _ATOMS else part(value)
                 if attributes.get(key, ABSENT) is not new:
                     attributes[key] = new
-        for place in self._places.values():
-            place.put(part(place.value))
+        for slot in self._slotted.values():
+            slot.put(part(slot.value))
         for _, container, contents in self._containers.values():
             _fill(container, contents, part)
         for _, source, stream in self._streams.values():
