@@ -41,7 +41,7 @@ class Plan:
     clone_inputs: bool
     moving: frozenset[str]  # buffers, other than normalisation statistics, frozen weights and attributes that move
     interpreter: bool  # whether a pass draws from Python's or NumPy's random streams
-    moves_weights: bool  # whether a pass changes trainable weights
+    moves_weights: frozenset[str]  # weights that learn, and that a pass changes itself
     scratch: frozenset[str] = frozenset()  # attributes that a pass writes before it reads them, if it does
     saving: tuple[tuple[Key, str], ...] = ()  # how autograd saves what these calls compute: `saving_now`
     checkpointed: bool = False  # whether autograd saves any of what a pass computes in a packed way
@@ -118,7 +118,14 @@ class Capture:
         self.autocast = [_autocast_state(kind) for kind in {"cpu", self.device.type}]
         self.inputs = map_tensors((args, kwargs), torch.clone) if plan.clone_inputs else (args, kwargs)
         self.start = (
-            Start(model, self.inputs, moving=plan.moving, scratch=plan.scratch, saving=dict(plan.saving))
+            Start(
+                model,
+                self.inputs,
+                moving=plan.moving,
+                weights=plan.moves_weights,
+                scratch=plan.scratch,
+                saving=dict(plan.saving),
+            )
             if plan.replayed
             else None
         )
@@ -222,8 +229,7 @@ class Capture:
         self.chosen = [plan.chosen(spot) for spot in plan.spots]
         self.earliest = min(self.chosen, key=self.order.index)
         self.taps = {key: self.taps[key] for key in self.chosen}
-        moves = plan.moves_weights
-        self.unplanned = set() if self.start is None else self.start.unplanned(moves_weights=moves)
+        self.unplanned = set() if self.start is None else self.start.unplanned()
         self.fits = (
             plan.fast
             and not self.unplanned

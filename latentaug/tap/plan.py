@@ -185,7 +185,7 @@ def _seen(
         clone_inputs=trace.impure or bool(given.changed(wait=True)),
         moving=frozenset(attributes | values.moved(trainable=False)),
         interpreter=random.interpreter_moved(),
-        moves_weights=bool(values.moved(trainable=True)),
+        moves_weights=frozenset(values.moved(trainable=True)),
         scratch=frozenset(attributes & (state.large() | after.large())),
         checkpointed=any(entry.saving == "packed" for entry in trace.walk()),
     )

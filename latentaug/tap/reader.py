@@ -35,7 +35,7 @@ class CodeReader(LatentTap):
             clone_inputs=False,
             moving=frozenset(),
             interpreter=False,
-            moves_weights=False,
+            moves_weights=frozenset(),
             replayed=False,
             fast=False,
         )

@@ -102,7 +102,7 @@ def replayed(
             f"LatentTap.replay did not come to {capture.earliest[0]!r} again: {type(model).__name__} calls other "
             "modules than in the pass that was captured."
         )
-    if not detach:
+    if changed is None:
         capture.note_weights()
     return output
 

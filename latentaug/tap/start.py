@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentaug.tracing.fingerprint import Fingerprint, Verdict
 from latentaug.tracing.moving import PassTensors
 from latentaug.tracing.record import InputWatch, saving_now
-from latentaug.tracing.state import State
+from latentaug.tracing.state import State, restore
 from latentaug.tracing.tree import copied, map_tensors, tensors_in
 
 
@@ -31,6 +31,7 @@ class Start:
         model: The model, as the pass begins.
         inputs: Arguments of the pass.
         moving: Names of buffers, frozen weights and attributes that it moves.
+        weights: Names of weights that learn, and that it moves itself.
         scratch: Names of attributes that it writes before it reads them.
         saving: How autograd is known to save what some calls compute.
     """
@@ -41,12 +42,19 @@ class Start:
         inputs: Any,
         *,
         moving: Collection[str] = (),
+        weights: Collection[str] = (),
         scratch: Collection[str] = (),
         saving: Mapping[tuple[str, int], str] | None = None,
     ) -> None:
         self._model, self._moving, self._scratch, self._saving = model, moving, scratch, saving or {}
         self.state = State(model, copied=moving, left_out=scratch)
         self.tensors = PassTensors(model, moving, self.state.hidden)
+        self._moves_weights = bool(weights)
+        self._weights = [
+            (slot.value, copied(slot.value))
+            for slot in self.tensors.slots
+            if slot.name in weights and slot.kind is not None and not self.tensors.spread
+        ]
         self.verdicts: list[Verdict] = []
         self._inputs = InputWatch(*inputs)
         self._inputs_print = Fingerprint([tensor for _, tensor in tensors_in(inputs)])
@@ -87,10 +95,10 @@ class Start:
             if key in holder and (path == name or path.startswith(within))
         ]
 
-    def unplanned(self, *, moves_weights: bool) -> set[str]:
+    def unplanned(self) -> set[str]:
         """Name what the finished pass has moved that was not known to move."""
-        moved = self.tensors.moved(trainable=not moves_weights)
-        if moves_weights:
+        moved = self.tensors.moved(trainable=not self._moves_weights)
+        if self._moves_weights:
             self.tensors.note()
         after = State(self._model, left_out=self._scratch, small=False)
         return (moved | after.changed_since(self.state)) - set(self._moving)
@@ -143,6 +151,8 @@ class Start:
         """
         with ExitStack() as stack:
             stack.enter_context(self.tensors.lent(fixed=fixed, starts=state))
+            if fixed and state:
+                stack.enter_context(_set_back(self._weights))
             if state:
                 if altered := self.state.altered():
                     raise RuntimeError(
@@ -153,6 +163,19 @@ class Start:
                 stack.callback(State(self._model, small=False).give_back)
                 self.state.lend(detach=detach)
             yield
+
+
+@contextmanager
+def _set_back(weights: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Let weights have earlier values, and give them back those of now; no version counter tells of it."""
+    now = [(weight, weight.detach().clone()) for weight, _ in weights]
+    try:
+        for weight, value in weights:
+            restore(weight, value, required_grad=weight.requires_grad)
+        yield
+    finally:
+        for weight, value in now:
+            restore(weight, value, required_grad=weight.requires_grad)
 
 
 def put_left(left: list[Left], *, detach: bool) -> None:

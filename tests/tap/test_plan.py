@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable
@@ -219,6 +220,37 @@ def test_what_moves_now_and_then_is_refused_with_the_reason_and_known_later(imag
         for _ in range(2):
             logits = model(images)
             assert torch.equal(tap.replay(None), logits)
+
+
+class MeanTeacher(Base):
+    """Moves a teacher, whose weights somebody forgot to freeze, and adds what that makes of the images."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        teacher = copy.deepcopy(self.stem)
+        self.teacher = [teacher] if hidden else nn.ModuleList([teacher])
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for mean, weight in zip(self.teacher[0].parameters(), self.stem.parameters(), strict=True):
+                mean.lerp_(weight + 1, 0.1)
+        return self.head(self.up(self.code(self.stem(x) + 0.1 * self.teacher[0](x).detach())))
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["submodule", "in a list"])
+def test_weights_that_a_pass_moves_are_moved_by_it_alone(hidden: bool, images: Tensor) -> None:
+    model = MeanTeacher(hidden).double()
+    model.teacher[0].double()
+    twin = copy.deepcopy(model)
+    with LatentTap(model, "code") as tap:
+        for _ in range(3):
+            logits, expected = model(images), twin(images)
+            for full in (False, True):
+                for detach in (False, True):
+                    assert torch.equal(tap.replay(None, full=full, detach=detach), logits)
+            assert torch.equal(logits, expected)
+            assert close(gradients(model, tap.replay(None)), gradients(twin, expected))
+            assert same([*model.teacher[0].parameters()], [*twin.teacher[0].parameters()])
 
 
 # Proofs on smaller images ---------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_what_moves_is_lent_as_it_was() -> None:
     net, x = model(), torch.ones(3, 2)
     start = Start(net, ((x,), {}), moving=MOVING)
     first = net(x)
-    assert start.unplanned(moves_weights=False) == set()
+    assert start.unplanned() == set()
     net(x)
     now = net[0].mean, net[0].passes, list(net[0].seen)
     with start.lent(fixed=True, state=True, detach=False):
@@ -69,7 +69,7 @@ def test_what_was_not_known_to_move_is_named() -> None:
     net, x = model(), torch.ones(3, 2)
     start = Start(net, ((x,), {}))
     net(x)
-    assert start.unplanned(moves_weights=False) == {*MOVING}
+    assert start.unplanned() == {*MOVING}
 
 
 def test_what_a_call_has_set_is_set_without_it() -> None:
