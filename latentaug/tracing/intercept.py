@@ -39,6 +39,8 @@ class Override:
         """Hand the call over; but for calls of other threads, which are none of ours."""
         if torch.compiler.is_compiling():  # traced as part of something compiled, which must not see the handler
             return import_module("torch._dynamo").disable(self.hand_over)(*args, **kwargs)
+        if self.handler is not None and _is_traced():
+            raise RuntimeError(LIVE.format("traced"))
         return self.hand_over(*args, **kwargs)
 
     def hand_over(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,11 +49,24 @@ class Override:
             return self.original(*args, **kwargs)
         return self.handler(self.name, self.original, args, kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no code to read for who scripts or exports a model."""
+        raise AttributeError(LIVE.format("scripted or exported") if name in _OF_CODE else name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         raise RuntimeError(LIVE.format("copied"))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError(LIVE.format("pickled"))
+
+
+def _is_traced() -> bool:
+    """Tell whether `torch.jit.trace` records what is computed, as exports of the older kind do too."""
+    jit: Any = torch.jit  # which has no types
+    return bool(jit.is_tracing())
+
+
+_OF_CODE = ("__code__", "__globals__")
 
 
 LIVE = (
@@ -60,17 +75,25 @@ LIVE = (
 )
 
 
+_SCRIPTED = (
+    "A model cannot be scripted while it is augmented, or a SaliencyCalculator is attached to it. Leave `augmented`, "
+    "or remove the calculator, first."
+)
+
+
 class StandIn(Override):
     """Callable that stands in for one module's `forward` for as long as somebody wants.
 
-    It stays behind when the module is copied or pickled: a copy is plain. Where the model is compiled afterwards, what
-    it does, with all that it calls, runs uncompiled.
+    It stays behind when the module is copied, pickled or traced: a copy is plain. Where the model is compiled
+    afterwards, what it does, with all that it calls, runs uncompiled.
     """
 
     _torchdynamo_disable = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the call over."""
+        if _is_traced():
+            return self._plain()(*args, **kwargs)
         dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second
         call = self.hand_over
         return call(*args, **kwargs) if dynamo is None else dynamo.disable(call)(*args, **kwargs)
@@ -90,6 +113,13 @@ class StandIn(Override):
         if function is not None and function is getattr(type(owner), "forward", None):
             return getattr, (owner, "forward")
         return functools.partial, (plain,)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the code that is exported; say why there is none to be scripted."""
+        if name == "__code__":
+            plain = self._plain()
+            return getattr(plain, "__func__", plain).__code__
+        raise AttributeError(_SCRIPTED if name == "__globals__" else name)
 
     def _plain(self) -> Any:
         """Return what would stand here if nothing stood in for it."""

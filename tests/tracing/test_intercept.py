@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentaug.tracing.intercept import is_compiled, overridden, visible_modules
+from latentaug.tracing.intercept import is_compiled, overridden, stand_in, visible_modules
 
 
 def test_an_override_looks_like_the_forward_it_stands_for() -> None:
@@ -54,3 +54,36 @@ def test_compiled_parts_are_closed_unless_something_inside_is_wanted() -> None:
     assert set(visible_modules(model)) == {"", "0", "0.0", "1", "1.0"}
     assert set(visible_modules(model, frozenset())) == {"", "0", "1", "1.0"}
     assert set(visible_modules(model, frozenset({"0.0"}))) == {"", "0", "0.0", "1", "1.0"}
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda model: torch.jit.trace(model, torch.rand(2, 3)), RuntimeError),
+        (torch.jit.script, AttributeError),
+        (lambda model: torch.export.export(model, (torch.rand(2, 3),)), AttributeError),
+    ],
+    ids=["trace", "script", "export"],
+)
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_a_model_that_is_watched_is_neither_traced_nor_exported(make: Any, error: type[Exception]) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    with (
+        overridden({"": model, "0": model[0]}, lambda name, original, args, kwargs: original(*args, **kwargs)),
+        pytest.raises(error, match=r"cannot be \w+( or \w+)? while a LatentTap is open"),
+    ):
+        make(model)
+    assert "forward" not in {**vars(model), **vars(model[0])}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_what_is_traced_is_the_model_without_what_stands_in() -> None:
+    model, images = nn.Sequential(nn.Linear(3, 2)), torch.rand(2, 3)
+    plain = model(images)
+    remove = stand_in({"0": model[0]}, lambda name, original, args, kwargs: 2 * original(*args, **kwargs))
+    traced = torch.jit.trace(model, images, check_trace=False)
+    with pytest.raises(AttributeError, match="cannot be scripted while it is augmented"):
+        torch.jit.script(model)
+    assert torch.equal(model(images), 2 * plain)
+    remove()
+    assert torch.equal(traced(images), plain)
