@@ -19,7 +19,7 @@ ROOMS = {
     "nets": (),
     "cooperative": ("tap", "discovery", "tracing", "augment", "nets"),
     "training": ("cooperative", "tap", "discovery", "tracing", "augment", "nets", "plot"),
-    "robustness": ("cooperative", "nets", "augment", "tracing"),
+    "robustness": ("training", "cooperative", "nets", "augment", "tracing"),
     "integrations": ("training", "cooperative", "tap", "discovery", "tracing", "augment", "nets"),
 }
 DOORS = {"nnunet/trainers": {"nnunetv2"}, "lightning": {"lightning"}}

@@ -36,6 +36,7 @@ class CodeDecoupler(nn.Module):
 
     def __init__(self, channels: int, spatial_dims: int = 2) -> None:
         super().__init__()
+        whole("channels", channels)
         self.body = nn.Sequential(*double_conv(channels, channels, spatial_dims), nn.ReLU(inplace=True))
         initialize(self)
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import whole
+from latentaug.checks import shown, whole
 from latentaug.cooperative.labels import of_size, squeeze_labels, whole_numbers
 from latentaug.cooperative.logits import LogitsReader
 from latentaug.nets.functional import to_labels
 from latentaug.robustness.result import CLEAN, Robustness
 from latentaug.robustness.shifts import SEVERITIES, Shift, check_shifts, intensity_shifts
 from latentaug.tracing.isolation import preserved_modes
+from latentaug.training.batches import check_batch
 
 
 @torch.no_grad()
@@ -54,8 +55,8 @@ def measure(
 
     Raises:
         ValueError: There are no models, shifts or cases; a severity is none of 1 to 5; labels or what a shift returns
-            don't fit the images.
-        TypeError: A model is no module, or a batch is neither a pair nor a mapping.
+            don't fit the images; a label is no class.
+        TypeError: A model is no module, a batch is neither a pair nor a mapping, or an argument is of another kind.
 
     Example:
         >>> unet = nn.Conv2d(1, 2, 3, padding=1)
@@ -67,7 +68,15 @@ def measure(
     named = _named(models)
     whole("num_classes", num_classes)
     given = check_shifts(intensity_shifts() if shifts is None else shifts)
-    if not severities or any(severity not in SEVERITIES for severity in severities):
+    whole("seed", seed, least=0)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be a whole number; got {shown(ignore_index)}.")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader must yield batches, as a DataLoader does; got {shown(loader)}.")
+    for argument, value in (("then", then), ("logits", logits)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{argument} must be a callable; got {shown(value)}.")
+    if not severities or any(isinstance(one, bool) or one not in SEVERITIES for one in severities):
         raise ValueError(f"severities must be some of 1 to 5; got {severities!r}.")
     keys = [(CLEAN, 0), *((name, severity) for name in given for severity in severities)]
     scores: dict[tuple[str, str, int], list[float]] = {(model, *key): [] for model in named for key in keys}
@@ -78,6 +87,7 @@ def measure(
             model.eval()
         for number, batch in enumerate(loader):
             images, labels = _pair(batch)
+            labels = check_batch(images, labels, num_classes, ignore_index)
             for shift, severity in keys:
                 changed = images
                 if shift != CLEAN:

@@ -100,6 +100,13 @@ class Optimization:
             raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
         if not is_native(precision, device):
             _tell_of_emulation(precision)
+        for name, choice, kind in (
+            ("optimizer", optimizer, "an Optimizer"),
+            ("scheduler", scheduler, "an LRScheduler"),
+        ):
+            made = isinstance(choice, Optimizer | PerStep) or hasattr(choice, "step")
+            if choice is not None and not made and not callable(choice):
+                raise TypeError(f"{name} must be {kind} or a callable that returns one; got {type(choice).__name__}.")
         self.device, self.precision, self.clip_norm = device, precision, clip_norm
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.per_step = isinstance(scheduler, PerStep)

@@ -34,6 +34,7 @@ from latentaug import (
     top_mask,
 )
 from latentaug.layout import Layout
+from latentaug.robustness import measure
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -69,6 +70,10 @@ def trainer(model: Any = None, **options: Any) -> CooperativeTrainer:
     return CooperativeTrainer(coop() if model is None else model, **given)
 
 
+def measured(loader: Any = ((X, Y),), **options: Any) -> Any:
+    return measure(net(), loader, **{"num_classes": 3, "severities": [1], **options})
+
+
 def fit(loader: Any = ((X, Y),), **options: Any) -> None:
     trainer().fit(loader, **{"epochs": 1, **options})
 
@@ -79,7 +84,14 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: trainer(seed=1.5),
         lambda: trainer(seed=-1),
         lambda: trainer(seed=True),
+        lambda: measured(seed="a"),
+        lambda: measured(seed=-1),
     ],
+    "severities": [lambda value=value: measured(severities=value) for value in ([], [0], [6], [True], ["1"])],
+    "then": [lambda: measured(then=3)],
+    "logits": [lambda: measured(logits="out")],
+    r"\bcall\b": [lambda value=value: LatentTap(net(), "2", call=value) for value in ("a", 1.0, True, None)],
+    "transform": [lambda value=value: LatentTap(net(), transform=value) for value in (3, "mix", RandomChannelMask)],
     "accumulate": [lambda value=value: trainer(accumulate=value) for value in (0, -1, 1.5, "2", True, None)],
     "clip_norm": [lambda value=value: trainer(clip_norm=value) for value in (0, -1, NAN, INF, "1", True)],
     "callback": [
@@ -103,6 +115,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: fit("train"),
         lambda: fit(val_loader=3),
         lambda: fit(val_loader=X),
+        lambda: measured(None),
+        lambda: measured(3),
     ],
     "images": [
         lambda: step(images=X.cfloat()),
@@ -132,6 +146,10 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: standard_backward(coop(), X.numpy(), Y),
     ],
     "labels": [
+        lambda: measured([(X, Y + 1)]),
+        lambda: measured([(X, Y - 1)]),
+        lambda: measured([(X, Y + 0.5)]),
+        lambda: measured([(X, Y[:, :16])]),
         lambda: step(labels=Y.numpy()),
         lambda: step(labels=[Y]),
         lambda: step(labels=Y[:1]),
@@ -218,7 +236,11 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: suggest_layers(net(), Y, la.MixStyle()),
         lambda: CooperativeTrainer(net(), num_classes=3, example="images"),
     ],
-    "ignore_index": [lambda value=value: coop(ignore_index=value) for value in ("x", 1.5, None, True)],
+    "ignore_index": [
+        lambda value=value, make=make: make(ignore_index=value)
+        for value in ("x", 1.5, None, True)
+        for make in (coop, measured)
+    ],
     "image_range": [
         *[
             lambda value=value: coop(image_range=value)
@@ -395,7 +417,11 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: FTN(spatial_dims="2"),
         lambda: la.ShapePrior(3, spatial_dims=0),
     ],
-    "channels": [lambda: la.ReconstructionHead(0, 1, (2, 2)), lambda: la.ReconstructionHead(8, 0, (2, 2))],
+    "channels": [
+        *[lambda value=value: la.CodeDecoupler(value) for value in (0, -1, "8")],
+        lambda: la.ReconstructionHead(0, 1, (2, 2)),
+        lambda: la.ReconstructionHead(8, 0, (2, 2)),
+    ],
     "temperature": [lambda value=value: la.ShapePrior(3, temperature=value) for value in (0, -1, NAN, "2", True)],
     "block_size": [lambda value=value: la.DropBlock(0.1, value) for value in (0, -1, 1.5, "7", True)],
     "alpha": [lambda: la.MixStyle(alpha=0), lambda: la.ManifoldMixup(alpha=-1), lambda: la.EFDMix(alpha=NAN)],
