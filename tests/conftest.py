@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 tune_allocator(2**30)  # fresh pages for every large tensor take a quarter of the tests' time
 torch.set_num_threads(1)  # the tests' tensors are small; threads that wait for each other only cost time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start, and frameworks that choose a number
 
 SHAPES = {
     "channels_first": (CHANNELS_FIRST, (2, 8, 3, 5)),
@@ -36,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in WHOLE:
             item.add_marker("no_cover")
+
+
+def pytest_runtest_teardown() -> None:
+    """Take back a number of threads that a framework has chosen: with two, later tests take ten times as long."""
+    torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
