@@ -5,43 +5,18 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 
-
-class _Arrived(torch.autograd.Function):
-    """A zero that parameters lead to, and that has no gradient for them: going back through it tells that all is there.
-
-    DDP sends what a parameter has in `.grad` when a backward pass comes to it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
-        ctx.count = len(parameters)
-        return parameters[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return (None,) * ctx.count
+from latentaug import ranks
 
 
 def without_reducing(trainer: Trainer) -> AbstractContextManager[Any]:
-    """Let DDP wait with the gradients of the parts of a step until all are there."""
+    """Leave out DDP's averaging in the parts of a step: gradients are averaged once all are there."""
     strategy = trainer.strategy
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-
-def reduce_gradients(module: LightningModule) -> None:
-    """Let DDP average the gradients that are there, once per update, also where a rank has none."""
-    strategy = module.trainer.strategy
-    if isinstance(strategy.model, DistributedDataParallel):
-        arrived: Tensor = _Arrived.apply(*(one for one in module.parameters() if one.requires_grad))
-        strategy.pre_backward(arrived)  # makes DDP wait for the gradients of this pass
-        arrived.backward()
 
 
 def check_frugal(trainer: Trainer) -> None:
@@ -81,11 +56,11 @@ def check_frugal(trainer: Trainer) -> None:
 
 def over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the mean over all ranks, which the host does not wait for as it does in `self.log(sync_dist=True)`."""
-    if trainer.world_size == 1 or not (distributed.is_available() and distributed.is_initialized()):
+    if trainer.world_size == 1 or not ranks.several():
         return value
     total = value.clone()
     distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    return total / ranks.count()
 
 
 def watched(trainer: Trainer, name: str | None) -> Tensor:

@@ -13,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from latentaug.augment.schedule import advance
-from latentaug.checks import flag, number, shown, whole
+from latentaug.checks import flag, function, number, shown, whole
+from latentaug.cooperative.averaging import average_gradients
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.integrations.lightning.frugal import (
     check_frugal,
     over_ranks,
-    reduce_gradients,
     watched,
     without_reducing,
 )
@@ -94,9 +94,8 @@ class CooperativeModule(LightningModule):
                 f"CooperativeModule needs a CooperativeModel; got {shown(coop)}. Write CooperativeModel(network, "
                 "num_classes=..., example=images)."
             )
-        for name, value in (("scheduler", scheduler), ("batch", batch)):
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be a callable; got {shown(value)}.")
+        function("scheduler", scheduler)
+        function("batch", batch)
         self.automatic_optimization = not flag("frugal", frugal)
         whole("accumulate", accumulate, of="batches per update")
         if clip_norm is not None:
@@ -208,7 +207,7 @@ class CooperativeModule(LightningModule):
             )
         last = self.trainer.is_last_batch
         if (batch_idx + 1) % self.accumulate == 0 or last:
-            reduce_gradients(self)
+            average_gradients(self)
             self._clip()
             optimizer.step()
             advance(self.coop)
