@@ -53,6 +53,26 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
+def function(name: str, value: object) -> None:
+    """See that a callable is one, where there is one.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a callable; got {shown(value)}.")
+
+
+def ignored_label(value: object) -> None:
+    """See that `ignore_index` may be a label.
+
+    Raises:
+        TypeError: It is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"ignore_index must be a whole number, a label; got {shown(value)}.")
+
+
 def random_source(value: object) -> None:
     """See that a generator is one.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import described, module, number, random_source, shown, tensor, whole
+from latentaug.checks import described, ignored_label, module, number, random_source, shown, tensor, whole
 from latentaug.tracing.isolation import preserved_modes, sandbox
 
 
@@ -29,8 +29,7 @@ def check_model(
     module("model", model, who="CooperativeModel")
     whole("num_classes", num_classes)
     check_images("example", example)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be a whole number, a label; got {shown(ignore_index)}.")
+    ignored_label(ignore_index)
     if reconstruction is not None and not isinstance(reconstruction, bool):
         module("reconstruction", reconstruction, who="CooperativeModel")
     if not (

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 
 from latentaug import ranks
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.tracing.keeping import is_distributed
+from latentaug.tracing.keeping import is_distributed, is_flattened
 
 _BUCKET = 25 * 2**20
 """Bytes that are sent at once, as DDP does."""
@@ -83,7 +83,7 @@ def is_averaged_by_wrapper(model: nn.Module) -> bool:
     for module in model.modules():
         if isinstance(module, CooperativeModel):
             return False
-        if isinstance(module, nn.parallel.DistributedDataParallel) or "_fsdp_wrapped_module" in module._modules:
+        if isinstance(module, nn.parallel.DistributedDataParallel) or is_flattened(module):
             return True
     return False
 

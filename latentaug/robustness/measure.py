@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import shown, whole
+from latentaug.checks import function, ignored_label, shown, whole
 from latentaug.cooperative.labels import of_size, squeeze_labels, whole_numbers
 from latentaug.cooperative.logits import LogitsReader
 from latentaug.nets.functional import to_labels
@@ -69,13 +69,11 @@ def measure(
     whole("num_classes", num_classes)
     given = check_shifts(intensity_shifts() if shifts is None else shifts)
     whole("seed", seed, least=0)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be a whole number; got {shown(ignore_index)}.")
+    ignored_label(ignore_index)
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must yield batches, as a DataLoader does; got {shown(loader)}.")
-    for argument, value in (("then", then), ("logits", logits)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{argument} must be a callable; got {shown(value)}.")
+    function("then", then)
+    function("logits", logits)
     if not severities or any(isinstance(one, bool) or one not in SEVERITIES for one in severities):
         raise ValueError(f"severities must be some of 1 to 5; got {severities!r}.")
     keys = [(CLEAN, 0), *((name, severity) for name in given for severity in severities)]

@@ -25,7 +25,7 @@ from latentaug.tap.proof import captured, prove, see_that_a_tap_changes_nothing
 from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.intercept import is_compiled
 from latentaug.tracing.isolation import preserved_modes, sandbox, submodules
-from latentaug.tracing.keeping import is_spread
+from latentaug.tracing.keeping import is_flattened, is_spread
 from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
 from latentaug.tracing.moving import Values
 from latentaug.tracing.random_state import RandomState
@@ -48,7 +48,7 @@ def make_plan(
     Raises:
         RuntimeError: A tapped module is not called, or even a full replay does not repeat the forward pass.
     """
-    if any("_fsdp_wrapped_module" in module._modules for module in submodules(model)[1:]):
+    if any(map(is_flattened, submodules(model)[1:])):
         raise TypeError(
             f"LatentTap cannot replay {type(model).__name__}: parts of it are wrapped by FullyShardedDataParallel by "
             "themselves, which frees their weights in the first backward pass through a graph. Shard it by "

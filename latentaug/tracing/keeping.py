@@ -94,6 +94,11 @@ def is_sharded(module: nn.Module) -> bool:
     return hasattr(module, "set_reshard_after_backward")
 
 
+def is_flattened(module: nn.Module) -> bool:
+    """Tell whether the very module is a `FullyShardedDataParallel`, which keeps weights as flat pieces of several."""
+    return "_fsdp_wrapped_module" in module._modules
+
+
 def scatter(model: nn.Module) -> None:
     """Let each process hold its part of a model's weights only; FSDP keeps what it gathers for a pass."""
     for _, module in named_modules_of(model):
@@ -117,7 +122,7 @@ def is_spread(model: nn.Module) -> bool:
     """Tell whether the weights of a model are spread over processes, by FSDP or as distributed tensors."""
     return any(
         is_sharded(module)
-        or "_fsdp_wrapped_module" in module._modules
+        or is_flattened(module)
         or any(weight is not None and is_distributed(weight) for weight in module._parameters.values())
         for _, module in named_modules_of(model)
     )

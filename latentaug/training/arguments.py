@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
-from latentaug.checks import flag, module, number, shown, whole
+from latentaug.checks import flag, function, module, number, shown, whole
 from latentaug.training.callbacks import Callback
 
 
@@ -36,8 +36,7 @@ def check_options(
     if example is not None and not isinstance(example, Tensor):
         raise TypeError(f"example must be a batch of images, a tensor; got {shown(example)}.")
     for name, value in (("batch", batch), ("step", step)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be a callable; got {shown(value)}.")
+        function(name, value)
     whole("accumulate", accumulate, of="batches per update")
     if clip_norm is not None:
         number("clip_norm", clip_norm, above=0)

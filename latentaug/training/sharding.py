@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentaug import ranks
-from latentaug.tracing.keeping import is_distributed, scatter
+from latentaug.tracing.keeping import is_distributed, is_flattened, scatter
 from latentaug.training.plain import like
 
 
@@ -23,7 +23,7 @@ def check_sharding(model: nn.Module) -> None:
     Raises:
         ValueError: FSDP's first version shards it, whose parameters are flat pieces of several.
     """
-    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+    if any(map(is_flattened, model.modules())):
         raise ValueError(
             "CooperativeTrainer can't save and resume what FullyShardedDataParallel shards: its parameters are pieces "
             "without a shape. Use torch.distributed.fsdp.fully_shard(coop), its successor, or DistributedDataParallel; "
