@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.support.processes import found_by_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,20 +28,7 @@ spec.loader.exec_module(worker)
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What every rank found in `.grad`, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, str(WORKER), str(rank), str(RANKS), str(folder)] for rank in range(RANKS)]
-    ranks = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
-    try:
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=540)
-            assert rank.returncode == 0, output
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return found_by_ranks(WORKER, RANKS, folder)
 
 
 @pytest.mark.parametrize("way", worker.WAYS)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,6 +13,7 @@ from latentaug.training.checkpoint import load_checkpoint
 from latentaug.training.random_streams import preserved_random_streams
 from tests.distributed import together
 from tests.distributed.worker import cooperative
+from tests.support.processes import found_by_ranks
 from tests.support.tiny_training import same_weights, tiny_coop, tiny_trainer
 
 pytestmark = [
@@ -38,20 +36,7 @@ def results(folder: Path) -> Found:
     """What every rank found, by check."""
     with preserved_random_streams(together.CPU, ()):
         together.written(folder / "one", "bare", 0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    commands = [[sys.executable, together.__file__, str(rank), str(RANKS), str(folder)] for rank in range(RANKS)]
-    ranks = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
-    try:
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=540)
-            assert rank.returncode == 0, output
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
+    return found_by_ranks(together.__file__, RANKS, folder, safely=False)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------

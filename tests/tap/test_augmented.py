@@ -7,9 +7,7 @@ import importlib.util
 import io
 import itertools
 import logging
-import os
 import pickle
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,6 +45,7 @@ from tests.models.parts import conv
 from tests.support.compare import close, gradients, same
 from tests.support.graphs import Graphs
 from tests.support.mixing import FixedMixup
+from tests.support.processes import found_by_ranks
 from tests.support.random_streams import random_state, seed_all
 from tests.support.traces import traces
 from tests.support.trees import at, swapped
@@ -1047,25 +1046,7 @@ def test_two_processes_hold_the_mean_of_what_each_would_have_got_alone(tmp_path:
     assert spec.loader is not None
     worker: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(RANKS), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=300)
-            assert rank.returncode == 0, output
-    finally:
-        for rank in ranks:
-            rank.kill()
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS))
+    first, second = found_by_ranks(WORKER, RANKS, tmp_path, timeout=300)
     assert first.keys() == second.keys()
     for case, number in first:
         alone = [worker.gradients(worker.unet(), case, rank, number) for rank in range(RANKS)]
