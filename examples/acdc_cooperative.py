@@ -12,39 +12,30 @@ all that are done. Any of these settings may come from a file: `--config run.tom
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from cardiac.data import DataError
 from cardiac.report.conclusion import conclude
 from cardiac.run.arguments import one_by_one, parse
 from cardiac.run.experiment import run
-from study.report import compare_runs
+from study.report.command import run_study
 from study.report.published import read_published
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", sys.argv[0], *arguments])
-    try:
-        options = parse(arguments, about=__doc__)
-        published = [] if options.published is None else read_published(options.published)
-        folders = []
-        for one in one_by_one(options):
-            outputs = run(one, command)
-            conclude(outputs, published)
-            folders.append(str(outputs.folder))
-        if len(folders) > 1:
-            return compare_runs.main(folders)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
-        return 130
-    return 0
+    return run_study(runs, arguments)
+
+
+def runs(arguments: Sequence[str], command: str) -> Iterator[Path]:
+    """Run what the arguments ask for, one after the other, and yield the folders."""
+    options = parse(arguments, about=__doc__)
+    published = [] if options.published is None else read_published(options.published)
+    for one in one_by_one(options):
+        outputs = run(one, command)
+        conclude(outputs, published)
+        yield outputs.folder
 
 
 if __name__ == "__main__":

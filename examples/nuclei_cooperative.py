@@ -12,35 +12,26 @@ are done. Any of these settings may come from a file: `--config run.toml`, as ea
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from nuclei.run import one_by_one, parse, run
-from study.data.frame import DataError
-from study.report import compare_runs
+from study.report.command import run_study
 from study.report.conclusion import conclude
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", sys.argv[0], *arguments])
-    try:
-        folders = []
-        for one in one_by_one(parse(arguments, about=__doc__)):
-            outputs = run(one, command)
-            conclude(outputs, summary=True)
-            folders.append(str(outputs.folder))
-        if len(folders) > 1:
-            return compare_runs.main([*folders, "--summary"])
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
-        return 130
-    return 0
+    return run_study(runs, arguments, ["--summary"])
+
+
+def runs(arguments: Sequence[str], command: str) -> Iterator[Path]:
+    """Run what the arguments ask for, one after the other, and yield the folders."""
+    for one in one_by_one(parse(arguments, about=__doc__)):
+        outputs = run(one, command)
+        conclude(outputs, summary=True)
+        yield outputs.folder
 
 
 if __name__ == "__main__":

@@ -8,32 +8,17 @@ from typing import Any, ClassVar, Protocol
 
 from study.data.frame import DataError
 from study.methods.augmentations import AUGMENTATIONS
+from study.methods.network import Sizes
 
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 WEIGHTS = ("best", "last")
 
 
-class Preset(Protocol):
+class Preset(Sizes, Protocol):
     """Everything about a run, but for the data, that changes its numbers: a frozen dataclass, every field a flag."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def classes(self) -> int:
-        """Labels, the background included."""
-
-    @property
-    def side(self) -> int:
-        """Side of the images that networks train on."""
-
-    @property
-    def width(self) -> int:
-        """Channels of the first level of the paper's network."""
-
-    @property
-    def depth(self) -> int:
-        """Levels of the paper's network."""
 
     @property
     def batch_size(self) -> int:
