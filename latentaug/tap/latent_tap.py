@@ -99,7 +99,7 @@ class LatentTap:
     ):
         if transform is not None and layer is not None:
             raise ValueError("LatentTap needs a layer, or a transform to find layers for; got both.")
-        if transform is not None and (isinstance(transform, type) or not isinstance(transform, Sampler)):
+        if transform is not None and not is_sampler(transform):
             raise TypeError(f"transform must be a LatentTransform; got {shown(transform)}.")
         if isinstance(call, bool) or not isinstance(call, int):
             raise TypeError(f"call must be a whole number, which call of the layer is meant; got {shown(call)}.")
