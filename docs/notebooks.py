@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 
 
 def executed(text: str) -> Any:
-    """Run a notebook from its text, in a folder of its own; return it with its outputs.
+    """Run a notebook from its text, in a folder of its own, which is removed with all that it wrote; return it with its outputs.
 
     Raises:
         nbclient.exceptions.CellExecutionError: A cell raises.
@@ -35,7 +35,7 @@ def executed(text: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         options = {"extra_arguments": QUIETLY, "resources": {"metadata": {"path": folder}}}
         client = NotebookClient(notebook, timeout=180, **options)
-        client.execute(env={**os.environ, **QUIET})
+        client.execute(env={**os.environ, **QUIET, "TMPDIR": folder})
     return notebook
 
 

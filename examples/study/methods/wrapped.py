@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from latentaug import RSC, HardExamples, PermutedStyle, cooperative_backward
+from latentaug import RSC, HardExamples, MaxStyle, PermutedStyle, cooperative_backward
 from study.methods.method import Method
 
 
@@ -43,6 +43,13 @@ WRAPPED: Mapping[str, Method] = {
         "Huang et al., ECCV 2020, arXiv:2007.02454",
         hard=HardExamples(every=1),
         augment=RSC(),
+    ),
+    "maxstyle": by_itself(
+        "the network alone, and hard images of an image decoder in the style that it is worst at, in every third batch",
+        "Chen et al., MICCAI 2022, arXiv:2206.01737",
+        hard=HardExamples(style=MaxStyle()),
+        reconstruction=True,
+        reconstructs=True,
     ),
     "late": by_itself("the network alone for a third of the training, and as `default` after it", start=1 / 3),
     "mixed": by_itself(
