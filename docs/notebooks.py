@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 
 
 def executed(text: str) -> Any:
-    """Run a notebook from its text, in a folder of its own, which is removed with all that it wrote; return it with its outputs.
+    """Run a notebook from its text; return it with its outputs. All that it writes is in a folder that is removed.
 
     Raises:
         nbclient.exceptions.CellExecutionError: A cell raises.
