@@ -20,7 +20,7 @@ PACKAGES = {"study": {*ROOMS}, "cardiac": {"data", "run", "report"}, "nuclei": s
 FOR_ALL = {"study.domains"}
 FILES = sorted(path for name in PACKAGES for path in (EXAMPLES / name).rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-DOORS = ("acdc_cooperative", "compare_runs", "nuclei_cooperative", "rank_recipes")
+DOORS = ("acdc_cooperative", "compare_runs", "draw_gains", "nuclei_cooperative", "rank_recipes")
 """Scripts that open a study; all others stand alone."""
 
 NAMES = {

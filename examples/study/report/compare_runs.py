@@ -7,7 +7,6 @@ files that a run makes of its scores are made of these, from one run or several.
     python examples/compare_runs.py runs/unet runs/unet-fine-code
     python examples/compare_runs.py runs/long runs/short --reference cooperative
     python examples/compare_runs.py benchmarks/results/cardiac_cpu/unet --output runs/unet-again
-    python examples/compare_runs.py runs/plain runs/unet --figure gains.png
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from study.methods import METHODS
 from study.methods.augmentations import NONE
 from study.report.comparison import REFERENCES, compare, comparison_grid, reference_of
 from study.report.conclusion import costs_of, notes_on
-from study.report.gains import gains_figure
 from study.report.summary import ABOUT, summary_grid
 from study.report.tables import columns_of, grid, markdown, same_draws, tabulate
 from study.report.written import write_report
@@ -41,8 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help=about)
     about = "print a line for each method too: cost, shifts, total failures, HD95, calibration"
     parser.add_argument("--summary", action="store_true", help=about)
-    about = "plot what the methods gain over the reference, to a PNG"
-    parser.add_argument("--figure", type=Path, metavar="FILE", help=about)
     options = parser.parse_args(arguments)
     try:
         scores = together(options.runs)
@@ -66,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Less that of {reference} on the same draws:\n")
     differences = [one for one in compare(scores, reference) if one.metric == "dice"]
     print(markdown(comparison_grid(differences)))
-    if options.figure is not None:
-        gains_figure(differences).savefig(options.figure, dpi=200, metadata={"Software": ""})
     return 0
 
 

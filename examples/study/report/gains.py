@@ -1,49 +1,144 @@
-"""One figure of what methods gain over a reference, column by column."""
+"""What methods gain over the network alone under the same augmentation: a figure, a panel for each kind of images.
+
+Folders of runs or of results, of one kind of images or of both: only their scores and settings are read. A method is
+compared with `plain` under its own `--augment`, which one of the folders has.
+
+    python examples/draw_gains.py runs/unet runs/unet-gin
+    python examples/draw_gains.py runs/unet-gin runs/nuclei-gin --methods default --output gains.png
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from study.data.frame import DataError
 from study.domains import DOMAINS, domain_of
-from study.report.comparison import SHIFTED, Difference
+from study.methods.augmentations import NONE
+from study.report.compare_runs import settings_of, together
+from study.report.comparison import SHIFTED, Difference, compare, comparison_grid
 from study.report.figures import hues
+from study.report.tables import markdown
 from study.run.scores import AVERAGE, PART
 
+PLAIN = "plain"
 TITLES = {SHIFTED: "average\nof shifts"} | {domain.clean: f"{domain.clean}\n(in-domain)" for domain in DOMAINS}
 
 
-def gains_figure(differences: Sequence[Difference], title: str = "") -> Figure:
-    """Plot mean differences of Dice, in points, with their intervals; a small dot for each draw.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the differences and draw them; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of runs or of results")
+    about = "draw only these (default: all but plain)"
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=about)
+    about = "draw only what was trained for as much time as plain, by --equal-time"
+    parser.add_argument("--equal-time", action="store_true", help=about)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to draw them, as a PNG")
+    options = parser.parse_args(arguments)
+    try:
+        panels = gains_of(options.runs, options.methods, equal_time=options.equal_time)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for title, differences in panels.items():
+        print(f"{title}: Dice, less that of {PLAIN} with the same augmentation\n")
+        print(f"{markdown(comparison_grid(differences))}\n")
+    if options.output is not None:
+        gains_figure(panels).savefig(options.output, dpi=200, metadata={"Software": ""})
+    return 0
+
+
+def gains_of(
+    runs: Sequence[Path], methods: Sequence[str] | None = None, *, equal_time: bool = False
+) -> dict[str, list[Difference]]:
+    """Compare each method with `plain` under the same augmentation, for each kind of images.
 
     Args:
-        differences: Of one metric, each method once a column; the stage that comes first is plotted.
-        title: What was trained and tested.
+        runs: Folders of runs.
+        methods: Which methods, by their names; all but `plain` by default.
+        equal_time: Only those of runs by `--equal-time`.
+
+    Returns:
+        Differences of Dice, by the name of the kind of images; methods are called "default on gin".
+
+    Raises:
+        DataError: A folder cannot be read, an augmentation lacks `plain`, or nothing is left to compare.
     """
+    panels: dict[str, list[Difference]] = {}
+    for (domain, augmentation), alike in _alike(runs).items():
+        scores = [score for score in together(alike) if score.metric == "dice"]
+        if PLAIN not in {score.method for score in scores}:
+            raise DataError(
+                f"{', '.join(map(str, alike))}: {PLAIN} under --augment {augmentation} is not there. Pass the folder "
+                "that has it too."
+            )
+        found = panels.setdefault(domain, [])
+        for difference in compare(scores, PLAIN):
+            name, _, settings = difference.method.partition(",")
+            if (methods is None or name in methods) and (not equal_time or "equal time" in settings):
+                found.append(difference._replace(method=_called(difference.method, augmentation)))
+    panels = {name: found for name, found in panels.items() if found}
+    if not panels:
+        raise DataError(f"nothing to compare with {PLAIN}. Pass folders with other methods, or other --methods.")
+    return panels
+
+
+def gains_figure(panels: Mapping[str, Sequence[Difference]]) -> Figure:
+    """Plot mean differences of Dice, in points, with their intervals; a tick for each draw.
+
+    Args:
+        panels: Of one metric, by the title of their panel, each method once a column; the stage that comes first is
+            plotted. A method has the same colour in all panels.
+    """
+    methods = list(dict.fromkeys(one.method for differences in panels.values() for one in differences))
+    colours = hues(methods)
+    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8.0, 3.1 * len(panels) + 0.3), layout="constrained")
+        for axes, (title, differences) in zip(
+            figure.subplots(len(panels), squeeze=False).flat, panels.items(), strict=True
+        ):
+            _draw(axes, differences, methods, colours)
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_ylabel(f"points of Dice over {differences[0].reference}")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=3, fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, differences: Sequence[Difference], methods: Sequence[str], colours: Mapping[str, str]) -> None:
+    """Fill one panel."""
     stage = differences[0].stage
     shown = [one for one in differences if one.stage == stage and one.column != AVERAGE and PART not in one.column]
     columns = list(dict.fromkeys(one.column for one in shown))
-    domain = domain_of(columns)
-    columns.sort(key=lambda name: (name != domain.clean, name == SHIFTED))  # in-domain first, the average last
-    methods = list(dict.fromkeys(one.method for one in shown))
-    colours = hues(methods)
-    with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8.0, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(0, color="#444444", linewidth=1)
-        for one in shown:
-            offset = 0.22 * (methods.index(one.method) - (len(methods) - 1) / 2)
-            x = columns.index(one.column) + offset
-            colour = colours[one.method]
-            if one.low is not None and one.high is not None:
-                axes.plot((x, x), (100 * one.low, 100 * one.high), color=colour, linewidth=2, solid_capstyle="round")
-            label = one.method if one.column == columns[0] else None
-            axes.plot(x, 100 * one.mean, "o", color=colour, markersize=7, label=label)
-            axes.plot([x] * len(one.draws), [100 * value for value in one.draws.values()], "_", color=colour, alpha=0.6)
-        axes.set_xticks(range(len(columns)), [TITLES.get(name, name.removeprefix("Rand")) for name in columns])
-        axes.set_ylabel(f"points of Dice over {shown[0].reference}")
-        axes.set_title(title or f"{stage}: mean and 95 % interval over {domain.case}s; ticks are draws", fontsize=9)
-        axes.legend(frameon=False, ncols=len(methods), fontsize=9)
-    return figure
+    clean = domain_of(columns).clean
+    columns.sort(key=lambda name: (name != clean, name == SHIFTED))  # in-domain first, the average last
+    step = min(0.22, 0.8 / len(methods))
+    axes.axhline(0, color="#444444", linewidth=1)
+    for one in shown:
+        x = columns.index(one.column) + step * (methods.index(one.method) - (len(methods) - 1) / 2)
+        colour = colours[one.method]
+        if one.low is not None and one.high is not None:
+            axes.plot((x, x), (100 * one.low, 100 * one.high), color=colour, linewidth=2, solid_capstyle="round")
+        label = one.method if one.column == columns[0] else None
+        axes.plot(x, 100 * one.mean, "o", color=colour, markersize=6, label=label)
+        axes.plot([x] * len(one.draws), [100 * value for value in one.draws.values()], "_", color=colour, alpha=0.6)
+    axes.set_xticks(range(len(columns)), [TITLES.get(name, name.removeprefix("Rand")) for name in columns])
+
+
+def _alike(runs: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
+    """Sort runs by their kind of images and their augmentation."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for run in runs:
+        domain = domain_of(score.column for score in together([run]))
+        found.setdefault((domain.name, str(settings_of(run).get("augment", NONE))), []).append(run)
+    return found
+
+
+def _called(method: str, augmentation: str) -> str:
+    return method if augmentation == NONE else f"{method} on {augmentation}"
