@@ -22,7 +22,8 @@ Tap a model at a latent code, change the code, replay the rest, and train on wha
         (loss + cross_entropy(hard, labels)).backward()
 """
 
-from importlib import metadata
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 from latentaug.augment.adversarial import FGSM, VAT, AdvStyle, MaxStyle
 from latentaug.augment.ascent import Adversarial, ascend
@@ -65,11 +66,34 @@ from latentaug.tap.calculator import SaliencyCalculator
 from latentaug.tap.describe import Description, describe
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.location import Location
-from latentaug.training.allocator import tune_allocator
-from latentaug.training.callbacks import Callback, Ramp
-from latentaug.training.optimization import PerStep, is_native
-from latentaug.training.trainer import CooperativeTrainer
-from latentaug.training.watching import HardExampleLog, ShowHardExamples
+
+if TYPE_CHECKING:
+    from latentaug.training.allocator import tune_allocator
+    from latentaug.training.callbacks import Callback, Ramp
+    from latentaug.training.optimization import PerStep, is_native
+    from latentaug.training.trainer import CooperativeTrainer
+    from latentaug.training.watching import HardExampleLog, ShowHardExamples
+else:
+    _LOOP = {
+        "Callback": "callbacks",
+        "CooperativeTrainer": "trainer",
+        "HardExampleLog": "watching",
+        "is_native": "optimization",
+        "PerStep": "optimization",
+        "Ramp": "callbacks",
+        "ShowHardExamples": "watching",
+        "tune_allocator": "allocator",
+    }
+    """Names of the room `training`, and their modules: whoever has a loop does not wait for ours to be imported."""
+
+    def __getattr__(name: str) -> object:
+        if name not in _LOOP:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"latentaug.training.{_LOOP[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LOOP})
+
 
 try:
     __version__ = metadata.version("latentaug")

@@ -198,7 +198,7 @@ def _saliency_painter(size: tuple[int, ...]) -> Callable[[Axes, int, Tensor], No
     def paint(axes: Axes, row: int, saliency: Tensor) -> None:
         plane = _on_grid(saliency[row].mean(dim=0), size)
         limit = float(np.abs(plane).max()) or 1.0
-        axes.imshow(plane, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.imshow(plane, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=_extent(size))
 
     return paint
 
@@ -208,9 +208,15 @@ def _mask_painter(size: tuple[int, ...]) -> Callable[[Axes, int, Tensor], None]:
         one = factor[row]
         sites = one[0].numel()
         plane = _in_rows(one.flatten()) if sites == 1 else _on_grid(one.mean(dim=0), size)
-        axes.imshow(plane, cmap="gray", vmin=0, vmax=max(1.0, float(np.nanmax(plane))))
+        axes.imshow(plane, cmap="gray", vmin=0, vmax=max(1.0, float(np.nanmax(plane))), extent=_extent(size))
 
     return paint
+
+
+def _extent(size: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """Return where the image lies, for what has another grid: so all panels have one size, and titles one height."""
+    height, width = size
+    return (-0.5, width - 0.5, height - 0.5, -0.5)
 
 
 def _in_rows(channels: Tensor) -> Array:

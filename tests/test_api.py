@@ -60,5 +60,22 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert seen.stdout.strip() == "[]"
 
 
+def test_the_loop_is_imported_when_one_of_its_names_is_asked_for() -> None:
+    code = """
+import sys, latentaug
+loop = {name for name in latentaug.__all__ if name not in vars(latentaug)}
+assert set(latentaug.__all__) <= set(dir(latentaug))
+assert not [name for name in sys.modules if name.startswith("latentaug.training")]
+rooms = {getattr(latentaug, name).__module__.split(".")[1] for name in loop}
+print(len(loop), *rooms)
+"""
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *rooms = seen.stdout.split()
+    assert int(count) > 5
+    assert rooms == ["training"]
+    with pytest.raises(AttributeError, match="module 'latentaug' has no attribute 'Trainer'"):
+        latentaug.Trainer  # noqa: B018
+
+
 if __name__ == "__main__":
     LIST.write_text(json.dumps(current(), indent=1) + "\n")

@@ -66,6 +66,14 @@ def test_a_channel_mask_has_a_cell_for_each_channel_and_nothing_else():
     assert np.isnan(cells.ravel()[10:]).all()
 
 
+def test_all_panels_cover_the_image_so_that_titles_stand_at_one_height():
+    figure = plot_hard_examples(**tensors(channels=7, grid=(3, 5)))
+    figure.draw_without_rendering()
+    extents = {tuple(axes.images[-1].get_extent()) for axes in figure.axes}
+    assert extents == {(-0.5, 23.5, 15.5, -0.5)}
+    assert len({round(axes.title.get_window_extent().y0) for axes in figure.axes[: len(TITLES)]}) == 1
+
+
 def test_of_volumes_the_middle_slice_is_drawn():
     given = tensors(spatial=(6, 16, 16), grid=(3, 4, 4))
     figure = plot_hard_examples(**given)

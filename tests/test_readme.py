@@ -1,5 +1,6 @@
 """What the README and the guides show runs as it stands, and their links lead somewhere."""
 
+import ast
 import re
 import runpy
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import latentaug
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -55,6 +58,17 @@ def test_the_readme_shows_tap_model_trainer_and_five_libraries() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_errors_that_are_explained_are_those_that_are_raised() -> None:
+    trees = [ast.parse(path.read_text()) for path in Path(latentaug.__file__).parent.rglob("*.py")]
+    said = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = "\n".join(text for text in said if isinstance(text, str))
+    page = " ".join((ROOT / "docs" / "reference" / "errors.md").read_text().split())
+    quoted = re.findall(r'\*\*"([^*]+)"\.?\*\*', page)
+    assert len(quoted) > 10
+    parts = [part.strip(" .") for message in quoted for part in message.split("…")]
+    assert [part for part in parts if part not in texts] == []
 
 
 @pytest.mark.slow
