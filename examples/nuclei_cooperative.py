@@ -19,6 +19,7 @@ from pathlib import Path
 from nuclei.run import one_by_one, parse, run
 from study.report.command import run_study
 from study.report.conclusion import conclude
+from study.report.page import write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def runs(arguments: Sequence[str], command: str) -> Iterator[Path]:
     """Run what the arguments ask for, one after the other, and yield the folders."""
     for one in one_by_one(parse(arguments, about=__doc__)):
         outputs = run(one, command)
-        conclude(outputs, summary=True)
+        conclude(outputs, summary=True, page=write_page)
         yield outputs.folder
 
 

@@ -14,6 +14,7 @@ from nuclei.images import INVERTED, Frame
 from nuclei.presets import Preset
 from study.data.frame import DataError
 from study.domains import NUCLEI
+from study.run.cases import BestAndWorst
 from study.run.scores import PART
 
 SHIFTS = ("noise", "blur", "resolution", "gamma", "brightness")
@@ -21,6 +22,9 @@ SHIFTS = ("noise", "blur", "resolution", "gamma", "brightness")
 SEVERITIES = (1, 3, 5)
 MOST_VALIDATION, WATCHED = 40, 10
 """Images that methods are chosen by, and those of them that are looked at during a training."""
+
+KEPT, PICTURE = 2, 256
+"""How many of the best, and of the worst, images of each column are kept to look at, and the longest of their sides."""
 
 
 class Study:
@@ -90,8 +94,9 @@ class Study:
         dark = {f"inverted{PART}{name}": others[name] for name in INVERTED if name in others}
         return {NUCLEI.clean: self._tested, **bright, **dark}
 
-    def watch(self) -> None:
-        """Keep no cases to look at."""
+    def watch(self) -> BestAndWorst:
+        """Return what keeps images to look at."""
+        return BestAndWorst(KEPT, side=PICTURE)
 
 
 def shifted(frame: Frame, kind: str, severity: int) -> Frame:

@@ -14,7 +14,9 @@ class Domain(NamedTuple):
         clean: Column of the test set that comes from where the training set does; all others are shifted.
         artefacts: Columns that show the cases of the clean one, changed; every other column has cases of its own.
         case: What a case is, "patient" or "image".
+        frame: What a tested volume of a case is called.
         several: Whether there are several structures.
+        outlines: Labels that each outline on a picture goes around together.
         titles: Of metrics, where they are not those of `scores.METRICS`.
     """
 
@@ -22,15 +24,23 @@ class Domain(NamedTuple):
     clean: str
     artefacts: tuple[str, ...] = ()
     case: str = "patient"
+    frame: str = "frame"
     several: bool = True
+    outlines: tuple[tuple[int, ...], ...] = ((1,),)
     titles: Mapping[str, str] = {}
 
 
-CARDIAC = Domain("cardiac MR", "ACDC", ("RandBias", "RandSpike", "RandGhosting", "RandMotion"))
+CARDIAC = Domain(
+    "cardiac MR",
+    "ACDC",
+    ("RandBias", "RandSpike", "RandGhosting", "RandMotion"),
+    outlines=((1,), (1, 2), (3,)),  # both borders of the left ventricle's wall, and the right ventricle
+)
 NUCLEI = Domain(
     "nuclei",
     "fluo256",
     case="image",
+    frame="image",
     several=False,
     titles={"dice": "Dice", "hd95": "HD95 in pixels", "assd": "ASSD in pixels"},
 )

@@ -6,9 +6,8 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +17,13 @@ from torch import Tensor
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import STRUCTURES
 from study.data.frame import Frame
-from study.data.plain_files import open_file, read_text
-from study.run.case import Case
+from study.data.plain_files import read_text
+from study.run.cases import BestAndWorst
 from study.run.files import replacing
 from study.run.metrics import FrameScores
 from study.run.scores import PART, mean_of_known
 
-SLICES, CASES = "slices.csv", "cases.npz"
+SLICES = "slices.csv"
 KEPT = 3
 """How many of the best, and of the worst, frames of each column are kept."""
 THIRDS = ("basal", "middle", "apical")
@@ -50,35 +49,24 @@ class SliceScore(NamedTuple):
     RV: float
 
 
-class Cases:
-    """Watches `metrics.evaluate`, which calls it with every frame that it segments.
-
-    Of a frame that comes several times, as its corruptions do, slices get the mean of their scores, and the best and
-    the worst repetition stand for it among the cases. Cases show the last stage; a frame's Dice is the mean over the
-    structures that its data set labels.
-    """
+class Cases(BestAndWorst):
+    """Keeps the 2-D Dice of every labelled slice too; of a frame that comes several times, the mean over these."""
 
     def __init__(self) -> None:
+        super().__init__(KEPT)
         self._slices: dict[tuple[str, str, str, str, str, int, float], list[dict[str, float]]] = defaultdict(list)
-        self._best: dict[str, list[Case]] = defaultdict(list)
-        self._worst: dict[str, list[Case]] = defaultdict(list)
 
     def __call__(
         self, column: str, frame: Frame, stages: Mapping[str, Tensor], scores: Mapping[str, FrameScores]
     ) -> None:
         """Take in one frame of a column, and its label map [D, H, W] and `frame_scores` by every stage."""
+        super().__call__(column, frame, stages, scores)
         places, vendor = positions(frame.labels), frame.group.get("vendor", "")
         for stage, predicted in stages.items():
             per_slice = slice_dice(predicted, frame)
             for number, place in places.items():
                 key = stage, column, vendor, frame.patient, frame.phase, number, place
                 self._slices[key].append({name: values[number] for name, values in per_slice.items()})
-        *_, last = stages
-        dice = [value for (_, metric), value in scores[last].items() if metric == "dice"]
-        if dice:  # something is labelled, or predicted
-            case = _case(column, frame, last, stages[last], fmean(dice))
-            self._best[column] = _first([*self._best[column], case], -1)
-            self._worst[column] = _first([*self._worst[column], case], 1)
 
     def slices(self) -> list[SliceScore]:
         """Return the scores of all slices, in the order in which they came."""
@@ -87,24 +75,13 @@ class Cases:
             for key, found in self._slices.items()
         ]
 
-    def cases(self) -> list[Case]:
-        """Return the cases of each column from worst to best: half of them are among the worst, half among the best."""
-        kept = []
-        for column, best in self._best.items():
-            unique = {id(case): case for case in (*self._worst[column], *best)}
-            kept += sorted(unique.values(), key=lambda case: case.dice)
-        return kept
-
     def save(self, folder: Path) -> None:
         """Write `slices.csv` and `cases.npz`, each whole or not at all."""
+        super().save(folder)
         with replacing(folder / SLICES) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(SliceScore._fields)
             writer.writerows([_shown(value) for value in score] for score in self.slices())
-        columns = zip(*self.cases(), strict=True)
-        with replacing(folder / CASES) as temporary:
-            arrays: dict[str, Any] = dict(zip(Case._fields, map(np.array, columns), strict=False))
-            np.savez_compressed(temporary, **arrays)
 
 
 def read_slices(path: Path) -> list[SliceScore]:
@@ -116,13 +93,6 @@ def read_slices(path: Path) -> list[SliceScore]:
         values: dict[str, Any] = {name: float(line[name] or "nan") for name in numbers}
         scores.append(SliceScore(**{**line, "slice": int(line["slice"]), **values}))
     return scores
-
-
-def read_cases(path: Path) -> list[Case]:
-    """Read the cases that `Cases.save` wrote."""
-    with open_file(path) as file, np.load(file) as arrays:
-        columns = [arrays[name] if arrays[name].ndim > 1 else arrays[name].tolist() for name in Case._fields]
-    return [Case(*row) for row in zip(*columns, strict=True)]
 
 
 def positions(labels: Labels) -> dict[int, float]:
@@ -169,22 +139,6 @@ def by_third(scores: Iterable[SliceScore], stage: str) -> dict[tuple[str, str], 
             for name in STRUCTURES:
                 values[column, name][third].append(getattr(score, name))
     return {key: [mean_of_known(found) for found in thirds] for key, thirds in values.items()}
-
-
-def _case(column: str, frame: Frame, stage: str, predicted: Tensor, dice: float) -> Case:
-    labelled = [*positions(frame.labels)] or [*range(len(frame.labels))]
-    middle = labelled[len(labelled) // 2]
-    image = (frame.image[middle].clip(0, 1) * 255).round().astype(np.uint8)
-    planes = frame.labels[middle].astype(np.uint8), predicted[middle].numpy().astype(np.uint8)
-    return Case(column, frame.patient, frame.phase, stage, dice, image, *planes)
-
-
-def _first(cases: Sequence[Case], sign: int) -> list[Case]:
-    """Return the first few in ascending (1) or descending (-1) order of Dice, no frame twice."""
-    found: dict[tuple[str, str], Case] = {}
-    for case in sorted(cases, key=lambda case: sign * case.dice):
-        found.setdefault((case.patient, case.phase), case)
-    return [*found.values()][:KEPT]
 
 
 def _shown(value: object) -> object:

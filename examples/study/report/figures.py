@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from latentaug.plot import COLOURS
-from study.run.case import Case
+from study.domains import Domain
+from study.run.cases import Case
 from study.run.moments import Moment
 
 LABEL, PREDICTION = "#56b4e9", "#e69f00"
@@ -113,16 +114,18 @@ def forest(title: str, spans: Sequence[Span], colour: str, *, xlabel: str, limit
         return _svg(figure, title)
 
 
-def case_picture(case: Case) -> Markup:
-    """Draw a case as inline SVG, cropped to the heart, with the contours of its labels and of its prediction."""
+def case_picture(case: Case, domain: Domain) -> Markup:
+    """Draw a case as inline SVG, cropped to its structures, with the contours of its labels and of its prediction."""
     paths = [
-        Markup('<path d="{}" stroke="{}" vector-effect="non-scaling-stroke"/>').format(_contours(labels), colour)
+        Markup('<path d="{}" stroke="{}" vector-effect="non-scaling-stroke"/>').format(
+            _contours(labels, domain.outlines), colour
+        )
         for labels, colour in ((case.labels, LABEL), (case.prediction, PREDICTION))
     ]
     x, y, side = _around((case.labels > 0) | (case.prediction > 0))
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     shown = case.image[top : math.ceil(y + side), left : math.ceil(x + side)]
-    alt = f"{case.column}, patient {case.patient}, {case.phase}, Dice {case.dice:.3f}"
+    alt = f"{case.column}, {domain.case} {case.patient}, {case.phase}, Dice {case.dice:.3f}"
     return Markup(
         '<svg role="img" aria-label="{}" viewBox="{:g} {:g} {:g} {:g}">'
         '<image href="{}" x="{}" y="{}" width="{}" height="{}"/>'
@@ -152,15 +155,15 @@ def _pairs(left: Bytes, right: Bytes, labels: Bytes, alt: str) -> Markup:
     return Markup('<img alt="{}" src="{}" width="{}" height="{}">').format(alt, source, 2 * width, len(left) * height)
 
 
-def _contours(labels: Bytes) -> str:
-    """The borders of the left ventricle, of the same with its wall, and of the right ventricle, as an SVG path.
+def _contours(labels: Bytes, outlines: Sequence[Sequence[int]]) -> str:
+    """The outlines of what has some labels together, for each of several such sets, as an SVG path.
 
     A border that two structures share is drawn once. The unit is half a pixel, in which all points of a border are
     whole: from each to the next it is a step or two, and a page holds hundreds of borders.
     """
     lines: list[npt.NDArray[np.float64]] = []
-    for inside in (labels == 1, (labels == 1) | (labels == 2), labels == 3):
-        padded = np.pad(inside.astype(float), 1)
+    for together in outlines:
+        padded = np.pad(np.isin(labels, together).astype(float), 1)
         borders: Any = contour_generator(z=padded).lines(0.5)
         lines += borders
     paths = []
@@ -172,11 +175,12 @@ def _contours(labels: Bytes) -> str:
 
 
 def _around(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Corner (x, y) and side of a square with some room around what is inside; of everything, if nothing is."""
+    """Corner (x, y) and side of a square with some room around what is inside; around all of it, if nothing is."""
     rows, columns = np.nonzero(inside)
-    if not rows.size:
-        return 0.0, 0.0, float(max(inside.shape))
-    side = 1.2 * max(np.ptp(rows), np.ptp(columns)) + 8
+    side = 1.2 * max(np.ptp(rows), np.ptp(columns)) + 8 if rows.size else math.inf
+    if side >= max(inside.shape):
+        (height, width), whole = inside.shape, max(inside.shape)
+        return (width - whole) / 2, (height - whole) / 2, float(whole)
     return *((found.min() + found.max() + 1 - side) / 2 for found in (columns, rows)), float(side)
 
 

@@ -13,12 +13,23 @@ from study.domains import domain_of
 from study.report.tables import COST
 from study.run.scores import LEAST, PART, Score, mean_of_known
 
-ABOUT = (
-    "All numbers are of the network alone: means over cases, then over structures, columns and draws. *Shifts* are all "
-    "columns but the in-domain one and those with a slash in their names, which are apart. *Failures*: the share of "
-    f"cases with a Dice below {LEAST}. *HD95*: over the cases where neither side lacks the structure. *ECE*: expected "
-    "calibration error. *Correlation*: Spearman's, over the cases of a column, of the Dice that the network expects by "
-    "its own probabilities with the Dice that it has."
+SHIFTS, SIDE = "shifts", ", "
+"""The column of all shifts; and what sets it, or the in-domain column, apart from a figure in a heading."""
+
+MEANINGS = {
+    COST: "the time of a training step, in steps of the network alone.",
+    SHIFTS: "all columns but the in-domain one and those with a slash in their names, which are apart.",
+    "failures": f"the share of cases with a Dice below {LEAST}.",
+    "HD95": "over the cases where neither side lacks the structure.",
+    "ECE": "expected calibration error.",
+    "correlation": (
+        "Spearman's, over the cases of a column, of the Dice that the network expects by its own probabilities with "
+        "the Dice that it has."
+    ),
+}
+"""What the headings mean."""
+ABOUT = "All numbers are of the network alone: means over cases, then over structures, columns and draws. " + " ".join(
+    f"*{name[0].upper()}{name[1:]}*: {meaning}" for name, meaning in MEANINGS.items() if name != COST
 )
 
 Cases = Mapping[str, Mapping[tuple[str, str], float]]
@@ -37,9 +48,9 @@ def summary_grid(scores: Iterable[Score], costs: Mapping[str, float] | None = No
     clean = domain_of(columns).clean
     shifted = [name for name in columns if name != clean and PART not in name]
     apart = [name for name in columns if PART in name and name.partition(PART)[0] not in columns]
-    sides = {clean: [clean], "shifts": shifted}
-    head = ["method", "draws", COST, clean, *shifted, "shifts", *apart]
-    lines = [[*head, *(f"{what}, {side}" for what in FIGURES for side in sides)]]
+    sides = {clean: [clean], SHIFTS: shifted}
+    head = ["method", "draws", COST, clean, *shifted, SHIFTS, *apart]
+    lines = [[*head, *(f"{what}{SIDE}{side}" for what in FIGURES for side in sides)]]
     for method, cells in methods.items():
         dice = [_over(cells, names, _mean_of("dice")) for names in ([clean], *([s] for s in shifted), shifted)]
         dice += [_over(cells, [name], _mean_of("dice")) for name in apart]

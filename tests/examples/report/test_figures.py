@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from cardiac.data.preprocess import Labels
-from cardiac.run.cases import Case
+from study.domains import CARDIAC
 from study.report.figures import LABEL, PREDICTION, Span, case_picture, forest
+from study.run.cases import Case
 
 
 def case_of(labels: Labels, prediction: Labels) -> Case:
@@ -49,7 +50,7 @@ def borders(svg: str, colour: str) -> Any:
 
 def test_contours_go_around_what_is_labelled() -> None:
     labels, prediction = blocks((10, 20)), blocks((11, 22))
-    svg = case_picture(case_of(labels, prediction))
+    svg = case_picture(case_of(labels, prediction), CARDIAC)
     assert "scale(0.5)" in svg
     assert borders(svg, LABEL) == [(22, 12, 24, 14), (20, 10, 26, 16), (28, 11, 32, 13)]
     assert borders(svg, PREDICTION) == [(24, 13, 26, 15), (22, 11, 28, 17), (30, 12, 34, 14)]
@@ -58,7 +59,7 @@ def test_contours_go_around_what_is_labelled() -> None:
 @pytest.mark.parametrize("corner", [(10, 20), (0, 0), (34, 48)])
 def test_the_image_is_cropped_to_what_is_seen_of_it_and_lies_where_it_did(corner: tuple[int, int]) -> None:
     case = case_of(blocks(corner), blocks(corner))
-    svg = case_picture(case)
+    svg = case_picture(case, CARDIAC)
     x, y, side, _ = numbers(r'viewBox="([^"]*)"', svg)
     left, top, width, height = (int(n) for n in numbers(r' x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg))
     rows, columns = case.image.shape

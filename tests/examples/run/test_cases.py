@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
-from cardiac.run.cases import KEPT, Cases, SliceScore, by_third, positions, read_cases, read_slices, slice_dice
+from cardiac.run.cases import KEPT, Cases, SliceScore, by_third, positions, read_slices, slice_dice
+from study.run.cases import read_cases
 from study.run.metrics import dice, frame_scores
 
 DEPTH = 4
