@@ -23,6 +23,7 @@ from nuclei.study import SEVERITIES, SHIFTS, Study, shifted
 from study.data.batches import Batch, TrainingBatches
 from study.data.frame import DataError
 from study.run import cost
+from study.run.cases import read_cases
 from study.run.scores import METRICS, VALIDATION, read_scores
 
 TINY = [
@@ -65,6 +66,19 @@ def test_a_run_leaves_scores_of_every_domain_and_a_summary(whole: Path) -> None:
     assert (whole / "summary.md").read_text().startswith("| method | draws | cost in plain steps | fluo256 | fluo360 |")
     assert "## HD95 in pixels" in (whole / "table.md").read_text() or "hd95" not in {s.metric for s in scores}
     assert "patient" not in (whole / "table.md").read_text()
+
+
+def test_a_run_leaves_a_page_and_images_to_look_at(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (whole / "report.html").read_bytes()
+    assert b"Not kept" not in page
+    assert all(f'<section id="{name}">'.encode() in page for name in ("summary", "cases", "moments"))
+    assert {case.column for case in read_cases(whole / "plain" / "draw-0" / "cases.npz")} == {
+        score.column for score in read_scores(whole)
+    }
+    (whole / "report.html").unlink()
+    assert nuclei_cooperative.main([*TINY, "--output", str(whole)]) == 0
+    assert (whole / "report.html").read_bytes() == page
+    assert f"The run as one page: {whole / 'report.html'}" in capsys.readouterr().out
 
 
 def test_methods_are_chosen_by_shifts_that_no_test_has(whole: Path) -> None:

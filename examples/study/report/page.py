@@ -223,5 +223,5 @@ def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             flat += [(f"{name}: {inner}", shown) for inner, shown in _flat(value)]
         elif value is not None:
-            flat.append((name.replace("_", " "), str(value)))
+            flat.append((name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)))
     return flat

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,47 +25,12 @@ from study.run.metrics import evaluate
 from study.run.moments import Moments
 from study.run.outputs import Outputs
 from study.run.scores import Score, read_scores, write_scores
+from tests.support.page import Page
 
 CONFIGURATION = {"preset": "quick", "iterations": 10, "data": {"ACDC": "phantom"}}
 METHODS = {"standard": 0, "cooperative": 2}
 SECTIONS = ["result", "differences", "curves", "vendors", "positions", "cases", "moments", "settings", "notes"]
 NASTY = '<script src="http://example.org">&'
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and collects what the tests ask for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.tags, self.ids, self.sources, self.texts, self.details = [], [], [], [], {}, []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attributes)
-        if tag not in VOID:
-            self.open.append((tag, dict(attributes).get("id")))
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag == "details":
-            self.details.append("open" in dict(attributes))
-        for name, value in attributes:
-            assert not name.startswith("on")
-            if name == "id":
-                self.ids.append(value)
-            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-                self.sources.append(value)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag, name in self.open:
-            if tag == "section":
-                self.texts[name] = self.texts.get(name, "") + data
 
 
 class Steps(torch.nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from cardiac.data.preprocess import Labels
 from cardiac.data.readers import Frame
 from cardiac.run.cases import KEPT, Cases, SliceScore, by_third, positions, read_slices, slice_dice
-from study.run.cases import read_cases
+from study.run.cases import BestAndWorst, read_cases
 from study.run.metrics import dice, frame_scores
 
 DEPTH = 4
@@ -148,6 +148,29 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     for ours, theirs in zip(read_cases(tmp_path / "cases.npz"), cases.cases(), strict=True):
         assert ours[:5] == theirs[:5]
         assert all(np.array_equal(one, other) for one, other in zip(ours[5:], theirs[5:], strict=True))
+
+
+def test_pictures_of_several_sizes_come_back_and_large_ones_are_thinned(tmp_path: Path) -> None:
+    cases = BestAndWorst(1, side=12)
+    for number, shape in enumerate([(1, 12, 6), (1, 7, 9), (1, 30, 24)]):
+        labels = np.random.default_rng(number).integers(0, 2, shape).astype(np.uint8)
+        watch(cases, f"column {number}", frame_of(labels, structures=("LV",)), {"Unet": torch.as_tensor(labels)})
+        whole = labels[0]
+    cases.save(tmp_path)
+    found = read_cases(tmp_path / "cases.npz")
+    assert [case.image.shape for case in found] == [(12, 6), (7, 9), (10, 8)]
+    assert [case.column for case in found] == ["column 0", "column 1", "column 2"]
+    assert np.array_equal(found[2].labels, whole[::3, ::3])
+    assert all(np.array_equal(case.labels, case.prediction) for case in found)
+
+
+def test_cases_that_an_earlier_version_kept_are_read(tmp_path: Path) -> None:
+    cases = several(4)
+    cases.save(tmp_path)
+    with np.load(tmp_path / "cases.npz") as arrays:
+        np.savez_compressed(tmp_path / "old.npz", **{name: arrays[name] for name in arrays if name != "shape"})
+    for one, other in zip(read_cases(tmp_path / "old.npz"), cases.cases(), strict=True):
+        assert all(np.array_equal(*both) for both in zip(one, other, strict=True))
 
 
 def test_thirds_are_averaged_by_column_structure_and_vendor() -> None:
