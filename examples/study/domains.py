@@ -17,6 +17,7 @@ class Domain(NamedTuple):
         frame: What a tested volume of a case is called.
         several: Whether there are several structures.
         outlines: Labels that each outline on a picture goes around together.
+        cropped: Whether pictures are cropped to the structures.
         titles: Of metrics, where they are not those of `scores.METRICS`.
     """
 
@@ -27,6 +28,7 @@ class Domain(NamedTuple):
     frame: str = "frame"
     several: bool = True
     outlines: tuple[tuple[int, ...], ...] = ((1,),)
+    cropped: bool = False
     titles: Mapping[str, str] = {}
 
 
@@ -35,6 +37,7 @@ CARDIAC = Domain(
     "ACDC",
     ("RandBias", "RandSpike", "RandGhosting", "RandMotion"),
     outlines=((1,), (1, 2), (3,)),  # both borders of the left ventricle's wall, and the right ventricle
+    cropped=True,
 )
 NUCLEI = Domain(
     "nuclei",

@@ -115,14 +115,15 @@ def forest(title: str, spans: Sequence[Span], colour: str, *, xlabel: str, limit
 
 
 def case_picture(case: Case, domain: Domain) -> Markup:
-    """Draw a case as inline SVG, cropped to its structures, with the contours of its labels and of its prediction."""
+    """Draw a case as inline SVG, with the contours of its labels and of its prediction."""
     paths = [
         Markup('<path d="{}" stroke="{}" vector-effect="non-scaling-stroke"/>').format(
             _contours(labels, domain.outlines), colour
         )
         for labels, colour in ((case.labels, LABEL), (case.prediction, PREDICTION))
     ]
-    x, y, side = _around((case.labels > 0) | (case.prediction > 0))
+    inside = ((case.labels > 0) | (case.prediction > 0)) & domain.cropped
+    x, y, side = _around(inside)
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     shown = case.image[top : math.ceil(y + side), left : math.ceil(x + side)]
     alt = f"{case.column}, {domain.case} {case.patient}, {case.phase}, Dice {case.dice:.3f}"
@@ -177,10 +178,10 @@ def _contours(labels: Bytes, outlines: Sequence[Sequence[int]]) -> str:
 def _around(inside: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
     """Corner (x, y) and side of a square with some room around what is inside; around all of it, if nothing is."""
     rows, columns = np.nonzero(inside)
-    side = 1.2 * max(np.ptp(rows), np.ptp(columns)) + 8 if rows.size else math.inf
-    if side >= max(inside.shape):
+    if not rows.size:
         (height, width), whole = inside.shape, max(inside.shape)
         return (width - whole) / 2, (height - whole) / 2, float(whole)
+    side = 1.2 * max(np.ptp(rows), np.ptp(columns)) + 8
     return *((found.min() + found.max() + 1 - side) / 2 for found in (columns, rows)), float(side)
 
 

@@ -27,7 +27,7 @@ from study.report.figures import (
     slices_picture,
 )
 from study.report.result import dice_table, difference_table, forests, headline
-from study.report.summary import MEANINGS, SHIFTS, SIDE, summary_grid
+from study.report.summary import MEANINGS, MEANS, SHIFTS, SIDE, summary_grid
 from study.report.tables import same_draws, tabulate
 from study.run import cases, moments
 from study.run.cases import Case
@@ -89,6 +89,7 @@ def write_page(
         tables=[(title, dice_table(rows, gains)) for title, rows, gains in tables],
         tables_of_parts=[(title, dice_table(rows, gains, parts=True)) for title, rows, gains in tables],
         summary=_summary(of_all, runs, domain),
+        about_summary=MEANS,
         meanings=MEANINGS,
         equal_time=_equal_time(runs),
         differences=difference_table(differences),

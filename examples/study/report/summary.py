@@ -20,16 +20,17 @@ MEANINGS = {
     COST: "the time of a training step, in steps of the network alone.",
     SHIFTS: "all columns but the in-domain one and those with a slash in their names, which are apart.",
     "failures": f"the share of cases with a Dice below {LEAST}.",
-    "HD95": "over the cases where neither side lacks the structure.",
-    "ECE": "expected calibration error.",
+    "HD95": "95th percentile of the distances between borders, over the cases where neither side lacks the structure.",
+    "ECE": "expected calibration error: how far the certainty of pixels is from the share of right ones among them.",
     "correlation": (
         "Spearman's, over the cases of a column, of the Dice that the network expects by its own probabilities with "
         "the Dice that it has."
     ),
 }
 """What the headings mean."""
-ABOUT = "All numbers are of the network alone: means over cases, then over structures, columns and draws. " + " ".join(
-    f"*{name[0].upper()}{name[1:]}*: {meaning}" for name, meaning in MEANINGS.items() if name != COST
+MEANS = "All numbers are of the network alone: means over cases, then over structures, columns and draws."
+ABOUT = " ".join(
+    [MEANS, *(f"*{name[0].upper()}{name[1:]}*: {meaning}" for name, meaning in MEANINGS.items() if name != COST)]
 )
 
 Cases = Mapping[str, Mapping[tuple[str, str], float]]
