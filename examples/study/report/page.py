@@ -101,7 +101,7 @@ def write_page(
         across=across,
         moments=_moments(outputs, runs),
         configuration=_flat(outputs.configuration),
-        about=[(f"{run.method}, draw {run.draw}", _flat({**run.about, "notes": None})) for run in runs],
+        about=[(f"{run.method}, draw {run.draw}", _about(run, domain)) for run in runs],
         notes=notes,
         **own,
     )
@@ -215,6 +215,12 @@ def _moments(outputs: Outputs, runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 # Small helpers --------------------------------------------------------------------------------------------------------
+
+
+def _about(run: Finished, domain: Domain) -> list[tuple[str, str]]:
+    """List what there is to know of a training, but for its notes."""
+    facts = _flat({**run.about, "notes": None})
+    return [(name.replace("patients", f"{domain.case}s"), value) for name, value in facts]
 
 
 def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

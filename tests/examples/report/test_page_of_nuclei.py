@@ -103,7 +103,7 @@ def test_the_page_speaks_of_images_and_of_nothing_cardiac(text: str) -> None:
     assert "image by image" in page.texts["differences"]
     assert "inverted/stained" in page.texts["parts"]
     for section in ("result", "summary", "differences", "parts", "cases", "moments"):
-        assert not re.search("patient|heart|slice position|vendor|ventricle", page.texts[section]), section
+        assert not re.search("patient|heart|slice|vendor|ventricle", page.texts[section]), section
 
 
 def test_the_summary_has_the_figures_of_every_method_and_says_what_they_mean(folder: Path, text: str) -> None:
@@ -116,7 +116,7 @@ def test_the_summary_has_the_figures_of_every_method_and_says_what_they_mean(fol
         wanted += [f"{what}, {side}" for what in ("failures", "HD95", "ECE", "correlation") for side in wanted[3:5]]
         assert "".join(known[name] for name in wanted) in shown.replace("\n", "")
     assert all(words in shown for words in ("HD95 in pixels", *MEANINGS, *MEANINGS.values()))
-    assert "They had\n10 (plain), 5 (cooperative)." in shown
+    assert "Iterations: plain 10; cooperative 5." in shown
 
 
 def test_cases_are_two_of_the_worst_and_two_of_the_best_images_of_each_column(text: str) -> None:
