@@ -116,7 +116,7 @@ def test_the_summary_has_the_figures_of_every_method_and_says_what_they_mean(fol
         wanted += [f"{what}, {side}" for what in ("failures", "HD95", "ECE", "correlation") for side in wanted[3:5]]
         assert "".join(known[name] for name in wanted) in shown.replace("\n", "")
     assert all(words in shown for words in ("HD95 in pixels", *MEANINGS, *MEANINGS.values()))
-    assert "Iterations: plain 10; cooperative 5." in shown
+    assert "Iterations: plain 10 in place of 10; cooperative 5 in place of 10." in shown
 
 
 def test_cases_are_two_of_the_worst_and_two_of_the_best_images_of_each_column(text: str) -> None:
