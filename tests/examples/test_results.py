@@ -11,8 +11,9 @@ from statistics import fmean
 
 import pytest
 
-from study.report.compare_runs import together
+from study.report.compare_runs import costs_of_all, together
 from study.report.comparison import SHIFTED, Difference, compare
+from study.report.summary import summary_grid
 from study.report.tables import columns_of, tabulate
 from study.run.scores import AVERAGE, FILE
 from tests.examples.test_architecture import EXAMPLES
@@ -124,3 +125,40 @@ def test_what_the_default_was_chosen_by_is_quoted_right() -> None:
             for row in csv.DictReader(file)
         }
     assert found == kept
+
+
+NUCLEI = RESULTS / "nuclei_cpu"
+
+
+def test_the_results_on_nuclei_are_quoted_right() -> None:
+    folders = [NUCLEI / name for name in ("none", "gin", "time/none", "time/gin")]
+    head, *lines = summary_grid(together(folders), costs_of_all(folders))
+    kept = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    section = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().partition("## Results")[2]
+    tables = re.findall(r"(?:^\|.*\|$\n)+", section, re.MULTILINE)[:2]
+    for table in tables:
+        columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        assert {row[0] for row in rows} == {*kept}
+        for row in rows:
+            assert row == [kept[row[0]][name] for name in columns]
+
+
+@pytest.mark.parametrize(
+    ("folders", "method", "reference", "quoted"),
+    [
+        (("none",), "default", "plain", "+0.3 points of Dice at equal iterations (+2.2,\n  -0.5 and -0.7"),
+        (("none", "time/none"), "default, equal time", "plain", "-1.3 at equal time (+0.4, -3.3, -1.0)"),
+        (("gin",), "default", "plain", "On `GIN`: -1.4 (-2.8, +0.5, -1.9)"),
+        (("gin", "time/gin"), "default, equal time", "plain", "-1.2 (-5.9, -1.0, +3.2)"),
+        (("none", "gin"), "plain + gin", "plain", "7.2 behind on the shifts\n  (+0.2, -12.2, -9.7)"),
+    ],
+)
+def test_differences_on_nuclei_are_those_of_the_scores(
+    folders: tuple[str, ...], method: str, reference: str, quoted: str
+) -> None:
+    scores = [score for score in together([NUCLEI / name for name in folders]) if score.metric == "dice"]
+    (found,) = (one for one in compare(scores, reference) if (one.method, one.column) == (method, SHIFTED))
+    assert quoted in (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+    assert re.findall(r"\d+\.\d", quoted) == [
+        f"{100 * abs(value):.1f}" for value in (found.mean, *found.draws.values())
+    ]
