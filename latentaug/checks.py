@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -51,6 +52,20 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {shown(value)}.")
     return value
+
+
+def file_path(name: str, value: object) -> Path:
+    """Check the path of a file or folder.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It is empty.
+    """
+    if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, a str or a pathlib.Path; got {shown(value)}.")
+    if not str(value):
+        raise ValueError(f"{name} must be a path; got ''. Write '.' for the working folder.")
+    return Path(value)
 
 
 def function(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.training.digest import check_seal, seal
-from latentaug.training.files import atomic_write
+from latentaug.training.files import atomic_write, open_file
 from latentaug.training.plain import NotPlainError, plain, restored
 
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, keys: set[str]) -> dict[str, Any]:
         OSError: The file can't be opened.
         ValueError: The file is damaged, something else than a checkpoint, or lacks one of the keys.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         check_seal(file, path)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from latentaug import ranks
+from latentaug.checks import file_path
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.finite import weights_finite
 from latentaug.training.lock import FolderLock, folder_lock
@@ -32,7 +33,7 @@ class Kept:
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else file_path("folder", folder)
         self.best: Best | None = None
         self.run = secrets.token_hex(8)
         self.resumed_from: Path | None = None

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from latentaug import ranks
+from latentaug.checks import file_path
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
@@ -152,7 +153,8 @@ class CooperativeTrainer:
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
         self._drawing = Drawing()
-        self._stopping = False
+        self._stopping = self._fitting = False
+        self._saved_step = 0
 
         if self._wrapped.inner is not None:
             self._optimization.attach(self._wrapped.inner)
@@ -225,6 +227,7 @@ class CooperativeTrainer:
             KeyboardInterrupt: Ctrl-C was pressed.
             SystemExit: SIGTERM arrived.
         """
+        self._see_that_no_fit_runs("fit")
         check_fit(loader, val_loader, epochs, max_steps)
         if self._wrapped.inner is None:
             self._optimization.attach(self._wrapped.wrap(self._wrapped.first_images(loader)))
@@ -246,7 +249,7 @@ class CooperativeTrainer:
                 drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
-                    with undisturbed():
+                    with undisturbed(), self._drawing.wholly():
                         losses = self._updates(self.model, group, self._position)
                     self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks if losses else ():
@@ -308,7 +311,7 @@ class CooperativeTrainer:
             TypeError: The optimizer, the scheduler or the history holds something that couldn't be read back.
             OSError: The file can't be written, for lack of room for instance; what was there before still is.
         """
-        model = self._built("save")
+        model, path = self._built("save"), file_path("path", path)
         with self._optimization.evaluating(), undisturbed():
             state = {
                 "settings": self._settings(),
@@ -324,7 +327,7 @@ class CooperativeTrainer:
             state = whole(state | {"ranks": parts_of_ranks(state)})
             with ranks.failing_together("a checkpoint to write"):
                 if ranks.rank() == 0:
-                    save_checkpoint(state, Path(path))
+                    save_checkpoint(state, path)
 
     def resume(self, path: str | Path, *, override: Collection[str] = ()) -> None:
         """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
@@ -351,7 +354,8 @@ class CooperativeTrainer:
             ValueError: The file is damaged or isn't such a checkpoint, or was written by a trainer that differs in
                 model, optimizer, scheduler, device, precision or seeding. This trainer is then as it was.
         """
-        model, path = self._built("resume"), Path(path)
+        self._see_that_no_fit_runs("resume")
+        model, path = self._built("resume"), file_path("path", path)
         override = self._optimization.check_override(override)
         with ranks.failing_together("a checkpoint to read"):
             state = load_checkpoint(path, _CHECKPOINT_KEYS)
@@ -393,16 +397,26 @@ class CooperativeTrainer:
         """
         self._stopping = True
 
+    def _see_that_no_fit_runs(self, verb: str) -> None:
+        if self._fitting:
+            raise RuntimeError(
+                f"CooperativeTrainer.{verb} was called while a fit of this trainer runs, by a callback for instance. "
+                "Call stop(), and do so after the fit, or take another trainer."
+            )
+
     # What fit is made of ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._drawing, self._stopping = loader, Drawing(), False
+        self._saved_step = self.global_step
         self._kept.see_that_it_can_be(self._optimization.state_dict(), self.history)
         if self._allocator and self.device.type == "cpu" and tune_allocator() and ranks.rank() == 0:
             tell_of_allocator()
         with ExitStack() as stack:
+            self._fitting = True
+            stack.callback(setattr, self, "_fitting", False)
             stack.enter_context(self._kept.locked())
             take_weights_from_first(self.model)
             if self._resumed_random is not None:
@@ -417,8 +431,13 @@ class CooperativeTrainer:
             for callback in self.callbacks:
                 callback.on_start(self)
                 stack.callback(callback.on_end, self)
-            stack.enter_context(self._drawing.stoppable(self._keep_what_there_is))
+            stack.enter_context(self._drawing.stoppable(self._keep_what_there_is, self._keep_unsaved))
             yield
+
+    def _keep_unsaved(self) -> None:
+        """Save a fit that failed, where there are updates that no file has."""
+        if self.global_step > self._saved_step:
+            self._keep_what_there_is()
 
     def _keep_what_there_is(self) -> None:
         """Save a fit that is stopped."""
@@ -450,8 +469,9 @@ class CooperativeTrainer:
             self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
         position.history[position.epoch :] = [metrics]  # the row of an epoch cut short gives way to the whole one's
         if complete:
-            self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
-            self._position = Position(position.epoch + 1, position.step, history=position.history)
+            with self._drawing.wholly():
+                self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
+                self._position = Position(position.epoch + 1, position.step, history=position.history)
         self._save_last()
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
@@ -464,6 +484,7 @@ class CooperativeTrainer:
 
     def _save_last(self) -> None:
         self._kept.keep_last(self.model, self.save)
+        self._saved_step = self.global_step
 
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs
