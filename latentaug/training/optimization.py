@@ -213,13 +213,16 @@ class Optimization:
             self.scheduler.step()
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be alike where a state is taken and where it is loaded."""
+        """Return what must be alike where a state is taken and where it is loaded; "parameters" by their names."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = [group["params"] for group in self.optimizer.param_groups]
         return {
             "optimizer": type(self.optimizer).__name__,
             "parameter groups": [len(group["params"]) for group in self.optimizer.param_groups],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "precision": self.precision,
             "device": self.device.type,
+            "parameters": [[names.get(id(parameter), "") for parameter in group] for group in groups],
         }
 
     def state_dict(self) -> dict[str, Any]:

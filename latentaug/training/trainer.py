@@ -37,7 +37,7 @@ from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 from latentaug.training.rank_states import parts_of_ranks, tell_of_ranks
-from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume
+from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume, tell_of_seed
 from latentaug.training.sharding import load_weights, take_weights_from_first, whole
 from latentaug.training.updating import Batch, TrainingStep, Updates
 from latentaug.training.wrapping import Wrapped
@@ -365,7 +365,9 @@ class CooperativeTrainer:
             load_weights(model, contents.weights)
             self._optimization.load_state_dict(state["optimization"], override)
             if self.generator is not None:
+                seed = self.generator.initial_seed()
                 self.generator.set_state(contents.generator)
+                tell_of_seed(path, self.generator.initial_seed(), seed)
             if self._average is not None:
                 self._average.load_state_dict(state["average"], model, str(path))
         self._kept.best, self._position, self._kept.run = contents.best, contents.position, contents.run
