@@ -128,17 +128,19 @@ def module(name: str, value: object, *, who: str) -> nn.Module:
 
 
 def scalar(name: str, value: object, *, who: str) -> Tensor:
-    """Check a loss.
+    """Check a loss; one of shape [1] is made a scalar.
 
     Raises:
-        TypeError: It is no tensor.
+        TypeError: It is no tensor of real numbers.
         ValueError: It is no scalar.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{who} needs {name} to be a scalar tensor with a graph; got {shown(value)}.")
     if value.numel() != 1:
         raise ValueError(f"{who} needs {name} to be a scalar; got shape {tuple(value.shape)}. Take its mean.")
-    return value
+    if not value.is_floating_point():
+        raise TypeError(f"{who} needs {name} to be a scalar tensor of real numbers with a graph; got {value.dtype}.")
+    return value if value.ndim == 0 else value.reshape(())
 
 
 @contextmanager

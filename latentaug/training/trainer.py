@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.agreement import agreed_to_stop, drawn_together, scored_together
 from latentaug.training.allocator import tell_of_allocator, tune_allocator
-from latentaug.training.arguments import check_fit, check_images, check_monitor, check_options
+from latentaug.training.arguments import check_fit, check_images, check_loader, check_monitor, check_options
 from latentaug.training.average import Average
 from latentaug.training.batches import agreed_length, grouped, planned_steps
 from latentaug.training.best import Best
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
 from latentaug.training.drawing import Drawing, rest_of_epoch
-from latentaug.training.evaluation import evaluate, overlaps_of, scores_of
+from latentaug.training.evaluation import evaluate, overlaps_of, scores_of, tell_of_no_score
 from latentaug.training.finite import FiniteGuard
 from latentaug.training.interrupt import undisturbed
 from latentaug.training.kept import Kept
@@ -122,16 +122,18 @@ class CooperativeTrainer:
         allocator: bool = True,
         max_skipped: int = 10,
     ) -> None:
+        given = list(callbacks) if isinstance(callbacks, Iterable) else callbacks  # a generator can be read only once
         check_options(
             model=model,
             num_classes=num_classes,
             example=example,
             batch=batch,
             step=step,
+            device=device,
             accumulate=accumulate,
             clip_norm=clip_norm,
             seed=seed,
-            callbacks=callbacks,
+            callbacks=given,
             allocator=allocator,
             max_skipped=max_skipped,
         )
@@ -140,7 +142,7 @@ class CooperativeTrainer:
         # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
         self.generator = None if seed is None else torch.Generator().manual_seed(seed + ranks.rank())
         writes = ranks.rank() == 0
-        self.callbacks = list(callbacks) if callbacks is not None else default_callbacks(folder) if writes else []
+        self.callbacks = given if given is not None else default_callbacks(folder) if writes else []
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
         self._average = None if ema is None else Average(ema)
@@ -231,9 +233,8 @@ class CooperativeTrainer:
         check_fit(loader, val_loader, epochs, max_steps)
         if self._wrapped.inner is None:
             self._optimization.attach(self._wrapped.wrap(self._wrapped.first_images(loader)))
-        if val_loader is not None:
-            check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
-        elif self._optimization.needs_score:
+        check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
+        if val_loader is None and self._optimization.needs_score:
             raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
         length = agreed_length(loader)
         self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
@@ -245,6 +246,7 @@ class CooperativeTrainer:
             self._beat()
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
+                self._optimization.see_that_all_is_held()
                 self._position.length = length
                 drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
                 groups = grouped(map(self._checked, drawn), self._accumulate)
@@ -277,6 +279,7 @@ class CooperativeTrainer:
             ValueError: The loader is empty, or a batch doesn't fit.
         """
         model = self._built("evaluate")
+        check_loader("loader", loader)
         with self._scored(), preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
             return evaluate(model, self._scored_batches(loader), self.device, self._optimization.autocast)
 
@@ -468,7 +471,7 @@ class CooperativeTrainer:
         metrics |= {"seconds": seconds, **losses}
         if val_loader is not None:
             metrics |= {f"val_{name}": score for name, score in self.evaluate(val_loader).items()}
-            self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
+            self._keep_best(position.epoch + 1, metrics, monitor)
         position.history[position.epoch :] = [metrics]  # the row of an epoch cut short gives way to the whole one's
         if complete:
             with self._drawing.wholly():
@@ -478,11 +481,21 @@ class CooperativeTrainer:
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
 
-    def _keep_best(self, epoch: int, value: float) -> None:
-        if not value > (-math.inf if self.best is None else self.best.value):
+    def _keep_best(self, epoch: int, metrics: Mapping[str, float], monitor: str) -> None:
+        value = metrics[f"val_{monitor}"]
+        if math.isnan(value):
+            tell_of_no_score(epoch, monitor)
+        if not value > self._best_so_far(monitor):
             return
         with self._scored(), undisturbed():
             self._kept.keep_best(epoch, value, self._built("fit"))
+
+    def _best_so_far(self, monitor: str) -> float:
+        """Return the score of the best epoch, by what is monitored now: an earlier fit may have watched another one."""
+        if self.best is None:
+            return -math.inf
+        row = next((row for row in self.history if row.get("epoch") == self.best.epoch), {})
+        return row.get(f"val_{monitor}", self.best.value)
 
     def _save_last(self) -> None:
         self._kept.keep_last(self.model, self.save)
