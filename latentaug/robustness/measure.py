@@ -218,8 +218,8 @@ def _alike(who: str, found: object, images: Tensor, *, channels: bool = False) -
     if not fits or not _same_places(found, images, channels):
         got = described(found)
         raise ValueError(
-            f"{who} must return floating-point images of shape {tuple(images.shape)}, where labels stay where they "
-            f"are; got {got}."
+            f"{who} must return images of shape {tuple(images.shape)}, floating-point, where labels stay where "
+            f"they are; got {got}."
         )
     assert isinstance(found, Tensor)
     if not all_finite(found):

@@ -257,8 +257,8 @@ def test_images_and_masks_of_all_kinds_of_png_are_the_same(tmp_path: Path, mode:
         for path in [*folder.rglob("*.png")]:
             path.rename(path.with_suffix(".PNG"))
     (folder / "masks" / "._mask 0.png").write_bytes(b"of another system")
-    ((frame,),) = read_images(tmp_path).values()
-    assert frame.domain == "fluo256"
+    ((domain, (frame,)),) = read_images(tmp_path).items()
+    assert domain == "fluo256"
     np.testing.assert_array_equal(frame.labels[0], (NUCLEUS + NUCLEUS[::-1]) > 0)
 
 
@@ -284,9 +284,8 @@ def test_what_is_no_mask_of_an_image_is_named(tmp_path: Path, kind: str) -> None
         path.write_bytes(content)
     if kind == "images":
         Image.fromarray(GREY).save(folder / "images" / "another.png")
-    with pytest.raises(
-        DataError, match="images: 2 images" if kind == "images" else r"mask 1\.png: (cannot be|has \(200)"
-    ):
+    told = "images: 2 images" if kind == "images" else r"mask 1\.png: (cannot be|has \(200)"
+    with pytest.raises(DataError, match=told):
         read_images(tmp_path)
 
 
