@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import described, shown
-
-_FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AssertionError)
-"""What losses raise where labels are of another shape or type than they take."""
+from latentaug.checks import shown
 
 
 class GivenLoss:
@@ -48,7 +45,7 @@ class GivenLoss:
         if not self._takes_indices_only:
             try:
                 return self._call(logits, labels)
-            except _FAILURES as error:
+            except (RuntimeError, TypeError, IndexError, ValueError) as error:
                 if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
         found = self._call(logits, labels.long())
@@ -58,12 +55,13 @@ class GivenLoss:
     def _call(self, logits: Tensor, labels: Tensor) -> Tensor:
         try:
             return self.loss(logits, labels)
-        except _FAILURES as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            if labels.ndim < logits.ndim or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"loss must take labels in the shape and of the type they come in; with logits {described(logits)} and "
-                f"labels {described(labels)} it raised {type(error).__name__}: {error}\n{_remedy(logits, labels)}"
+                f"loss must take labels in the shape they come in; with logits of shape {tuple(logits.shape)} and "
+                f"labels of shape {tuple(labels.shape)} it raised {type(error).__name__}: {error}\n"
+                "Pass labels [B, *S], or a loss that squeezes the axis of channels."
             ) from error
 
     def _place(self, device: torch.device) -> None:
@@ -72,14 +70,6 @@ class GivenLoss:
             held = [*self.loss.parameters(), *self.loss.buffers()]
             if any(tensor.device != device for tensor in held):
                 self.loss.to(device)
-
-
-def _remedy(logits: Tensor, labels: Tensor) -> str:
-    if labels.ndim == logits.ndim > 2 and labels.shape[1] != logits.shape[1]:
-        return "Pass labels [B, *S], or a loss that squeezes the axis of channels."
-    if labels.shape != logits.shape:
-        return "Pass labels [B, 1, *S] where it asks for the axis of channels, [B, *S] where it does not."
-    return "Pass labels.float() where it asks for floating-point labels."
 
 
 class OutputLoss:
