@@ -24,6 +24,8 @@ parser.add_argument("--trained-for", type=int, default=300, metavar="N", help="i
 parser.add_argument("--rate", type=float, default=1e-4, help="learning rate: a tenth of the training's, or less")
 parser.add_argument("--output", type=Path, default=Path("finetuned.pt"), metavar="FILE", help="the new weights")
 options = parser.parse_args()
+if options.trained_for < 1 or not 0 < options.rate < 1 or not options.output.absolute().parent.is_dir():
+    parser.error("--trained-for must be 1 or more, --rate above 0 and below 1, --output in a folder that is there")
 torch.manual_seed(0)
 
 
@@ -38,7 +40,10 @@ def batch(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 unet = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=3)  # put your own network here
 if options.weights is not None:
-    unet.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
+    try:
+        unet.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever a file that is none may raise
+        parser.error(f"--weights {options.weights}: no state dict of this network ({type(error).__name__}: {error})")
 else:
     optimizer = torch.optim.Adam(unet.parameters(), lr=10 * options.rate)
     for _ in range(options.trained_for):

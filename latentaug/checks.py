@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -51,6 +52,20 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {shown(value)}.")
     return value
+
+
+def file_path(name: str, value: object) -> Path:
+    """Check the path of a file or folder.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It is empty.
+    """
+    if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, a str or a pathlib.Path; got {shown(value)}.")
+    if not str(value):
+        raise ValueError(f"{name} must be a path; got ''. Write '.' for the working folder.")
+    return Path(value)
 
 
 def function(name: str, value: object) -> None:
@@ -113,17 +128,19 @@ def module(name: str, value: object, *, who: str) -> nn.Module:
 
 
 def scalar(name: str, value: object, *, who: str) -> Tensor:
-    """Check a loss.
+    """Check a loss; one of shape [1] is made a scalar.
 
     Raises:
-        TypeError: It is no tensor.
+        TypeError: It is no tensor of real numbers.
         ValueError: It is no scalar.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{who} needs {name} to be a scalar tensor with a graph; got {shown(value)}.")
     if value.numel() != 1:
         raise ValueError(f"{who} needs {name} to be a scalar; got shape {tuple(value.shape)}. Take its mean.")
-    return value
+    if not value.is_floating_point():
+        raise TypeError(f"{who} needs {name} to be a scalar tensor of real numbers with a graph; got {value.dtype}.")
+    return value if value.ndim == 0 else value.reshape(())
 
 
 @contextmanager

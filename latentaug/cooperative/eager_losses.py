@@ -82,18 +82,19 @@ class Losses:
 
     def end(self, name: str, loss: Tensor) -> None:
         """Take the loss of a branch, and let go of the branch if possible."""
-        self.add(name, loss)
+        loss = self.add(name, loss)
         if self._backpropagate is not None and self._weights[name] and loss.requires_grad:
             factor = self._backpropagate([self._weighted[name]])
             assert factor is not None
             self._factors[name] = self._weights[name] * factor
             self._plain[name], self._weighted[name] = loss.detach(), self._weighted[name].detach()
 
-    def add(self, name: str, loss: Tensor) -> None:
-        """Take a loss that needs the trunk, and is backpropagated with it."""
-        self._plain[name] = scalar("loss", loss, who="CooperativeModel")
+    def add(self, name: str, loss: Tensor) -> Tensor:
+        """Take a loss that needs the trunk, and is backpropagated with it; return it, checked."""
+        self._plain[name] = loss = scalar("loss", loss, who="CooperativeModel")
         weight = self._weights[name]
         self._weighted[name] = weight * loss if weight else 0 * loss.detach()
+        return loss
 
     def saliencies(self, name: str, codes: Sequence[Tensor]) -> list[Tensor]:
         """Differentiate a loss, without its weight, by codes; where its branch has ended, by the code it started at."""

@@ -394,6 +394,9 @@ class CooperativeModel(nn.Module):
         Shape:
             images: [B, C, *S].   labels: [B, *S] or [B, 1, *S].
         """
+        if labels is None:
+            raise ValueError("explain needs `labels`, of whose loss the codes' saliency is; got None.")
+        self._expected.check(self.model, images, None if self._takes_outputs else labels, generator)
         return explained(self, images, self._checked(images, labels), generator)
 
     def extra_repr(self) -> str:

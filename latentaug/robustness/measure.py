@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import function, ignored_label, shown, whole
+from latentaug.checks import described, function, ignored_label, shown, whole
 from latentaug.cooperative.labels import of_size, squeeze_labels, whole_numbers
 from latentaug.cooperative.logits import LogitsReader
 from latentaug.nets.functional import to_labels
@@ -17,6 +20,9 @@ from latentaug.robustness.result import CLEAN, Robustness
 from latentaug.robustness.shifts import SEVERITIES, Shift, check_shifts, intensity_shifts
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.batches import check_batch
+from latentaug.training.finite import all_finite
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -68,15 +74,16 @@ def measure(
     named = _named(models)
     whole("num_classes", num_classes)
     given = check_shifts(intensity_shifts() if shifts is None else shifts)
+    if CLEAN in given:
+        raise ValueError(f"shifts must not be called {CLEAN!r}, as images without a shift are. Call it otherwise.")
     whole("seed", seed, least=0)
     ignored_label(ignore_index)
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must yield batches, as a DataLoader does; got {shown(loader)}.")
     function("then", then)
     function("logits", logits)
-    if not severities or any(isinstance(one, bool) or one not in SEVERITIES for one in severities):
-        raise ValueError(f"severities must be some of 1 to 5; got {severities!r}.")
-    keys = [(CLEAN, 0), *((name, severity) for name in given for severity in severities)]
+    chosen = _severities(severities)
+    keys = [(CLEAN, 0), *((name, severity) for name in given for severity in chosen)]
     scores: dict[tuple[str, str, int], list[float]] = {(model, *key): [] for model in named for key in keys}
     readers = {name: LogitsReader(num_classes, logits) for name in named}
     with ExitStack() as stack:
@@ -91,9 +98,13 @@ def measure(
                 if shift != CLEAN:
                     generator = _generator(seed, number, shift, severity)
                     changed = _changed(given[shift], shift, images, severity, generator)
-                changed = changed if then is None else then(changed)
+                changed = changed if then is None else _alike("then", then(changed), images)
                 for name, model in named.items():
-                    found = readers[name].main(model(_to(changed, model)), images.shape[2:])
+                    with _calling(name, changed):
+                        returned = model(_to(changed, model))
+                    found = readers[name].main(returned, images.shape[2:])
+                    if not found.isfinite().all():
+                        _tell_of_lost(name, shift, severity)
                     scores[name, shift, severity] += dice_of_cases(found, labels, num_classes, ignore_index)
     if not next(iter(scores.values())):
         raise ValueError("loader must yield one batch at least; got none.")
@@ -123,8 +134,42 @@ def dice_of_cases(logits: Tensor, labels: Tensor, num_classes: int, ignore_index
     return list((hits / both).nanmean(0).tolist())
 
 
+@cache
+def _tell_of_lost(model: str, shift: str, severity: int) -> None:
+    """Say once that what is scored is not what a network is meant to return."""
+    logger.warning(
+        "%s returns logits that are not finite under %s %d; its Dice there says little.", model, shift, severity
+    )
+
+
+def _severities(severities: object) -> list[int]:
+    if not isinstance(severities, Iterable):
+        raise TypeError(f"severities must be a list of some of 1 to 5; got {shown(severities)}.")
+    chosen = list(severities)
+    whole_ones = all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in chosen)
+    if not chosen or not whole_ones or not {*chosen} <= {*SEVERITIES}:
+        raise ValueError(f"severities must be some of 1 to 5; got {chosen!r}.")
+    return [int(one) for one in dict.fromkeys(chosen)]
+
+
+@contextmanager
+def _calling(name: str, images: Tensor) -> Iterator[None]:
+    """Say of what a model raises which one it is, and what it was called with."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise RuntimeError(
+            f"models[{name!r}] was called with {described(images)}, and raised {type(error).__name__}: {error} Let the "
+            "loader yield images as it takes them, or pass then=, a callable that makes such."
+        ) from error
+
+
 def _named(models: object) -> dict[str, nn.Module]:
     named = dict(models) if isinstance(models, Mapping) else {"model": models}
+    if len({str(name) for name in named}) < len(named):
+        raise ValueError(f"models must have different names; got {[*named]!r}.")
     if not named:
         raise ValueError("models must hold one model at least; got none.")
     for name, model in named.items():
@@ -142,6 +187,13 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             f"{type(batch).__name__}."
         )
     images, labels = batch
+    if images.ndim < 3 or not images.numel():
+        raise ValueError(
+            f"loader must yield images [B, C, *S] of one sample at least; got {described(images)}. Put it into a "
+            "DataLoader, which makes batches."
+        )
+    if not all_finite(images):
+        raise ValueError("loader must yield finite images; got some with NaN or infinity. Look at the data.")
     if not of_size(labels, len(images), images.shape[2:]):
         raise ValueError(
             f"loader must yield labels of the size of the images; got images {tuple(images.shape)} and labels "
@@ -157,13 +209,30 @@ def _generator(seed: int, batch: int, shift: str, severity: int) -> torch.Genera
 
 
 def _changed(shift: Shift, name: str, images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    found = shift(images.clone(), severity, generator)
-    if not isinstance(found, Tensor) or found.shape != images.shape:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"shifts[{name!r}] must return images of shape {tuple(images.shape)}; got {got}.")
+    return _alike(f"shifts[{name!r}]", shift(images.clone(), severity, generator), images, channels=True)
+
+
+def _alike(who: str, found: object, images: Tensor, *, channels: bool = False) -> Tensor:
+    """See that labels of images are those of what was made of them, too; channels may differ unless told otherwise."""
+    fits = isinstance(found, Tensor) and found.is_floating_point() and found.device.type != "meta"
+    if not fits or not _same_places(found, images, channels):
+        got = described(found)
+        raise ValueError(
+            f"{who} must return images of shape {tuple(images.shape)}, floating-point, where labels stay where "
+            f"they are; got {got}."
+        )
+    assert isinstance(found, Tensor)
+    if not all_finite(found):
+        raise ValueError(f"{who} must return finite images; got some with NaN or infinity.")
     return found
+
+
+def _same_places(found: Any, images: Tensor, channels: bool) -> bool:
+    if channels:
+        return bool(found.shape == images.shape)
+    return found.ndim == images.ndim and len(found) == len(images) and found.shape[2:] == images.shape[2:]
 
 
 def _to(images: Tensor, model: nn.Module) -> Tensor:
     weight = next(model.parameters(), images)
-    return images.to(weight.device)
+    return images.to(weight) if weight.is_floating_point() else images.to(weight.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import Tensor
 
 from latentaug.checks import flag, function, module, number, shown, whole
@@ -17,6 +18,7 @@ def check_options(
     example: object,
     batch: object,
     step: object,
+    device: object,
     accumulate: object,
     clip_norm: object,
     seed: object,
@@ -37,11 +39,13 @@ def check_options(
         raise TypeError(f"example must be a batch of images, a tensor; got {shown(example)}.")
     for name, value in (("batch", batch), ("step", step)):
         function(name, value)
+    if device is not None:
+        check_device(device)
     whole("accumulate", accumulate, of="batches per update")
     if clip_norm is not None:
         number("clip_norm", clip_norm, above=0)
-    if seed is not None:
-        whole("seed", seed, least=0)
+    if seed is not None and whole("seed", seed, least=0) >= 2**63:
+        raise ValueError(f"seed must be below 2**63; got {seed}.")
     if callbacks is not None:
         check_callbacks(callbacks)
     flag("allocator", allocator)
@@ -84,7 +88,7 @@ def check_monitor(monitor: object, scores: Collection[str]) -> None:
     Raises:
         ValueError: There is none.
     """
-    if monitor not in scores:
+    if not isinstance(monitor, str) or monitor not in scores:
         raise ValueError(f"monitor must be a score of evaluate, one of {', '.join(scores)}; got {monitor!r}.")
 
 
@@ -98,6 +102,25 @@ def check_loader(name: str, loader: object) -> None:
         not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__")
     ):
         raise TypeError(f"{name} must yield batches, as a DataLoader or a list of pairs does; got {shown(loader)}.")
+
+
+def check_device(device: object) -> None:
+    """See that a device is one that computes.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: There is no such device.
+    """
+    if isinstance(device, bool) or not isinstance(device, str | int | torch.device):
+        raise TypeError(f"device must be a torch.device or its name; got {shown(device)}.")
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=found)
+    except Exception as error:  # of several kinds, by device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that is there, such as 'cpu'; got {device!r}: {reason}") from error
 
 
 def check_images(images: object) -> None:

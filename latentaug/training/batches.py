@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -28,6 +28,27 @@ def as_pair(batch: Any, who: str = "CooperativeTrainer") -> tuple[Tensor, Tensor
         f"{who} needs a loader that yields (images, labels), two tensors; got {_describe(batch)}. "
         "Pass batch=, a callable that makes the pair: batch=lambda batch: (batch['image'], batch['label'])."
     )
+
+
+def made_by(
+    batch: Callable[[Any], Any] | None, who: str = "CooperativeTrainer"
+) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """Return what makes a pair of tensors of what a loader yields: `batch`, checked, or `as_pair`.
+
+    Example:
+        >>> made_by(lambda batch: [batch["image"], batch["label"]])({"image": torch.ones(1), "label": torch.ones(2)})
+        (tensor([1.]), tensor([1., 1.]))
+    """
+
+    def pair(drawn: Any) -> tuple[Tensor, Tensor]:
+        if batch is None:
+            return as_pair(drawn, who)
+        made = batch(drawn)
+        if isinstance(made, list | tuple) and len(made) == 2 and all(isinstance(part, Tensor) for part in made):
+            return made[0], made[1]
+        raise TypeError(f"batch must return (images, labels), two tensors; got {_describe(made)}.")
+
+    return pair
 
 
 def check_batch(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import nn, optim
 
+from latentaug.checks import file_path, number, shown
 from latentaug.cooperative.objective import HARD
 from latentaug.training.files import atomic_write
 
@@ -94,6 +95,7 @@ class Ramp(Callback):
         start: Updates before they begin to rise; until then hard examples are not made, and cost nothing. Default: 0.
 
     Raises:
+        TypeError: The model has no weights of losses, or a number is none.
         ValueError: `steps` is not positive, or `start` is negative.
 
     Example:
@@ -106,11 +108,10 @@ class Ramp(Callback):
     """
 
     def __init__(self, model: Weighted, steps: float, *, start: float = 0) -> None:
-        if not steps > 0:
-            raise ValueError(f"Ramp needs a positive number of steps; got {steps}. Leave it out for none.")
-        if not start >= 0:
-            raise ValueError(f"`start` must be a number of updates, 0 or more; got {start}.")
-        self.model, self.steps, self.start = model, steps, start
+        if not isinstance(getattr(model, "weights", None), Mapping):
+            raise TypeError(f"Ramp needs `model` to be a CooperativeModel; got {shown(model)}.")
+        self.steps, self.start = number("steps", steps, above=0), number("start", start, least=0)
+        self.model = model
         self.whole = {name: weight for name, weight in model.weights.items() if name in HARD}
 
     def on_start(self, trainer: Trainer) -> None:
@@ -134,9 +135,10 @@ def default_callbacks(folder: str | Path | None = None) -> list[Callback]:
     """
     callbacks: list[Callback] = [Progress()]
     if folder is not None:
-        callbacks.append(CSVLog(Path(folder, "log.csv")))
+        folder = file_path("folder", folder)
+        callbacks.append(CSVLog(folder / "log.csv"))
         if importlib.util.find_spec("tensorboard") is not None:
-            callbacks.append(TensorBoardLog(Path(folder, "tensorboard")))
+            callbacks.append(TensorBoardLog(folder / "tensorboard"))
     return callbacks
 
 
@@ -150,7 +152,7 @@ class Progress(Callback):
     """
 
     def __init__(self, every: float = 30.0) -> None:
-        self.every = every
+        self.every = number("every", every, least=0)
 
     def on_start(self, trainer: Trainer) -> None:
         """Draw the bar."""
@@ -214,7 +216,7 @@ class CSVLog(Callback):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = file_path("path", path)
 
     def on_epoch(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Write all rows."""
@@ -235,7 +237,7 @@ class TensorBoardLog(Callback):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = file_path("folder", folder)
 
     def on_start(self, trainer: Trainer) -> None:
         """Open an event file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.training.digest import check_seal, seal
-from latentaug.training.files import atomic_write
+from latentaug.training.files import atomic_write, open_file
 from latentaug.training.plain import NotPlainError, plain, restored
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +37,15 @@ class Position:
         """Go on with a loader of a length; an epoch that other ranks began, at the same fraction of it."""
         if self.elsewhere and self.length and length:
             self.batches = self.batches * length // self.length
+        elif self.batches and length and length != (self.length or length):
+            logger.warning(
+                "The running epoch was begun with a loader of %d batches, of which %d were used; this one has %d. Its "
+                "first %d are left out, which need not be those. Pass the loader that it was begun with.",
+                self.length,
+                self.batches,
+                length,
+                self.batches,
+            )
         self.length, self.elsewhere = length, False
 
 
@@ -88,7 +100,7 @@ def load_checkpoint(path: Path, keys: set[str]) -> dict[str, Any]:
         OSError: The file can't be opened.
         ValueError: The file is damaged, something else than a checkpoint, or lacks one of the keys.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         check_seal(file, path)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -22,12 +23,15 @@ from latentaug.training.interrupt import (
 )
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 
+logger = logging.getLogger(__name__)
+
 
 class Drawing:
     """Draws from loaders, and knows which ones are under way."""
 
     def __init__(self) -> None:
         self.interruption = Interruption()
+        self._halfway = False
         self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
 
     def batches(self, loader: Iterable[Any], batches: Iterator[Any]) -> Iterator[Any]:
@@ -46,11 +50,22 @@ class Drawing:
         self.under_way.pop()
 
     @contextmanager
-    def stoppable(self, keep: Callable[[], None]) -> Iterator[None]:
+    def wholly(self) -> Iterator[None]:
+        """Mark a part of a fit that can't be gone on from if it fails halfway, such as an update."""
+        self._halfway = True
+        yield
+        self._halfway = False
+
+    @contextmanager
+    def stoppable(self, keep: Callable[[], None], keep_failed: Callable[[], None]) -> Iterator[None]:
         """Let a fit that is asked to end do so after its step, and keep what it has come to.
+
+        One that fails, in a loader or a callback for instance, is kept too, unless it fails halfway. Not so where there
+        are other ranks: they would have to take part.
 
         Args:
             keep: What to do where it ends so, for too many batches that are not finite too: on all ranks alike.
+            keep_failed: What to do where it fails.
         """
         with deferred_interrupt() as self.interruption:
             try:
@@ -63,9 +78,20 @@ class Drawing:
                         if self.interruption.signal is not None:
                             stop_workers(self.under_way)
                     self.interruption.check()  # which tells more than what a loader raised
+                elif not (ranks.several() or self._halfway or self.interruption.signal is not None):
+                    _keep_after(error, keep_failed)
                 raise
             finally:
-                self.interruption, self.under_way = Interruption(), []
+                self.interruption, self.under_way, self._halfway = Interruption(), [], False
+
+
+def _keep_after(error: BaseException, keep: Callable[[], None]) -> None:
+    """Keep what a fit that failed has come to; that this fails, too, is no news."""
+    try:
+        with undisturbed(forget=True):
+            keep()
+    except Exception as other:
+        logger.warning("What was trained before this %s could not be kept: %s", type(error).__name__, other)
 
 
 def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.device) -> Iterator[Any]:

@@ -91,6 +91,16 @@ def losses_of(output: CooperativeOutput) -> dict[str, Tensor]:
     return {name: plain_tensor(loss.detach()) for name, loss in {"loss": output.loss, **output.losses}.items()}
 
 
+def tell_of_no_score(epoch: int, monitor: str) -> None:
+    """Say that an epoch can't be the best one, nor a bad one."""
+    logger.warning(
+        "Epoch %d: %s, which is monitored, is no number: none of its classes is labelled or predicted in validation. "
+        " The epoch counts neither as the best one nor for a schedule. Look at the labels, or monitor another.",
+        epoch,
+        monitor,
+    )
+
+
 def _tell_of_lost(finite: Sequence[bool]) -> None:
     """Say which batches of an evaluation have a loss that is not finite."""
     lost = [str(number) for number, one in enumerate(finite) if not one]

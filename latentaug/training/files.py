@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
@@ -14,6 +15,17 @@ from latentaug.training.process import Process
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which an unfinished file of another machine is taken for left behind."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes, and nothing but a file: a named pipe would be waited for without end.
+
+    Raises:
+        OSError: It is missing, may not be read, or is no file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is no file, but a folder, a pipe or a device. Pass another path", str(path))
+    return path.open("rb")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from latentaug import ranks
+from latentaug.checks import file_path
 from latentaug.training.best import Best, keep_in, save_best, weights_of
 from latentaug.training.finite import weights_finite
 from latentaug.training.lock import FolderLock, folder_lock
@@ -20,6 +21,8 @@ from latentaug.training.plain import plain
 from latentaug.training.sharding import whole
 
 logger = logging.getLogger(__name__)
+
+LAST = "last.pt"
 
 
 class Kept:
@@ -32,11 +35,12 @@ class Kept:
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else file_path("folder", folder)
         self.best: Best | None = None
         self.run = secrets.token_hex(8)
         self.resumed_from: Path | None = None
         self.lock: FolderLock | None = None
+        self._writes_anew = True
 
     @property
     def folders(self) -> list[Path]:
@@ -60,9 +64,21 @@ class Kept:
             with ranks.failing_together("a folder to lock"):
                 if self.folder is not None and ranks.rank() == 0:
                     self.lock = stack.enter_context(folder_lock(self.folder))
+                    self._tell_of_another_run(self.folder)
                     keep_in(self.folder, self.best, self.folders)
             stack.callback(setattr, self, "lock", None)
             yield
+
+    def _tell_of_another_run(self, folder: Path) -> None:
+        """Say that a checkpoint will be replaced that this trainer neither wrote nor goes on from."""
+        goes_on = self.resumed_from is not None and self.resumed_from.resolve() == folder.resolve()
+        if self._writes_anew and not goes_on and (folder / LAST).exists():
+            logger.warning(
+                "%s is of another training, and will be replaced by this one's. To go on from it, stop now and call "
+                "resume; to keep it, pass another folder.",
+                folder / LAST,
+            )
+        self._writes_anew = False
 
     def beat(self) -> None:
         """Tell others that this trainer lives."""
@@ -85,9 +101,9 @@ class Kept:
         if folder is None:
             return
         if weights_finite(model):
-            save(folder / "last.pt")
+            save(folder / LAST)
         else:
-            logger.error("%s is not written anew: the weights are not finite.", folder / "last.pt")
+            logger.error("%s is not written anew: the weights are not finite.", folder / LAST)
 
     def keep_best(self, epoch: int, value: float, model: nn.Module) -> None:
         """Keep a model's weights as those of the best epoch, unless they are not finite."""

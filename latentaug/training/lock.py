@@ -152,11 +152,14 @@ def _read(path: Path, patience: float = 0.0) -> dict[str, Any]:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return {}
-            raise
+            raise named(error, path) from error
 
 
 def _holder(found: dict[str, Any]) -> Process | None:
-    try:
-        return Process(*(found[name] for name in Process._fields))
-    except KeyError:
+    """Return who wrote a lock; None of one that is damaged."""
+    host, pid, started, namespace = (found.get(name) for name in Process._fields)
+    if isinstance(pid, bool) or not isinstance(pid, int) or pid < 1:
         return None
+    if not (isinstance(host, str) and isinstance(started, str) and isinstance(namespace, str)):
+        return None
+    return Process(host, pid, started, namespace)

@@ -33,10 +33,12 @@ def put_in_train_mode(model: nn.Module, own: nn.Module) -> bool:
     whole = model if not model.training else own
     if whole.training:
         return False
-    frozen = [(part, part.training) for part in _frozen(own)]
+    # What is around a model in train mode may be in eval mode as a whole: its own parts then are as they should be.
+    kept = [(part, part.training) for part in (own.modules() if own.training else _frozen(own))]
     whole.train()
-    for part, mode in frozen:
-        part.train(mode)
+    for part, mode in kept:
+        if part.training != mode:
+            part.train(mode)
     return True
 
 

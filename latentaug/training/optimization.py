@@ -136,6 +136,10 @@ class Optimization:
             watch_a_rising_score(self.scheduler)
         self.asked = Asked(self.optimizer, before, self.scheduler)
 
+    def see_that_all_is_held(self) -> None:
+        """See that parameters which were unfrozen since are trained; see the function of this name."""
+        see_that_all_is_held(self.optimizer, self.model)
+
     @property
     def needs_score(self) -> bool:
         """Whether the scheduler watches a score."""
@@ -198,9 +202,10 @@ class Optimization:
             self._advance()
 
     def end_epoch(self, score: float) -> None:
-        """Advance a scheduler that counts epochs; one that watches a score sees `score`."""
+        """Advance a scheduler that counts epochs; one that watches a score sees `score`, unless that is none."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(score)
+            if not math.isnan(score):
+                self.scheduler.step(score)
         elif not self.per_step:
             self._advance()
 
@@ -213,13 +218,16 @@ class Optimization:
             self.scheduler.step()
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be alike where a state is taken and where it is loaded."""
+        """Return what must be alike where a state is taken and where it is loaded; "parameters" by their names."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = [group["params"] for group in self.optimizer.param_groups]
         return {
             "optimizer": type(self.optimizer).__name__,
             "parameter groups": [len(group["params"]) for group in self.optimizer.param_groups],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "precision": self.precision,
             "device": self.device.type,
+            "parameters": [[names.get(id(parameter), "") for parameter in group] for group in groups],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -274,6 +282,11 @@ def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimiz
         0.0001
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ValueError(
+            f"optimizer has nothing to train: no parameter of the {type(model).__name__} requires a gradient. Call "
+            "requires_grad_() on those that are to be trained."
+        )
     optimizer: object = choice
     if choice is None:
         optimizer = Adam(trainable.values(), lr=1e-4)
@@ -284,15 +297,25 @@ def build_optimizer(choice: OptimizerChoice | None, model: nn.Module) -> Optimiz
             f"optimizer must be an Optimizer or a callable that returns one; got {type(optimizer).__name__}."
         )
     check_optimizer(optimizer)
+    see_that_all_is_held(optimizer, model)
+    return optimizer
+
+
+def see_that_all_is_held(optimizer: Optimizer, model: nn.Module) -> None:
+    """See that an optimizer holds every trainable parameter, also those that were frozen before.
+
+    Raises:
+        ValueError: One is missing: it would silently never train.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
+    missing = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in held]
     if missing:
         raise ValueError(
             f"optimizer must hold every trainable parameter of the {type(model).__name__}; it lacks {len(missing)}: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}. "
-            "Pass a callable instead: optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4)."
+            "Pass a callable instead: optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4). Where parts "
+            "are frozen at first, pass an instance that holds them from the start, or call its add_param_group."
         )
-    return optimizer
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -307,9 +330,16 @@ def check_optimizer(optimizer: Optimizer) -> None:
         ...
         ValueError: optimizer must step along gradients that are there; LBFGS calls the loss itself, by a closure. ...
     """
-    parameters = inspect.signature(type(optimizer).step).parameters.values()
-    needs_closure = any(one.name == "closure" and one.default is inspect.Parameter.empty for one in parameters)
-    in_two_steps = all(hasattr(optimizer, name) for name in ("first_step", "second_step"))
+    for inner in vars(optimizer).values():  # that another one wraps
+        if isinstance(inner, Optimizer):
+            check_optimizer(inner)
+    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()
+    named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    needs_closure = any(one.default is one.empty for one in named)
+    in_two_steps = any(
+        all(hasattr(optimizer, name) for name in pair)
+        for pair in (("first_step", "second_step"), ("ascent_step", "descent_step"))
+    )
     if needs_closure or in_two_steps or type(optimizer).__name__.upper().endswith("SAM"):
         raise ValueError(
             f"optimizer must step along gradients that are there; {type(optimizer).__name__} calls the loss itself, by "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,9 @@ def checked(
         weights = _without_loss(state["model"], model)
         check_weights(model, weights, str(path))
         for name, own in settings.items():
-            if state["settings"].get(name) != own:
+            if name == "parameters":
+                _see_that_they_are_the_same(state["settings"].get(name, own), own)
+            elif state["settings"].get(name) != own:
                 raise ValueError(
                     f"{path} was written with {name} {state['settings'].get(name)!r}; this trainer has {own!r}. "
                     "Build the trainer as it was then."
@@ -114,7 +117,7 @@ def tell_of_resume(
     logger.info(
         "Resumed %s at epoch %d, update %d. From the file: weights, optimizer, schedule, random streams, history and "
         "best epoch. From this call: the loss and the weights of losses, hard examples, transforms, accumulate, "
-        "clip_norm, loaders and callbacks.",
+        "clip_norm, ema, max_skipped, loaders and callbacks.",
         path,
         position.epoch,
         position.step,
@@ -136,6 +139,27 @@ def tell_of_resume(
     taken = [str(wish) for wish in wishes if overrides(override, wish.name.partition(" ")[0])]
     if taken:
         logger.info("%s: taken from this call: %s.", path, ", ".join(taken))
+
+
+def _see_that_they_are_the_same(then: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> None:
+    """See that an optimizer's state, which goes by numbers, is of the same parameters; older checkpoints don't say."""
+    for earlier, own in zip(chain(*then), chain(*now), strict=True):
+        if earlier != own:
+            raise ValueError(
+                f"the optimizer had {earlier!r} where it has {own!r} in this trainer, and its state is of the former. "
+                "Freeze the same parameters, and hand them to the optimizer in the same groups and order."
+            )
+
+
+def tell_of_seed(path: Path, then: int, now: int) -> None:
+    """Say that a seed has no effect on random streams that go on."""
+    if then != now and ranks.rank() == 0:
+        logger.warning(
+            "%s: the step goes on with the random stream of the file, of seed %d; this call's seed=%d has no effect.",
+            path,
+            then,
+            now,
+        )
 
 
 def _checked_position(state: Any, device: torch.device) -> Position:

@@ -163,7 +163,7 @@ def _different(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Wish
 
 
 def _same(one: Any, other: Any) -> bool:
-    return repr(one) == repr(other)  # so that NaN is itself, and tensors are compared
+    return repr(_plain({"": one})) == repr(_plain({"": other}))  # so that NaN is itself, and tensors are compared
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from latentaug import ranks
+from latentaug.checks import file_path
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.tracing.isolation import preserved_modes
 from latentaug.training.agreement import agreed_to_stop, drawn_together, scored_together
 from latentaug.training.allocator import tell_of_allocator, tune_allocator
-from latentaug.training.arguments import check_fit, check_images, check_monitor, check_options
+from latentaug.training.arguments import check_fit, check_images, check_loader, check_monitor, check_options
 from latentaug.training.average import Average
 from latentaug.training.batches import agreed_length, grouped, planned_steps
 from latentaug.training.best import Best
 from latentaug.training.callbacks import Callback, default_callbacks
 from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint
 from latentaug.training.drawing import Drawing, rest_of_epoch
-from latentaug.training.evaluation import evaluate, overlaps_of, scores_of
+from latentaug.training.evaluation import evaluate, overlaps_of, scores_of, tell_of_no_score
 from latentaug.training.finite import FiniteGuard
 from latentaug.training.interrupt import undisturbed
 from latentaug.training.kept import Kept
@@ -36,7 +37,7 @@ from latentaug.training.modes import put_in_train_mode, tell_of_modes
 from latentaug.training.optimization import Optimization, OptimizerChoice, PerStep, Precision, SchedulerChoice
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 from latentaug.training.rank_states import parts_of_ranks, tell_of_ranks
-from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume
+from latentaug.training.resuming import all_or_nothing, checked, tell_of_resume, tell_of_seed
 from latentaug.training.sharding import load_weights, take_weights_from_first, whole
 from latentaug.training.updating import Batch, TrainingStep, Updates
 from latentaug.training.wrapping import Wrapped
@@ -121,16 +122,18 @@ class CooperativeTrainer:
         allocator: bool = True,
         max_skipped: int = 10,
     ) -> None:
+        given = list(callbacks) if isinstance(callbacks, Iterable) else callbacks  # a generator can be read only once
         check_options(
             model=model,
             num_classes=num_classes,
             example=example,
             batch=batch,
             step=step,
+            device=device,
             accumulate=accumulate,
             clip_norm=clip_norm,
             seed=seed,
-            callbacks=callbacks,
+            callbacks=given,
             allocator=allocator,
             max_skipped=max_skipped,
         )
@@ -139,7 +142,7 @@ class CooperativeTrainer:
         # On the CPU: drawn elsewhere, a choice between maskers would wait for the device.
         self.generator = None if seed is None else torch.Generator().manual_seed(seed + ranks.rank())
         writes = ranks.rank() == 0
-        self.callbacks = list(callbacks) if callbacks is not None else default_callbacks(folder) if writes else []
+        self.callbacks = given if given is not None else default_callbacks(folder) if writes else []
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
         self._average = None if ema is None else Average(ema)
@@ -152,7 +155,8 @@ class CooperativeTrainer:
         self._resumed_random: dict[str, Any] | None = None
         self._loader: Iterable[Any] = ()
         self._drawing = Drawing()
-        self._stopping = False
+        self._stopping = self._fitting = False
+        self._saved_step = 0
 
         if self._wrapped.inner is not None:
             self._optimization.attach(self._wrapped.inner)
@@ -225,12 +229,12 @@ class CooperativeTrainer:
             KeyboardInterrupt: Ctrl-C was pressed.
             SystemExit: SIGTERM arrived.
         """
+        self._see_that_no_fit_runs("fit")
         check_fit(loader, val_loader, epochs, max_steps)
         if self._wrapped.inner is None:
             self._optimization.attach(self._wrapped.wrap(self._wrapped.first_images(loader)))
-        if val_loader is not None:
-            check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
-        elif self._optimization.needs_score:
+        check_monitor(monitor, scores_of(overlaps_of(self._built("fit"))))
+        if val_loader is None and self._optimization.needs_score:
             raise ValueError("ReduceLROnPlateau needs a score to watch; got no val_loader. Pass one to fit.")
         length = agreed_length(loader)
         self.planned_steps = planned_steps(length, self._accumulate, epochs, max_steps)
@@ -242,11 +246,12 @@ class CooperativeTrainer:
             self._beat()
             while not self._done(epochs, max_steps):
                 started, complete = time.monotonic() - self._position.seconds, True
+                self._optimization.see_that_all_is_held()
                 self._position.length = length
                 drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
-                    with undisturbed():
+                    with undisturbed(), self._drawing.wholly():
                         losses = self._updates(self.model, group, self._position)
                     self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks if losses else ():
@@ -274,6 +279,7 @@ class CooperativeTrainer:
             ValueError: The loader is empty, or a batch doesn't fit.
         """
         model = self._built("evaluate")
+        check_loader("loader", loader)
         with self._scored(), preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
             return evaluate(model, self._scored_batches(loader), self.device, self._optimization.autocast)
 
@@ -308,7 +314,7 @@ class CooperativeTrainer:
             TypeError: The optimizer, the scheduler or the history holds something that couldn't be read back.
             OSError: The file can't be written, for lack of room for instance; what was there before still is.
         """
-        model = self._built("save")
+        model, path = self._built("save"), file_path("path", path)
         with self._optimization.evaluating(), undisturbed():
             state = {
                 "settings": self._settings(),
@@ -324,7 +330,7 @@ class CooperativeTrainer:
             state = whole(state | {"ranks": parts_of_ranks(state)})
             with ranks.failing_together("a checkpoint to write"):
                 if ranks.rank() == 0:
-                    save_checkpoint(state, Path(path))
+                    save_checkpoint(state, path)
 
     def resume(self, path: str | Path, *, override: Collection[str] = ()) -> None:
         """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
@@ -351,7 +357,8 @@ class CooperativeTrainer:
             ValueError: The file is damaged or isn't such a checkpoint, or was written by a trainer that differs in
                 model, optimizer, scheduler, device, precision or seeding. This trainer is then as it was.
         """
-        model, path = self._built("resume"), Path(path)
+        self._see_that_no_fit_runs("resume")
+        model, path = self._built("resume"), file_path("path", path)
         override = self._optimization.check_override(override)
         with ranks.failing_together("a checkpoint to read"):
             state = load_checkpoint(path, _CHECKPOINT_KEYS)
@@ -361,7 +368,9 @@ class CooperativeTrainer:
             load_weights(model, contents.weights)
             self._optimization.load_state_dict(state["optimization"], override)
             if self.generator is not None:
+                seed = self.generator.initial_seed()
                 self.generator.set_state(contents.generator)
+                tell_of_seed(path, self.generator.initial_seed(), seed)
             if self._average is not None:
                 self._average.load_state_dict(state["average"], model, str(path))
         self._kept.best, self._position, self._kept.run = contents.best, contents.position, contents.run
@@ -393,16 +402,26 @@ class CooperativeTrainer:
         """
         self._stopping = True
 
+    def _see_that_no_fit_runs(self, verb: str) -> None:
+        if self._fitting:
+            raise RuntimeError(
+                f"CooperativeTrainer.{verb} was called while a fit of this trainer runs, by a callback for instance. "
+                "Call stop(), and do so after the fit, or take another trainer."
+            )
+
     # What fit is made of ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def _session(self, loader: Iterable[Any]) -> Iterator[None]:
         """Set up what lasts for a fit, and undo it whatever happens."""
         self._loader, self._drawing, self._stopping = loader, Drawing(), False
+        self._saved_step = self.global_step
         self._kept.see_that_it_can_be(self._optimization.state_dict(), self.history)
         if self._allocator and self.device.type == "cpu" and tune_allocator() and ranks.rank() == 0:
             tell_of_allocator()
         with ExitStack() as stack:
+            self._fitting = True
+            stack.callback(setattr, self, "_fitting", False)
             stack.enter_context(self._kept.locked())
             take_weights_from_first(self.model)
             if self._resumed_random is not None:
@@ -417,8 +436,13 @@ class CooperativeTrainer:
             for callback in self.callbacks:
                 callback.on_start(self)
                 stack.callback(callback.on_end, self)
-            stack.enter_context(self._drawing.stoppable(self._keep_what_there_is))
+            stack.enter_context(self._drawing.stoppable(self._keep_what_there_is, self._keep_unsaved))
             yield
+
+    def _keep_unsaved(self) -> None:
+        """Save a fit that failed, where there are updates that no file has."""
+        if self.global_step > self._saved_step:
+            self._keep_what_there_is()
 
     def _keep_what_there_is(self) -> None:
         """Save a fit that is stopped."""
@@ -447,23 +471,35 @@ class CooperativeTrainer:
         metrics |= {"seconds": seconds, **losses}
         if val_loader is not None:
             metrics |= {f"val_{name}": score for name, score in self.evaluate(val_loader).items()}
-            self._keep_best(position.epoch + 1, metrics[f"val_{monitor}"])
+            self._keep_best(position.epoch + 1, metrics, monitor)
         position.history[position.epoch :] = [metrics]  # the row of an epoch cut short gives way to the whole one's
         if complete:
-            self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
-            self._position = Position(position.epoch + 1, position.step, history=position.history)
+            with self._drawing.wholly():
+                self._optimization.end_epoch(metrics.get(f"val_{monitor}", math.nan))
+                self._position = Position(position.epoch + 1, position.step, history=position.history)
         self._save_last()
         for callback in self.callbacks:
             callback.on_epoch(self, metrics)
 
-    def _keep_best(self, epoch: int, value: float) -> None:
-        if not value > (-math.inf if self.best is None else self.best.value):
+    def _keep_best(self, epoch: int, metrics: Mapping[str, float], monitor: str) -> None:
+        value = metrics[f"val_{monitor}"]
+        if math.isnan(value):
+            tell_of_no_score(epoch, monitor)
+        if not value > self._best_so_far(monitor):
             return
         with self._scored(), undisturbed():
             self._kept.keep_best(epoch, value, self._built("fit"))
 
+    def _best_so_far(self, monitor: str) -> float:
+        """Return the score of the best epoch, by what is monitored now: an earlier fit may have watched another one."""
+        if self.best is None:
+            return -math.inf
+        row = next((row for row in self.history if row.get("epoch") == self.best.epoch), {})
+        return row.get(f"val_{monitor}", self.best.value)
+
     def _save_last(self) -> None:
         self._kept.keep_last(self.model, self.save)
+        self._saved_step = self.global_step
 
     def _done(self, epochs: int | None, max_steps: int | None) -> bool:
         finished = epochs is not None and self.epoch >= epochs

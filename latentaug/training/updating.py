@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from latentaug import ranks
+from latentaug.checks import shown
 from latentaug.cooperative.averaging import average_gradients, is_averaged_by_wrapper
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
@@ -92,7 +93,7 @@ class Updates:
             watched = Watched(self._guard, model, accumulated=len(group) > 1, gradients=gradients)
             with optimization.autocast():
                 output = self._step(model, images, labels, scaler=optimization.scaler, generator=self._generator)
-            losses = losses_of(output)
+            losses = losses_of(_checked(output, optimization.model))
             finite = watched.settle(position.epoch + 1, number, images, losses)
             if finite is not False:
                 last = losses
@@ -109,3 +110,20 @@ class Updates:
             position.counted = position.counted + count
         position.batches += len(group)
         return last
+
+
+def _checked(output: object, model: nn.Module) -> CooperativeOutput:
+    """See that a step is one.
+
+    Raises:
+        TypeError: It returned something else than losses.
+        RuntimeError: It filled no gradient: nothing would be trained.
+    """
+    if not (isinstance(getattr(output, "loss", None), Tensor) and isinstance(getattr(output, "losses", None), Mapping)):
+        raise TypeError(
+            f"step must return a CooperativeOutput, as cooperative_backward does; got {shown(output)}. Return what the "
+            "model does."
+        )
+    if all(parameter.grad is None for parameter in model.parameters()):
+        raise RuntimeError("step must fill the gradients; all are None. Call output.loss.backward() in it.")
+    return cast(CooperativeOutput, output)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import whole
+from latentaug.checks import function, shown, tensor, whole
 from latentaug.cooperative.explanation import Explanation
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.tracing.isolation import preserved_modes
@@ -63,6 +63,7 @@ def examine(model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0) -> 
         ['dice', 'hard_segmentation_dice', 'shape_masked', 'shape_saliency_top_tenth']
     """
     coop = examinable(model)
+    _check_batch(images, labels, seed)
     device = next(coop.parameters()).device
     images, labels = images.to(device), labels.to(device)
     with preserved_random_streams(device, None), preserved_modes(coop), torch.no_grad():
@@ -213,12 +214,14 @@ class ShowHardExamples(Callback):
         seed: int = 0,
         show: Callable[[Figure], Any] | None = None,
     ) -> None:
+        _check_batch(images, labels, seed)
         if images.ndim not in (4, 5):
             raise ValueError(
                 f"ShowHardExamples draws images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}. "
                 "HardExampleLog has curves of others."
             )
         self.looks = _Looks(images, labels, every, samples, seed)
+        function("show", show)
         self._show = show
 
     def on_start(self, trainer: Trainer) -> None:
@@ -247,10 +250,18 @@ class ShowHardExamples(Callback):
             self._shown = display(figure, display_id=True)
 
 
+def _check_batch(images: object, labels: object, seed: object) -> None:
+    tensor("images", images, who="A look at hard examples")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"A look at hard examples needs labels, a tensor of class indices; got {shown(labels)}.")
+    whole("seed", seed, least=0)
+
+
 class _Looks:
     """A batch that is looked at now and then, first when a fit starts: what is wrong with it shows before an epoch."""
 
     def __init__(self, images: Tensor, labels: Tensor, every: int, samples: int, seed: int) -> None:
+        _check_batch(images, labels, seed)
         self.images, self.labels = images, labels
         self.every, self.samples, self.seed = whole("every", every), whole("samples", samples), seed
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from latentaug.cooperative.model import CooperativeModel
-from latentaug.training.batches import as_pair, check_batch
+from latentaug.training.batches import check_batch, made_by
 from latentaug.training.finite import FiniteGuard
 from latentaug.training.random_streams import preserved_random_streams
 from latentaug.training.sharding import check_sharding
@@ -49,7 +50,7 @@ class Wrapped:
         self.outer = model.to(self.device)
         inner = getattr(model, "module", model)
         self.inner = inner if isinstance(inner, CooperativeModel) else None
-        self._to_pair = as_pair if batch is None else batch
+        self._to_pair = made_by(batch)
         if self.inner is not None:
             if num_classes not in (None, self.inner.num_classes):
                 raise ValueError(
@@ -91,7 +92,7 @@ class Wrapped:
         Raises:
             ValueError: It has none, or could not give the batch again.
         """
-        if isinstance(loader, Iterator):
+        if isinstance(loader, Iterator) or _is_read_once(loader):
             raise ValueError("fit can't size the heads from a generator without losing its first batch. Pass example=.")
         with preserved_random_streams(self.device, loader):
             for batch in loader:
@@ -107,3 +108,10 @@ class Wrapped:
         if not lost:
             labels = check_batch(images, labels, model.num_classes, model.ignore_index, regions=model.regions)
         return Batch(images, labels, lost)
+
+
+def _is_read_once(loader: Iterable[Any]) -> bool:
+    """Tell whether all iterations over a loader are one, so that a batch that is drawn is gone."""
+    if isinstance(loader, DataLoader | Sequence):  # the former would start workers
+        return False
+    return iter(loader) is iter(loader)

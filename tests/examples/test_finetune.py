@@ -27,3 +27,28 @@ def test_it_goes_on_from_the_weights_that_are_given(
     moved = {name: (found[name] - given[name]).abs().max().item() for name in given if name.endswith("weight")}
     assert 0 < max(moved.values()) <= 1e-4 * 1.01  # one step of Adam, at the low rate
     assert "after over before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--trained-for", "-5"], "--trained-for must be 1 or more"),
+        (["--rate", "nan"], "--rate above 0"),
+        (["--output", "absent/new.pt"], "--output in a folder that is there"),
+        (["--weights", "absent.pt"], "--weights absent.pt: no state dict of this network"),
+        (["--weights", "note.txt"], "--weights note.txt: no state dict of this network"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_trained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("a note")
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(Path(acdc_cooperative.__file__).parent / "finetune.py"))
+    assert named in capsys.readouterr().err

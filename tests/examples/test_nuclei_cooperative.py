@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +239,67 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "fluo256").mkdir()
     (tmp_path / "fluo256" / "a_img.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a_img.png: cannot be read"):
+        read_images(tmp_path)
+
+
+GREY = np.full((256, 256), 40, np.uint8)
+NUCLEUS = np.zeros((256, 256), np.uint8)
+NUCLEUS[10:40, 10:40] = 255
+OPAQUE = np.full_like(NUCLEUS, 255)
+
+
+def released(root: Path, image: Image.Image, *masks: Image.Image, name: str = "an image") -> Path:
+    for folder in ("images", "masks"):
+        (root / name / folder).mkdir(parents=True)
+    image.save(root / name / "images" / f"{name}.png")
+    for number, mask in enumerate(masks):
+        mask.save(root / name / "masks" / f"mask {number}.png")
+    return root / name
+
+
+@pytest.mark.parametrize("mode", ["16 bits", "1 bit", "L", "LA", "P", "RGB", "RGBA", "upper case"])
+def test_images_and_masks_of_all_kinds_of_png_are_the_same(tmp_path: Path, mode: str) -> None:
+    def made(pixels: Any) -> Image.Image:
+        if mode == "16 bits":
+            return Image.fromarray(pixels.astype(np.uint16) * 257)
+        if mode == "1 bit":
+            return Image.fromarray(pixels > 128)
+        return Image.fromarray(pixels).convert("L" if mode == "upper case" else mode)
+
+    folder = released(tmp_path, made(GREY), made(NUCLEUS), made(NUCLEUS[::-1].copy()))
+    if mode == "upper case":
+        for path in [*folder.rglob("*.png")]:
+            path.rename(path.with_suffix(".PNG"))
+    (folder / "masks" / "._mask 0.png").write_bytes(b"of another system")
+    ((domain, (frame,)),) = read_images(tmp_path).items()
+    assert domain == "fluo256"
+    np.testing.assert_array_equal(frame.labels[0], (NUCLEUS + NUCLEUS[::-1]) > 0)
+
+
+@pytest.mark.parametrize("kind", ["size", "bits", "jpeg", "pipe", "folder", "large", "images"])
+def test_what_is_no_mask_of_an_image_is_named(tmp_path: Path, kind: str) -> None:
+    other = NUCLEUS[:200] if kind == "size" else NUCLEUS
+    folder = released(tmp_path, Image.fromarray(GREY), Image.fromarray(NUCLEUS), Image.fromarray(other))
+    path = folder / "masks" / "mask 1.png"
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if kind == "jpeg":
+        Image.fromarray(other).save(path, format="JPEG")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        content[16:24] = struct.pack(">II", 40_000, 40_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+    else:
+        content[-30] ^= 16 * (kind == "bits")
+        path.write_bytes(content)
+    if kind == "images":
+        Image.fromarray(GREY).save(folder / "images" / "another.png")
+    told = "images: 2 images" if kind == "images" else r"mask 1\.png: (cannot be|has \(200)"
+    with pytest.raises(DataError, match=told):
         read_images(tmp_path)
 
 

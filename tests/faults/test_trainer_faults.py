@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim.lr_scheduler import LambdaLR
 
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.callbacks import Callback
 from latentaug.training.trainer import CooperativeTrainer
-from tests.support.tiny_training import (
-    squares,
-    tiny_trainer,
-)
+from tests.support.random_streams import seed_all
+from tests.support.tiny_training import At, headless_coop, same_weights, squares, tiny_trainer, weights_of
 
 
 class Trouble(Exception):
@@ -129,6 +128,56 @@ def test_trouble_passes_through_and_everything_is_as_it_should_be(tmp_path: Path
         again.resume(tmp_path / "last.pt")
         assert again.epoch == (2 if place == "epoch" else 1)
         again.fit(squares(), squares(), epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("place", "step"), [("loader", 5), ("step", 5), ("validation", 6), ("model", 3), ("schedule", 3)]
+)
+def test_what_was_trained_before_trouble_is_kept_unless_it_came_halfway(tmp_path: Path, place: str, step: int) -> None:
+    def factor(epoch: int) -> float:
+        if failing and epoch == 2:
+            raise Trouble("in the schedule")
+        return 1.0
+
+    def trainer(**options: Any) -> CooperativeTrainer:
+        return tiny_trainer(headless_coop(), scheduler=lambda optimizer: LambdaLR(optimizer, factor), **options)
+
+    failing = place == "schedule"
+    given = {"step": failing_step()} if place == "model" else {}
+    failed = trainer(folder=tmp_path, **given)
+    seed_all(7)
+    with pytest.raises(Trouble, match=f"in the {place}"):
+        fit_with(place, failed)
+    failing, resumed = False, trainer()
+    resumed.resume(tmp_path / "last.pt")
+    assert resumed.global_step == step
+    if place == "loader":  # which has drawn from the random streams since
+        return
+    resumed.fit(squares(), squares(), epochs=2)
+    straight = trainer()
+    seed_all(7)
+    straight.fit(squares(), squares(), epochs=2)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+
+
+def test_a_fit_that_failed_before_it_trained_replaces_no_checkpoint(tmp_path: Path) -> None:
+    tiny_trainer(folder=tmp_path).fit(squares(), epochs=1)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(TypeError, match="needs a loader that yields"):
+        tiny_trainer(folder=tmp_path).fit([1, 2], epochs=1)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["fit", "resume"])
+def test_a_fit_is_not_begun_within_a_fit(tmp_path: Path, verb: str) -> None:
+    tiny_trainer().save(tmp_path / "a.pt")
+    again = {"fit": lambda one: one.fit(squares(), epochs=1), "resume": lambda one: one.resume(tmp_path / "a.pt")}
+    trainer = tiny_trainer(callbacks=[At(2, again[verb])])
+    with pytest.raises(RuntimeError, match=f"{verb} was called while a fit of this trainer runs"):
+        trainer.fit(squares(), epochs=1)
+    trainer.callbacks.clear()
+    trainer.fit(squares(), epochs=1)
+    assert trainer.global_step == 3
 
 
 def test_a_callback_that_fails_at_the_start_ends_those_that_had_started() -> None:

@@ -35,6 +35,8 @@ from latentaug import (
 )
 from latentaug.layout import Layout
 from latentaug.robustness import measure
+from latentaug.training.callbacks import CSVLog, Progress, Ramp, TensorBoardLog, default_callbacks
+from latentaug.training.watching import HardExampleLog, ShowHardExamples
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -79,7 +81,37 @@ def fit(loader: Any = ((X, Y),), **options: Any) -> None:
 
 
 CALLS: dict[str, list[Callable[[], Any]]] = {
+    r"\bpath\b": [
+        *[lambda value=value: trainer().save(value) for value in (None, 3, b"a.pt", "")],
+        *[lambda value=value: trainer().resume(value) for value in (None, ["a.pt"])],
+        lambda: CSVLog(None),
+    ],
+    "folder": [
+        *[lambda value=value: trainer(folder=value) for value in (3, b"run", ["run"], "")],
+        lambda: TensorBoardLog(None),
+        lambda: HardExampleLog(None, X, Y),
+        lambda: default_callbacks(3),
+    ],
+    "device": [lambda value=value: trainer(device=value) for value in ("cudaa", "meta", ["cpu"], True)],
+    "monitor": [lambda value=value: fit(monitor=value) for value in ("loss", "val_iou", None, ["iou"])],
+    r"\bsteps\b": [lambda value=value: Ramp(coop(), value) for value in ("3", None, True, 0, NAN)],
+    "start": [lambda: Ramp(coop(), 3, start="a"), lambda: Ramp(coop(), 3, start=-1)],
+    "`model`": [lambda: Ramp(net(), 3), lambda: Ramp(None, 3)],
+    r"\bevery\b": [lambda: Progress("a"), lambda: Progress(NAN), lambda: HardExampleLog("a", X, Y, every=0)],
+    "show": [lambda: ShowHardExamples(X, Y, show=3)],
+    "models": [
+        lambda: measure({1: net(), "1": net()}, [(X, Y)], num_classes=3),
+        lambda: measure(nn.Conv2d(3, 3, 1), [(X, Y)], num_classes=3),
+    ],
+    "shifts": [
+        lambda: measured(shifts={"none": lambda images, severity, generator: 0 * images}),
+        lambda: measured(shifts={"mine": lambda images, severity, generator: NAN * images}),
+        lambda: measured(shifts={"mine": lambda images, severity, generator: images.long()}),
+        lambda: measured(shifts={"mine": lambda images, severity, generator: images.to("meta")}),
+    ],
     "seed": [
+        lambda: trainer(seed=2**63),
+        lambda: ShowHardExamples(X, Y, seed="a"),
         lambda: trainer(seed="a"),
         lambda: trainer(seed=1.5),
         lambda: trainer(seed=-1),
@@ -87,8 +119,15 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: measured(seed="a"),
         lambda: measured(seed=-1),
     ],
-    "severities": [lambda value=value: measured(severities=value) for value in ([], [0], [6], [True], ["1"])],
-    "then": [lambda: measured(then=3)],
+    "severities": [lambda value=value: measured(severities=value) for value in ([], [0], [6], [True], ["1"], [1.0], 3)],
+    "then": [
+        lambda: measured(then=3),
+        lambda: measured(then=lambda images: None),
+        lambda: measured(then=lambda images: images[:1]),
+        lambda: measured(then=lambda images: images[..., :16]),
+        lambda: measured(then=lambda images: NAN * images),
+        lambda: measured(then=lambda images: images.numpy()),
+    ],
     "logits": [lambda: measured(logits="out")],
     r"\bcall\b": [lambda value=value: LatentTap(net(), "2", call=value) for value in ("a", 1.0, True, None)],
     "transform": [lambda value=value: LatentTap(net(), transform=value) for value in (3, "mix", RandomChannelMask)],
@@ -101,8 +140,21 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: trainer(callbacks=["log"]),
     ],
     "precision": [lambda: trainer(precision="float8"), lambda: trainer(precision=None), lambda: trainer(precision=16)],
-    "batch": [lambda: trainer(batch=3), lambda: trainer(batch="pair")],
-    r"\bstep\b": [lambda: trainer(step="cooperative")],
+    "batch": [
+        *[lambda value=value: trainer(batch=value) for value in (3, "pair")],
+        *[lambda value=value: trainer(batch=lambda batch: value).fit([(X, Y)], epochs=1) for value in (None, "ab", X)],
+        lambda: trainer(batch=lambda batch: (*batch, 1)).evaluate([(X, Y)]),
+        lambda: trainer(batch=lambda batch: [one.numpy() for one in batch]).fit([(X, Y)], epochs=1),
+        lambda: CooperativeTrainer(net(), num_classes=3, batch=lambda batch: {}, callbacks=[]).fit([(X, Y)], epochs=1),
+    ],
+    r"\bstep\b": [
+        lambda: trainer(step="cooperative"),
+        *[
+            lambda value=value: trainer(step=lambda *args, **options: value).fit([(X, Y)], epochs=1)
+            for value in (None, X.mean(), {"loss": X.mean()})
+        ],
+        lambda: trainer(step=lambda model, images, labels, **options: model(images, labels)).fit([(X, Y)], epochs=1),
+    ],
     "allocator": [lambda: trainer(allocator="yes"), lambda: trainer(allocator=1)],
     "optimizer": [lambda: trainer(optimizer="adam"), lambda: trainer(optimizer=torch.optim.Adam(net().parameters()))],
     "scheduler": [lambda: trainer(scheduler="cosine"), lambda: trainer(scheduler=3)],
@@ -117,8 +169,17 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: fit(val_loader=X),
         lambda: measured(None),
         lambda: measured(3),
+        lambda: measured([(X[:0], Y[:0])]),
+        lambda: measured([(X.mean(), Y[0, 0, 0])]),
+        lambda: measured([(NAN * X, Y)]),
+        *[lambda value=value: trainer().evaluate(value) for value in (None, 3, X, "test", {})],
     ],
     "images": [
+        lambda: ShowHardExamples(None, Y),
+        lambda: ShowHardExamples(X.numpy(), Y),
+        lambda: coop().explain(X.numpy(), Y),
+        lambda: coop().explain(X[:0], Y[:0]),
+        lambda: coop().explain(X.repeat(1, 3, 1, 1), Y),
         lambda: step(images=X.cfloat()),
         lambda: step(images=X.half()),
         lambda: step(images=X.double()),
@@ -146,6 +207,10 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: standard_backward(coop(), X.numpy(), Y),
     ],
     "labels": [
+        lambda: ShowHardExamples(X, None),
+        lambda: HardExampleLog("run", X, Y.tolist()),
+        lambda: coop().explain(X, None),
+        lambda: coop().explain(X, Y.tolist()),
         lambda: measured([(X, Y + 1)]),
         lambda: measured([(X, Y - 1)]),
         lambda: measured([(X, Y + 0.5)]),
@@ -262,6 +327,9 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: step(coop(loss=nn.CrossEntropyLoss(reduction="none"))),
         lambda: step(coop(loss=lambda logits, labels: 1.0)),
         lambda: step(coop(loss=lambda logits, labels: None)),
+        lambda: step(coop(loss=lambda logits, labels: logits.mean().cfloat())),
+        lambda: step(coop(loss=lambda logits, labels: (logits.argmax(1) != labels).sum())),
+        lambda: step(coop(loss=nn.BCEWithLogitsLoss())),
         lambda: tapped(lambda tap, model: latent_saliency(model(X).sum().item(), tap.code)),
         lambda: tapped(lambda tap, model: latent_saliency(model(X), tap.code)),
         lambda: tapped(lambda tap, model: latent_saliency(torch.ones(()), tap.code)),
@@ -449,6 +517,9 @@ def test_a_wrong_call_is_refused_by_the_name_of_its_argument(word: str, call: Ca
 
 def test_right_calls_are_let_through() -> None:
     """What looks like a wrong one and is none."""
+    assert len(trainer(callbacks=(one for one in [la.Callback()])).callbacks) == 1
+    measured([(X.double(), Y)], severities=np.array([1, 2]), then=lambda images: images.clamp(0, 1))
+    assert step(coop(loss=lambda logits, labels: logits.mean()[None])).loss.shape == ()
     coop(num_classes=3, image_range=[0, 1], weights={"segmentation": np.float32(1)})
     trainer(clip_norm=np.float64(1.0), callbacks=()).fit([(X, Y)], epochs=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):

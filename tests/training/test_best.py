@@ -99,6 +99,19 @@ def test_there_is_nothing_to_bring_without_a_best_epoch_or_with_weights_at_hand(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_epochs_are_compared_by_what_is_monitored_now() -> None:
+    trainer = tiny_trainer(headless_coop())
+    trainer.fit(squares(), squares(), epochs=1, monitor="iou")
+    assert trainer.best is not None
+    trainer.history[0] |= {"val_iou": 0.9, "val_dice": -1.0}
+    trainer._kept.best = trainer.best._replace(value=0.9)
+    trainer.fit(squares(), squares(), epochs=2, monitor="dice")
+    assert trainer.best.epoch == 2
+    trainer.history[1]["val_iou"] = 2.0
+    trainer.fit(squares(), squares(), epochs=3, monitor="iou")
+    assert trainer.best.epoch == 2
+
+
 def test_the_best_epoch_is_shown_without_its_weights() -> None:
     assert repr(Best(3, 0.51236, {"weight": torch.zeros(99)})) == "Best(epoch=3, value=0.5124, weights in memory)"
     assert repr(Best(3, 0.5, None, folder="runs")) == "Best(epoch=3, value=0.5, weights in runs)"

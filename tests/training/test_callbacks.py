@@ -182,9 +182,9 @@ def test_a_ramp_that_starts_later_makes_no_hard_examples_before() -> None:
 @pytest.mark.parametrize(
     ("steps", "start", "said"),
     [
-        (0, 0, "Ramp needs a positive number of steps; got 0"),
-        (1, -1, "`start` must be a number of updates, 0 or more; got -1"),
-        (1, float("nan"), "`start` must be a number of updates, 0 or more; got nan"),
+        (0, 0, "steps must be a finite number above 0; got 0"),
+        (1, -1, "start must be a finite number, 0 or more; got -1"),
+        (1, float("nan"), "start must be a finite number, 0 or more; got nan"),
     ],
 )
 def test_a_ramp_of_no_length_or_before_the_training_is_refused(steps: float, start: float, said: str) -> None:

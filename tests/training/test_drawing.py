@@ -11,7 +11,7 @@ import pytest
 
 from latentaug.training.drawing import Drawing
 from latentaug.training.interrupt import Interrupted
-from tests.support.tiny_training import At, squares, tiny_trainer
+from tests.support.tiny_training import At, headless_coop, squares, tiny_trainer
 
 
 def test_epochs_of_a_distributed_sampler_are_set() -> None:
@@ -34,6 +34,15 @@ def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> 
     resumed.resume(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="of which 2 batches were used; got one of 1"):
         resumed.fit(squares(length=2), epochs=1)
+
+
+def test_a_longer_loader_in_the_middle_of_an_epoch_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stopping = [At(2, lambda trainer: trainer.save(tmp_path / "a.pt"))]
+    tiny_trainer(headless_coop(), callbacks=stopping).fit(squares(), epochs=1)
+    resumed = tiny_trainer(headless_coop())
+    resumed.resume(tmp_path / "a.pt")
+    resumed.fit(squares(batch_size=1), epochs=1)
+    assert "begun with a loader of 3 batches, of which 2 were used; this one has 6" in caplog.text
 
 
 def test_loaders_are_under_way_until_they_are_through() -> None:

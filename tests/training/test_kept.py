@@ -11,6 +11,7 @@ from torch import nn
 
 from latentaug import ranks
 from latentaug.training.kept import Kept
+from tests.support.tiny_training import headless_coop, squares, tiny_trainer
 
 
 def test_best_weights_are_kept_in_memory_or_in_the_folder(tmp_path: Path) -> None:
@@ -62,3 +63,20 @@ def test_a_folder_that_is_held_is_told_to_live(tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["training.lock"]
     assert kept.lock is None
     assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_of_another_training_is_not_replaced_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fit(*, resume: bool, epochs: int) -> str:
+        caplog.clear()
+        trainer = tiny_trainer(headless_coop(), folder=tmp_path)
+        if resume:
+            trainer.resume(tmp_path / "last.pt")
+        for epoch in range(1, epochs + 1):
+            trainer.fit(squares(), epochs=epoch)
+        return caplog.text
+
+    assert "of another training" not in fit(resume=False, epochs=2)
+    assert "of another training" not in fit(resume=True, epochs=3)
+    assert "last.pt is of another training, and will be replaced" in fit(resume=False, epochs=1)

@@ -135,3 +135,22 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match=r"training\.lock can't be written in .*file"), folder_lock(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pid": "12"}, {"pid": 0}, {"pid": -1}, {"pid": True}, {"host": 3}, {"started": None}]
+)
+def test_a_lock_that_is_damaged_holds_a_folder_only_as_long_as_it_may_live(tmp_path: Path, wrong: Any) -> None:
+    content = json.dumps({**Process.this()._asdict(), **wrong})
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(FolderInUseError, match="a process that is not known"), folder_lock(tmp_path):
+        pass
+    os.utime(tmp_path / NAME, (0, 0))
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_what_is_no_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(OSError, match=f"{NAME} can't be written in"), folder_lock(tmp_path):
+        pass

@@ -81,6 +81,17 @@ def test_parts_that_the_user_put_in_eval_mode_stay_in_it_and_are_named(caplog: p
     assert [record.levelno for record in caplog.records if record.message == message] == [logging.WARNING]
 
 
+def test_so_they_do_where_only_what_is_around_their_model_is_in_eval_mode() -> None:
+    trainer = tiny_trainer()
+    trainer.model.eval()
+    trainer.model.model.train()
+    trainer.model.model.encoder.eval()
+    seen = modes_during(trainer)
+    assert not seen["model.encoder.1"]
+    assert seen["model.decoder.0"]
+    assert seen["shape_prior"]
+
+
 def test_a_model_in_train_mode_is_not_told_of(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     assert all(modes_during(tiny_trainer()).values())
     assert told(caplog) == []

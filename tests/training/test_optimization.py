@@ -18,12 +18,13 @@ from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.callbacks import Callback
-from latentaug.training.optimization import PerStep, Precision
+from latentaug.training.optimization import PerStep, Precision, check_optimizer
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
     TinyNet,
+    headless_coop,
     squares,
     tiny_coop,
     tiny_trainer,
@@ -190,10 +191,21 @@ class NeedsClosure(torch.optim.SGD):
         return super().step(closure)
 
 
-CLOSURES = [torch.optim.LBFGS, partial(SAM, lr=0.1), partial(InTwoSteps, lr=0.1), partial(NeedsClosure, lr=0.1)]
+class NeedsLoss(torch.optim.SGD):
+    def step(self, loss_of: Any) -> Any:
+        return super().step(loss_of)
 
 
-@pytest.mark.parametrize("kind", CLOSURES, ids=["LBFGS", "SAM", "InTwoSteps", "NeedsClosure"])
+class Ascends(torch.optim.SGD):
+    def ascent_step(self) -> None: ...
+
+    def descent_step(self) -> None: ...
+
+
+CLOSURES = [torch.optim.LBFGS, *(partial(one, lr=0.1) for one in (SAM, InTwoSteps, NeedsClosure, NeedsLoss, Ascends))]
+
+
+@pytest.mark.parametrize("kind", CLOSURES, ids=["LBFGS", "SAM", "InTwoSteps", "NeedsClosure", "NeedsLoss", "Ascends"])
 @pytest.mark.parametrize("instance", [True, False])
 def test_optimizers_that_call_the_loss_are_refused_by_name_when_the_trainer_is_built(kind: Any, instance: bool) -> None:
     coop = tiny_coop()
@@ -203,6 +215,42 @@ def test_optimizers_that_call_the_loss_are_refused_by_name_when_the_trainer_is_b
     if instance:  # also where the model is yet to be wrapped
         with pytest.raises(ValueError, match=f"{name} calls the loss itself"):
             CooperativeTrainer(TinyNet(), kind(coop.parameters()), num_classes=3)
+
+
+def test_what_another_optimizer_wraps_is_looked_at_too() -> None:
+    class Ahead(torch.optim.SGD):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, lr=0.1)
+            self.inner = torch.optim.LBFGS(self.param_groups[0]["params"])
+
+    with pytest.raises(ValueError, match="LBFGS calls the loss itself"):
+        check_optimizer(Ahead([nn.Parameter(torch.ones(2))]))
+
+
+def test_parameters_that_are_unfrozen_later_train_or_are_named() -> None:
+    coop = headless_coop()
+    coop.model.encoder.requires_grad_(False)
+    trainer = tiny_trainer(coop)
+    trainer.fit(squares(), epochs=1)
+    coop.model.encoder.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"it lacks 4: model\.encoder\.0\.weight.*add_param_group"):
+        trainer.fit(squares(), epochs=2)
+    trainer.optimizer.add_param_group({"params": list(coop.model.encoder.parameters())})
+    before = coop.model.encoder[0].weight.clone()
+    trainer.fit(squares(), epochs=2)
+    assert not torch.equal(coop.model.encoder[0].weight, before)
+    coop.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the CooperativeModel requires a gradient"):
+        tiny_trainer(coop)
+
+
+def test_a_score_that_is_no_number_is_neither_good_nor_bad(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = tiny_trainer(headless_coop(), scheduler=partial(ReduceLROnPlateau, patience=0))
+    nothing = [(torch.rand(2, 1, 8, 8), torch.full((2, 8, 8), -100))]
+    trainer.fit(squares(), nothing, epochs=2)
+    assert len({row["lr"] for row in trainer.history}) == 1
+    assert "refined_iou, which is monitored, is no number" in caplog.text
+    assert trainer.best is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import SequentialLR, StepLR
 
 from latentaug.training.trainer import CooperativeTrainer
-from tests.support.tiny_training import At, same_weights, squares, tiny_coop, tiny_trainer, weights_of
+from tests.support.tiny_training import At, headless_coop, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
 WRONG: dict[str, Any] = {
     "nothing": None,
@@ -173,3 +173,37 @@ def test_the_loss_of_this_call_counts(name: str, tmp_path: Path) -> None:
     images, labels = torch.rand(2, 1, 8, 8), torch.randint(3, (2, 8, 8))
     output = coop.eval()(images, labels)
     torch.testing.assert_close(output.losses["segmentation"], LOSSES[name](5.0)(output.logits, labels))
+
+
+def frozen(*names: str, flip: bool = False) -> CooperativeTrainer:
+    """Make a trainer some of whose parameters, which have the same shapes, are frozen or come in another order."""
+    coop = headless_coop()
+    for name in names:
+        coop.model.get_parameter(name).requires_grad_(False)
+
+    def optimizer(parameters: Any) -> Any:
+        return torch.optim.Adam(parameters[::-1] if flip else parameters, lr=0.01)
+
+    return tiny_trainer(coop, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("other", [{"names": ("encoder.1.weight",)}, {"names": ("encoder.1.bias",), "flip": True}])
+def test_the_state_of_other_parameters_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    path = tmp_path / "a.pt"
+    frozen("encoder.1.bias").save(path)
+    frozen("encoder.1.bias").resume(path)
+    resumed = frozen(*other["names"], flip=other.get("flip", False))
+    with pytest.raises(ValueError, match=r"the optimizer had 'model\.\S+' where it has 'model\.\S+' in this trainer"):
+        resumed.resume(path)
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["parameters"]  # as older checkpoints are
+    torch.save(state, path)
+    resumed.resume(path)
+
+
+def test_a_seed_that_has_no_effect_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_trainer(headless_coop(), seed=1).save(tmp_path / "a.pt")
+    tiny_trainer(headless_coop(), seed=1).resume(tmp_path / "a.pt")
+    assert "seed" not in caplog.text
+    tiny_trainer(headless_coop(), seed=2).resume(tmp_path / "a.pt")
+    assert "of seed 1; this call's seed=2 has no effect" in caplog.text

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     CosineAnnealingLR,
     ExponentialLR,
+    LambdaLR,
     LinearLR,
     OneCycleLR,
     ReduceLROnPlateau,
@@ -101,7 +103,19 @@ def test_settings_that_are_not_taken_are_named(name: str, tmp_path: Path, caplog
     assert "override" in record.message
 
 
-@pytest.mark.parametrize("scheduler", [None, partial(CosineAnnealingLR, T_max=10), ReduceLROnPlateau])
+class Table:
+    """A schedule by a table, which is kept as an array."""
+
+    def __init__(self) -> None:
+        self.rates = np.linspace(1.0, 0.5, 10)
+
+    def __call__(self, epoch: int) -> float:
+        return float(self.rates[epoch])
+
+
+@pytest.mark.parametrize(
+    "scheduler", [None, partial(CosineAnnealingLR, T_max=10), ReduceLROnPlateau, lambda o: LambdaLR(o, Table())]
+)
 def test_equal_settings_are_not_named(scheduler: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = saved(tmp_path, partial(adam, lr=3e-4), scheduler)
     trainer(partial(adam, lr=3e-4), scheduler).resume(path)

@@ -58,6 +58,18 @@ def test_loaders_that_have_nothing_or_only_once_cannot_size_heads() -> None:
     with pytest.raises(ValueError, match="can't size the heads from a generator"):
         later.first_images(iter(squares()))
 
+    class Shared:
+        def __init__(self, batches: Any) -> None:
+            self.batches = iter(batches)
+
+        def __iter__(self) -> Any:
+            return self.batches
+
+    shared = Shared(squares())
+    with pytest.raises(ValueError, match="can't size the heads from a generator"):
+        later.first_images(shared)
+    assert len(list(shared)) == 3
+
 
 def test_batches_are_checked_but_for_those_that_are_lost() -> None:
     images, labels = torch.rand(2, 1, 8, 8), torch.randint(3, (2, 8, 8)).byte()

@@ -154,6 +154,22 @@ def read_header(path: Path) -> Nifti:
     return Nifti(path, shape, spacing, placements, dtype, int(start_of_voxels), slope, intercept)
 
 
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """Yield what is in a file, packed or not, in blocks of one size.
+
+    Raises:
+        OSError, EOFError, zlib.error: the file cannot be read.
+    """
+    content = bytearray()
+    with open_file(path) as file:
+        for piece in _unpacked(file):
+            content += piece
+            while len(content) >= _UNPACKED:
+                yield bytes(content[:_UNPACKED])
+                del content[:_UNPACKED]
+    yield bytes(content)
+
+
 def _unpacked(file: BinaryIO) -> Iterator[bytes]:
     """Yield a file's bytes in pieces; gzip, known by its first bytes, is unpacked, and its checksums are checked."""
     packed = file.read(_PACKED)

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cardiac.data.nifti import MAX_FRAME_VOXELS, Nifti, Unfit, read_header
+from cardiac.data.nifti import MAX_FRAME_VOXELS, Nifti, Unfit, blocks_of, read_header
 from cardiac.data.preprocess import (
     PADDED,
     SPACING,
@@ -290,7 +291,16 @@ def _exists(path: Path) -> bool:
 def _volume(folder: Path, stem: str) -> Path:
     """A volume's file, packed or not; the packed one's path if there is neither."""
     paths = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
-    return next((path for path in paths if _exists(path)), paths[0])
+    there = [path for path in paths if _exists(path)]
+    if len(there) > 1:
+        _see_that_they_are_one(*there)
+    return there[0] if there else paths[0]
+
+
+def _see_that_they_are_one(packed: Path, unpacked: Path) -> None:
+    """Refuse a file beside which an unpacked one of other content lies: which of them is meant, nobody says."""
+    if any(ours != theirs for ours, theirs in zip_longest(_blocks(packed), _blocks(unpacked))):
+        raise DataError(f"{packed}: {unpacked.name} lies beside it, and differs; remove the one that is not meant.")
 
 
 def _collect(folders: Iterable[Path], prefix: str = "") -> dict[str, Path]:
@@ -442,6 +452,11 @@ def _see_that_it_stays_small(image: Nifti) -> None:
 def _header(path: Path) -> Nifti:
     with _reading_nifti(path):
         return read_header(path)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with _reading_nifti(path):
+        yield from blocks_of(path)
 
 
 def _voxels(file: Nifti) -> npt.NDArray[np.generic]:

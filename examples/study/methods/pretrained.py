@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from study.data.frame import DataError
+from study.data.plain_files import open_file
 
 _NESTED = ("state_dict", "model", "model_state_dict")  # where checkpoints have the weights
 _PREFIXES = ("encoder.", "model.encoder.", "module.encoder.", "backbone.", "module.", "")
@@ -36,7 +38,7 @@ def load_encoder(network: nn.Module, file: Path) -> None:
     if other := [name for name, value in given.items() if value.shape != own[name].shape]:
         shapes = f"{tuple(given[other[0]].shape)}, not {tuple(own[other[0]].shape)}"
         raise DataError(f"--pretrained {file}: {other[0]} has the shape {shapes}. Pass weights of the same encoder.")
-    encoder.load_state_dict(given, strict=False)
+    _load(encoder, given, f"--pretrained {file}", strict=False)
 
 
 def load_trained(network: nn.Module, file: Path) -> None:
@@ -48,25 +50,41 @@ def load_trained(network: nn.Module, file: Path) -> None:
     found = _read(file, "--start")
     if any(name.startswith("model.") for name in found):  # what a run keeps: the network, and what stood beside it
         found = {name.removeprefix("model."): value for name, value in found.items() if name.startswith("model.")}
+    _load(network, found, f"--start {file}")
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], what: str, *, strict: bool = True) -> None:
+    own = module.state_dict()
+    for name, value in weights.items():
+        if name in own and own[name].is_floating_point() != value.is_floating_point():
+            raise DataError(f"{what}: {name} is of {value.dtype}, not {own[name].dtype}. Pass weights of this network.")
     try:
-        network.load_state_dict(found)
+        module.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"--start {file}: these are no weights of the network ({reason}). Correct --model.") from None
+        raise DataError(f"{what}: these are no weights of the network ({reason}). Correct --model.") from None
 
 
 def _read(file: Path, flag: str) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with open_file(file) as opened:
+            if zipfile.is_zipfile(opened) and (damaged := zipfile.ZipFile(opened).testzip()) is not None:
+                raise ValueError(f"it is damaged, in {damaged}")
+            opened.seek(0)
+            content: Any = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is none may raise
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{flag} {file}: cannot be read ({reason}). Pass a file of weights, by torch.save.") from None
     for name in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    found = {str(name): value for name, value in dict(content).items() if isinstance(value, Tensor)}
+    items = content.items() if isinstance(content, Mapping) else ()
+    found = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not found:
         raise DataError(f"{flag} {file}: holds no weights. Pass a file with a state dict.")
+    for name, value in found.items():
+        if value.is_complex() or not (value.is_meta or value.isfinite().all()):
+            raise DataError(f"{flag} {file}: {name} is complex or not finite. Pass another checkpoint.")
     return found
 
 

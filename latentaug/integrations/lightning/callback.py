@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.schedule import advance
-from latentaug.checks import shown
+from latentaug.checks import random_source, shown
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.discovery.suggest import IMAGE
 from latentaug.tap.augmented import Augmented, Transforms, augmented
@@ -60,6 +60,7 @@ class LatentAugmentation(Callback):
             _check_transform(one)
         if network is not None and not isinstance(network, str):
             raise TypeError(f'network must be a name, such as "model"; got {shown(network)}.')
+        random_source(generator)
         self.transforms, self.network, self.generator = transforms, network, generator
         self._schedules = nn.ModuleList(given)  # type: ignore[arg-type]
         self._augmented: Augmented | _AugmentedImages | None = None

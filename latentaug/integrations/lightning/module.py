@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule
@@ -24,7 +23,7 @@ from latentaug.integrations.lightning.frugal import (
     watched,
     without_reducing,
 )
-from latentaug.training.batches import as_pair
+from latentaug.training.batches import made_by
 from latentaug.training.evaluation import losses_of, overlaps_of, scores_of
 from latentaug.training.metrics import Overlap
 from latentaug.training.optimization import OptimizerChoice, build_optimizer
@@ -111,7 +110,7 @@ class CooperativeModule(LightningModule):
         self.coop = coop
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._to_pair = partial(as_pair, who="CooperativeModule") if batch is None else batch
+        self._to_pair = made_by(batch, "CooperativeModule")
         self._watched: str | None = None
         self._overlaps: list[list[Overlap]] = []
 

@@ -496,6 +496,18 @@ def test_unpacked_volumes_are_the_same_frames(release: tuple[Path, Callable[...,
     assert patients_below(root) == {path.parent.name.removeprefix("patient") for path in volumes}
 
 
+def test_an_unpacked_volume_that_differs_from_the_packed_one_beside_it_is_named(acdc: Path) -> None:
+    path = acdc / "training/patient001/patient001_frame01_gt.nii.gz"
+    unpack(path, keep=True)
+    read_acdc(acdc, size=32)
+    edited = path.with_suffix("")
+    content = bytearray(edited.read_bytes())
+    content[-1] ^= 1
+    edited.write_bytes(content)
+    with pytest.raises(DataError, match=r"frame01_gt\.nii\.gz: patient001_frame01_gt\.nii lies beside it, and differs"):
+        read_acdc(acdc, size=32)
+
+
 def test_a_missing_unpacked_volume_is_named(acdc: Path) -> None:
     for path in acdc.rglob("*.nii.gz"):
         unpack(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def test_a_network_is_built_with_them_and_says_so(tmp_path: Path) -> None:
     [
         (b"no weights", "cannot be read"),
         ({"epoch": 3}, "holds no weights"),
+        *[(one, "holds no weights") for one in ([1, 2], (1,), 3, None, "text", torch.ones(3))],
+        ({"conv1.weight": torch.full((64, 1, 7, 7), float("nan"))}, "conv1.weight is complex or not finite"),
+        ({"conv1.weight": torch.ones(64, 1, 7, 7).cfloat()}, "conv1.weight is complex or not finite"),
         ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, "lacks bn1.weight"),
     ],
 )
@@ -69,4 +73,22 @@ def test_a_whole_network_is_loaded_alone_or_from_a_checkpoint_and_others_are_ref
         assert all(torch.equal(value, given[name]) for name, value in network.state_dict().items())
     torch.save(nn.Linear(2, 2).state_dict(), file)
     with pytest.raises(DataError, match="these are no weights of the network"):
+        load_trained(unet(), file)
+
+
+def test_weights_that_are_damaged_or_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    file, whole = tmp_path / "weights.pt", unet().state_dict()
+    torch.save({name: value.long() for name, value in whole.items()}, file)
+    for load in (load_trained, load_encoder):
+        with pytest.raises(DataError, match=r"is of torch\.int64, not torch\.float32"):
+            load(unet(), file)
+    torch.save(whole, file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be read .*damaged"):
+        load_trained(unet(), file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="cannot be read"):
         load_trained(unet(), file)
