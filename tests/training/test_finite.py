@@ -145,7 +145,7 @@ def test_a_best_epoch_is_never_one_of_lost_weights(tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in (tmp_path / "last.pt", tmp_path / "best.pt")}
     with torch.no_grad():
         next(trainer.model.parameters()).view(-1)[0] = math.nan
-    trainer._keep_best(2, 2.0)
+    trainer._keep_best(2, {"val_refined_iou": 2.0}, "refined_iou")
     trainer._save_last()
     assert trainer.best.epoch == 1
     assert all(path.read_bytes() == content for path, content in files.items())
