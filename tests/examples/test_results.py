@@ -170,3 +170,22 @@ def test_differences_on_nuclei_are_those_of_the_scores(
     assert re.findall(r"\d+\.\d", quoted) == [
         f"{100 * abs(value):.1f}" for value in (found.mean, *found.draws.values())
     ]
+
+
+@pytest.mark.parametrize(
+    ("images", "folder", "augment"),
+    [
+        ("cardiac MR", CARDIAC / "wrapped", "none"),
+        ("cardiac MR, on `GIN`", CARDIAC / "wrapped", "gin"),
+        ("nuclei", NUCLEI, "none"),
+        ("nuclei, on `GIN`", NUCLEI, "gin"),
+    ],
+)
+def test_gains_that_the_readme_quotes_are_those_of_the_scores(images: str, folder: Path, augment: str) -> None:
+    expected = [images]
+    for name in ("default, equal time", "default"):
+        scores = together([folder / augment, folder / "time" / augment])
+        scores = [score for score in scores if score.metric == "dice" and score.method in (name, "plain")]
+        (found,) = (one for one in compare(scores, "plain") if one.column == SHIFTED)
+        expected += [f"{100 * found.mean:+.1f}", ", ".join(f"{100 * value:+.1f}" for value in found.draws.values())]
+    assert f"| {' | '.join(expected)} |" in (EXAMPLES.parent / "README.md").read_text()

@@ -81,7 +81,9 @@ def measure_cost(method: str, network: Network, preset: Preset, batch: Batch, de
         device: Where to train.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = network.build(preset, METHODS[method].options).to(device).to(memory_format=torch.channels_last).train()
+        model = (
+            network.build(preset, METHODS[method].arguments).to(device).to(memory_format=torch.channels_last).train()
+        )
         steps = [
             _plain_step(deepcopy(model.model), model.loss, preset, device),
             _own_step(method, model, preset, device),

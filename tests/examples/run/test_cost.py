@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cardiac.run.presets import Preset
+from latentaug import CooperativeModel
 from study.data.frame import DataError
 from study.methods import METHODS
 from study.methods.network import Network
@@ -144,3 +145,21 @@ def test_a_preset_without_warm_up_stays_without() -> None:
     preset, iterations = in_equal_time(Preset(), 10, 100.0)
     assert preset == Preset()
     assert iterations == 1
+
+
+@pytest.mark.parametrize(("method", "heads"), [("plain", False), ("standard", True), ("cooperative", True)])
+def test_a_method_is_measured_with_the_heads_that_it_trains(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float], batch: tuple[Tensor, Tensor], method: str, heads: bool
+) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    built: list[CooperativeModel] = []
+
+    def own(_: str, model: CooperativeModel, *__: object) -> object:
+        built.append(model)
+        return lambda *_: clock.__setitem__(0, clock[0] + 1)
+
+    monkeypatch.setattr(cost, "_own_step", own)
+    monkeypatch.setattr(cost, "_plain_step", lambda *_: lambda *_: clock.__setitem__(0, clock[0] + 1))
+    measure_cost(method, Network("smp:Unet:resnet18"), TINY, batch, CPU)
+    (model,) = built
+    assert [model.reconstruction is not None, model.shape_prior is not None] == [heads, heads]
