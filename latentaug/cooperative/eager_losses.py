@@ -32,7 +32,7 @@ class Losses:
         >>> losses.end("branch", losses.start("branch", code).square().sum())
         >>> losses.saliencies("branch", [code]), code.grad
         ([tensor([2., 4.])], None)
-        >>> losses.add("trunk", code.sum())
+        >>> _ = losses.add("trunk", code.sum())
         >>> losses.backward()
         >>> code.grad
         tensor([ 7., 13.])
