@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,6 +84,7 @@ def measure(
     chosen = _severities(severities)
     keys = [(CLEAN, 0), *((name, severity) for name in given for severity in chosen)]
     scores: dict[tuple[str, str, int], list[float]] = {(model, *key): [] for model in named for key in keys}
+    lost: list[tuple[str, str, int]] = []
     readers = {name: LogitsReader(num_classes, logits) for name in named}
     with ExitStack() as stack:
         for model in named.values():
@@ -104,8 +104,9 @@ def measure(
                         returned = model(_to(changed, model))
                     found = readers[name].main(returned, images.shape[2:])
                     if not found.isfinite().all():
-                        _tell_of_lost(name, shift, severity)
+                        lost.append((name, shift, severity))
                     scores[name, shift, severity] += dice_of_cases(found, labels, num_classes, ignore_index)
+    _tell_of_lost(lost)
     if not next(iter(scores.values())):
         raise ValueError("loader must yield one batch at least; got none.")
     return Robustness(scores)
@@ -134,12 +135,12 @@ def dice_of_cases(logits: Tensor, labels: Tensor, num_classes: int, ignore_index
     return list((hits / both).nanmean(0).tolist())
 
 
-@cache
-def _tell_of_lost(model: str, shift: str, severity: int) -> None:
-    """Say once that what is scored is not what a network is meant to return."""
-    logger.warning(
-        "%s returns logits that are not finite under %s %d; its Dice there says little.", model, shift, severity
-    )
+def _tell_of_lost(lost: Iterable[tuple[str, str, int]]) -> None:
+    """Say where what is scored is not what a network is meant to return."""
+    for model, shift, severity in dict.fromkeys(lost):
+        logger.warning(
+            "%s returns logits that are not finite under %s %d; its Dice there says little.", model, shift, severity
+        )
 
 
 def _severities(severities: object) -> list[int]:

@@ -95,7 +95,7 @@ def tell_of_no_score(epoch: int, monitor: str) -> None:
     """Say that an epoch can't be the best one, nor a bad one."""
     logger.warning(
         "Epoch %d: %s, which is monitored, is no number: none of its classes is labelled or predicted in validation. "
-        " The epoch counts neither as the best one nor for a schedule. Look at the labels, or monitor another.",
+        "The epoch counts neither as the best one nor for a schedule. Look at the labels, or monitor another.",
         epoch,
         monitor,
     )

@@ -214,13 +214,12 @@ class ShowHardExamples(Callback):
         seed: int = 0,
         show: Callable[[Figure], Any] | None = None,
     ) -> None:
-        _check_batch(images, labels, seed)
+        self.looks = _Looks(images, labels, every, samples, seed)
         if images.ndim not in (4, 5):
             raise ValueError(
                 f"ShowHardExamples draws images [B, C, H, W] or [B, C, D, H, W]; got {tuple(images.shape)}. "
                 "HardExampleLog has curves of others."
             )
-        self.looks = _Looks(images, labels, every, samples, seed)
         function("show", show)
         self._show = show
 

@@ -97,14 +97,18 @@ def test_a_lock_of_a_container_with_ids_of_its_own_is_not_judged_by_them(tmp_pat
         pass
 
 
+def see_that_it_counts_until_it_is_old(folder: Path, content: bytes) -> None:
+    (folder / NAME).write_bytes(content)
+    with pytest.raises(FolderInUseError, match="a process that is not known"), folder_lock(folder):
+        pass
+    os.utime(folder / NAME, (0, 0))
+    with folder_lock(folder):
+        pass
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 1}', b"\xff"])
 def test_a_damaged_lock_counts_until_it_is_old(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(FolderInUseError, match="a process that is not known"), folder_lock(tmp_path):
-        pass
-    os.utime(tmp_path / NAME, (0, 0))
-    with folder_lock(tmp_path):
-        pass
+    see_that_it_counts_until_it_is_old(tmp_path, content)
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +145,7 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     "wrong", [{"pid": "12"}, {"pid": 0}, {"pid": -1}, {"pid": True}, {"host": 3}, {"started": None}]
 )
 def test_a_lock_that_is_damaged_holds_a_folder_only_as_long_as_it_may_live(tmp_path: Path, wrong: Any) -> None:
-    content = json.dumps({**Process.this()._asdict(), **wrong})
-    (tmp_path / NAME).write_text(content)
-    with pytest.raises(FolderInUseError, match="a process that is not known"), folder_lock(tmp_path):
-        pass
-    os.utime(tmp_path / NAME, (0, 0))
-    with folder_lock(tmp_path):
-        pass
+    see_that_it_counts_until_it_is_old(tmp_path, json.dumps({**Process.this()._asdict(), **wrong}).encode())
 
 
 def test_what_is_no_lock_is_named(tmp_path: Path) -> None:

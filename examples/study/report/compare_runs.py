@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def together(runs: Sequence[Path], file: str = FILE) -> list[Score]:
-    """Read the scores of all runs; where runs differ in what `additions` knows of, methods are called by it too.
+    """Read the scores of all runs, and put them together as `joined` does.
 
     Args:
         runs: Their folders.
@@ -75,15 +75,32 @@ def together(runs: Sequence[Path], file: str = FILE) -> list[Score]:
     Raises:
         DataError: a file cannot be read, or two runs have the same method and draw.
     """
+    return joined([(run, scores_of(run, file)) for run in runs])
+
+
+def scores_of(run: Path, file: str = FILE) -> list[Score]:
+    """Read the scores of one run.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return read_scores(run, file)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
+
+
+def joined(runs: Sequence[tuple[Path, Sequence[Score]]]) -> list[Score]:
+    """Return the scores of all runs; where runs differ in what `additions` knows of, methods are called by it too.
+
+    Raises:
+        DataError: two runs have the same method and draw.
+    """
     scores: list[Score] = []
     there: dict[tuple[str, int], Path] = {}
-    called = additions(runs)
-    for run in runs:
-        try:
-            some = read_scores(run, file)
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Pass a folder of a run.") from None
-        some = [score._replace(method=score.method + called[run]) for score in some]
+    called = additions([run for run, _ in runs])
+    for run, its_own in runs:
+        some = [score._replace(method=score.method + called[run]) for score in its_own]
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):
             if (method, draw) in there:
                 raise DataError(

@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from study.data.frame import DataError
 from study.domains import DOMAINS, domain_of
 from study.methods.augmentations import NONE
-from study.report.compare_runs import settings_of, together
+from study.report.compare_runs import joined, scores_of, settings_of
 from study.report.comparison import SHIFTED, Difference, compare, comparison_grid
 from study.report.figures import hues
 from study.report.tables import markdown
-from study.run.scores import AVERAGE, PART
+from study.run.scores import AVERAGE, PART, Score
 
 PLAIN = "plain"
 TITLES = {SHIFTED: "average\nof shifts"} | {domain.clean: f"{domain.clean}\n(in-domain)" for domain in DOMAINS}
@@ -72,11 +72,11 @@ def gains_of(
     """
     panels: dict[str, list[Difference]] = {}
     for (domain, augmentation), alike in _alike(runs).items():
-        scores = [score for score in together(alike) if score.metric == "dice"]
+        scores = joined(alike)
         if PLAIN not in {score.method for score in scores}:
+            folders = ", ".join(str(run) for run, _ in alike)
             raise DataError(
-                f"{', '.join(map(str, alike))}: {PLAIN} under --augment {augmentation} is not there. Pass the folder "
-                "that has it too."
+                f"{folders}: {PLAIN} under --augment {augmentation} is not there. Pass the folder that has it too."
             )
         found = panels.setdefault(domain, [])
         for difference in compare(scores, PLAIN):
@@ -131,12 +131,13 @@ def _draw(axes: Axes, differences: Sequence[Difference], methods: Sequence[str],
     axes.set_xticks(range(len(columns)), [TITLES.get(name, name.removeprefix("Rand")) for name in columns])
 
 
-def _alike(runs: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
-    """Sort runs by their kind of images and their augmentation."""
-    found: dict[tuple[str, str], list[Path]] = {}
+def _alike(runs: Sequence[Path]) -> dict[tuple[str, str], list[tuple[Path, list[Score]]]]:
+    """Read the Dice of runs, and sort it by their kind of images and their augmentation."""
+    found: dict[tuple[str, str], list[tuple[Path, list[Score]]]] = {}
     for run in runs:
-        domain = domain_of(score.column for score in together([run]))
-        found.setdefault((domain.name, str(settings_of(run).get("augment", NONE))), []).append(run)
+        scores = [score for score in scores_of(run) if score.metric == "dice"]
+        kind = domain_of(score.column for score in scores).name, str(settings_of(run).get("augment", NONE))
+        found.setdefault(kind, []).append((run, scores))
     return found
 
 
