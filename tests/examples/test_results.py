@@ -25,7 +25,7 @@ MEGABYTE = 1_000_000
 
 def test_results_are_small() -> None:
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 6 * MEGABYTE
+    assert sum(path.stat().st_size for path in files) < 5 * MEGABYTE
     assert [path for path in files if path.suffix != ".png" and path.stat().st_size > MEGABYTE] == []
 
 
