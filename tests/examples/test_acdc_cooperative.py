@@ -41,7 +41,7 @@ TINY = [
 ]
 FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),
-    *("scores.csv.gz", "table.json", "table.md", "table.png", "validation.csv.gz"),
+    *("scores.csv.xz", "table.json", "table.md", "table.png", "validation.csv.xz"),
 ]
 
 
@@ -144,10 +144,10 @@ def test_the_last_line_says_where_the_results_are(
 
 
 def test_what_is_finished_is_not_run_again(whole: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (whole / "scores.csv.gz").read_bytes()
+    before = (whole / "scores.csv.xz").read_bytes()
     monkeypatch.setattr(experiment, "train_and_test", None)
     assert acdc_cooperative.main([*flags, "--output", str(whole)]) == 0
-    assert (whole / "scores.csv.gz").read_bytes() == before
+    assert (whole / "scores.csv.xz").read_bytes() == before
 
 
 @contextmanager
@@ -172,10 +172,10 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(
     with interrupted_at(2, monkeypatch):
         assert acdc_cooperative.main([*flags, "--output", str(output)]) == 130
     assert f"--output '{output}'" in capsys.readouterr().err
-    assert not (output / "scores.csv.gz").exists()
+    assert not (output / "scores.csv.xz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(output)]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (output / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (output / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_a_killed_run_goes_on_to_the_same_scores(
@@ -228,7 +228,7 @@ acdc_cooperative.main(sys.argv[1:])
     assert process.returncode == -signal.SIGKILL
     assert acdc_cooperative.main([*arguments, "--resume"]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
@@ -245,10 +245,10 @@ def test_a_run_that_found_too_little_memory_goes_on_later_to_the_same_scores(
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: --batch-size 4 was too much for the memory of cpu: lower --batch-size")
-    assert not (tmp_path / "run" / "scores.csv.gz").exists()
+    assert not (tmp_path / "run" / "scores.csv.xz").exists()
     assert acdc_cooperative.main([*flags, "--output", str(tmp_path / "run")]) == 0
     assert "going on from iteration 2" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_without_a_shape_prior_there_is_one_stage(flags: list[str], tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_measuring_a_step_changes_no_training(
     for method in ("standard", "cooperative"):
         ours, theirs = (torch.load(run / method / "draw-0" / "last.pt", weights_only=True) for run in (tmp_path, whole))
         assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
-    assert (tmp_path / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_in_equal_time_iterations_and_schedule_shrink_by_the_first_cost_that_was_measured(
@@ -482,7 +482,7 @@ def test_volumes_are_kept_where_it_is_said_and_the_scores_are_the_same_without(
         before = {*user_cache.rglob("*")}
         assert acdc_cooperative.main([*flags, *standard, *choice, "--output", str(output)]) == 0
         assert {*user_cache.rglob("*")} == before
-        one, other = (folder / "standard" / "draw-0" / "scores.csv.gz" for folder in (output, whole))
+        one, other = (folder / "standard" / "draw-0" / "scores.csv.xz" for folder in (output, whole))
         assert one.read_bytes() == other.read_bytes()
     assert (tmp_path / "kept").is_dir()
 
@@ -499,7 +499,7 @@ def test_the_share_of_time_spent_on_data_is_said_and_kept(
 def test_methods_may_be_run_apart_in_any_order(whole: Path, flags: list[str], tmp_path: Path) -> None:
     for method in ("cooperative", "standard"):
         assert acdc_cooperative.main([*flags, "--output", str(tmp_path), "--methods", method]) == 0
-    assert (tmp_path / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_a_split_may_be_given(flags: list[str], tmp_path: Path) -> None:
@@ -524,7 +524,7 @@ def test_published_numbers_are_shown_and_change_no_result(
     file.write_text("method,stage,column,value\npaper,FTN,average,0.125\n")
     assert acdc_cooperative.main([*flags, "--published", str(file), "--output", str(tmp_path / "run")]) == 0
     assert "0.125" in next(line for line in capsys.readouterr().out.splitlines() if "| paper " in line)
-    for name in ("scores.csv.gz", "comparison.csv", "configuration.json"):
+    for name in ("scores.csv.xz", "comparison.csv", "configuration.json"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -656,7 +656,7 @@ def test_results_of_other_settings_are_not_mixed(
     [
         (lambda folder: (folder / "configuration.json").write_text('{"preset": '), "configuration.json: not a file of"),
         (lambda folder: (folder / "standard" / "draw-0" / "log.csv").unlink(), "log.csv: cannot be read"),
-        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv.gz").unlink(), "scores.csv.gz: cannot be read"),
+        (lambda folder: (folder / "standard" / "draw-0" / "scores.csv.xz").unlink(), "scores.csv.xz: cannot be read"),
     ],
 )
 def test_damaged_results_are_named(

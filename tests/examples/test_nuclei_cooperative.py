@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(
         assert nuclei_cooperative.main([*TINY, "--output", str(tmp_path / "run")]) == 130
     assert nuclei_cooperative.main([*TINY, "--output", str(tmp_path / "run"), "--resume"]) == 0
     assert "going on from iteration" in capsys.readouterr().out
-    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ nuclei_cooperative.main(sys.argv[1:])
     process = subprocess.run([sys.executable, "-c", program, *arguments], env=environment)
     assert process.returncode == -signal.SIGKILL
     assert nuclei_cooperative.main([*arguments, "--resume"]) == 0
-    assert (tmp_path / "run" / "scores.csv.gz").read_bytes() == (whole / "scores.csv.gz").read_bytes()
+    assert (tmp_path / "run" / "scores.csv.xz").read_bytes() == (whole / "scores.csv.xz").read_bytes()
 
 
 def test_fine_tuning_starts_from_a_training_before(whole: Path, tmp_path: Path) -> None:

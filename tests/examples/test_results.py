@@ -11,10 +11,11 @@ from statistics import fmean
 
 import pytest
 
-from study.report.compare_runs import costs_of_all, together
+from study.report.compare_runs import costs_of_all, main, together
 from study.report.comparison import SHIFTED, Difference, compare
 from study.report.summary import summary_grid
 from study.report.tables import columns_of, tabulate
+from study.run.outputs import Outputs
 from study.run.scores import AVERAGE, FILE
 from tests.examples.test_architecture import EXAMPLES
 
@@ -44,6 +45,14 @@ def test_commands_name_no_folder_of_the_machine_that_ran_them() -> None:
 def test_scores_can_be_read(folder: Path) -> None:
     trained = {(path.parent.parent.name, path.parent.name) for path in folder.glob("*/draw-*/done.json")}
     assert {(score.method, f"draw-{score.draw}") for score in together([folder])} == trained
+
+
+@pytest.mark.parametrize("folder", [CARDIAC / "unet_plain", CARDIAC / "wrapped" / "gin"], ids=lambda path: path.name)
+def test_what_a_run_makes_of_its_scores_can_be_made_of_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
+    assert main([str(folder), "--output", str(tmp_path / "again")]) == 0
+    assert {"table.md", "table.json"} <= {path.name for path in (tmp_path / "again").iterdir()}
+    outputs = Outputs(folder, {}, defaults={})
+    assert all(len(one.log) > 1 for one in outputs.finished(["plain"]))
 
 
 @cache

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import codecs
 import errno
+import gzip
+import lzma
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +68,19 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise ValueError("it holds bytes that are no text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_compressed(path: Path) -> str:
+    """Read a text in UTF-8 from a file whose name says how it is compressed: ".xz", ".gz", or neither.
+
+    Raises:
+        OSError: it cannot be opened, is too large, or is damaged.
+    """
+    decompress = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
+    try:
+        return decompress(read_bytes(path)).decode()
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        raise OSError(errno.EIO, f"it is damaged: {error}", str(path)) from None
 
 
 def is_there(path: Path) -> bool:

@@ -25,7 +25,7 @@ from study.data.frame import DataError
 from study.domains import DOMAINS, domain_of
 from study.report.compare_runs import costs_of_all, together
 from study.report.tables import COST, markdown, same_draws
-from study.run.scores import FILE, PART, VALIDATION, Score
+from study.run.scores import FILE, PART, VALIDATION, Score, has_scores
 
 RESAMPLES = 2000
 FEWEST = 3
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         tested, costs = together(options.runs), costs_of_all(options.runs)
-        validated = together([run for run in options.runs if (run / VALIDATION).exists()], VALIDATION)
+        validated = together([run for run in options.runs if has_scores(run, VALIDATION)], VALIDATION)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
 import io
+import lzma
 import math
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from study.data.plain_files import read_bytes
+from study.data.plain_files import read_compressed
 from study.run.files import replacing
 
-FILE, UNCOMPRESSED = "scores.csv.gz", "scores.csv"
-VALIDATION = "validation.csv.gz"
+FILE = "scores.csv.xz"
+VALIDATION = "validation.csv.xz"
 """The same of the patients to choose by, under shifts that no test has."""
 
 AVERAGE = "average"
@@ -77,30 +76,38 @@ def write_scores(folder: Path, scores: Iterable[Score], file: str = FILE) -> Non
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Score._fields)
     writer.writerows(score._replace(value=round(score.value, 2 * METRICS[score.metric].digits)) for score in scores)
-    with replacing(folder / file) as temporary:
-        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    if file == FILE:
-        (folder / UNCOMPRESSED).unlink(missing_ok=True)
+    newest, *older = _paths(folder, file)
+    with replacing(newest) as temporary:
+        temporary.write_bytes(lzma.compress(text.getvalue().encode()))
+    for path in older:
+        path.unlink(missing_ok=True)
+
+
+def has_scores(folder: Path, file: str = FILE) -> bool:
+    """Tell whether a folder has a file of scores, also one of an earlier version."""
+    return any(path.exists() for path in _paths(folder, file))
 
 
 def read_scores(folder: Path, file: str = FILE) -> list[Score]:
-    """Read a folder's file of scores, also one that an earlier version left uncompressed.
+    """Read a folder's file of scores, also one of an earlier version, which compressed it otherwise or not at all.
 
     Raises:
         OSError: there is none, or it is damaged.
     """
-    path = folder / file
-    if file == FILE and not path.exists() and (folder / UNCOMPRESSED).exists():
-        path = folder / UNCOMPRESSED
+    newest, *older = _paths(folder, file)
+    path = next((path for path in (newest, *older) if path.exists()), newest)
     try:
-        data = read_bytes(path)
-        text = (gzip.decompress(data) if path.name != UNCOMPRESSED else data).decode()
-        lines = csv.DictReader(io.StringIO(text))
+        lines = csv.DictReader(io.StringIO(read_compressed(path)))
         if tuple(lines.fieldnames or ()) != Score._fields:
             raise ValueError(f"its columns are not {', '.join(Score._fields)}")
         return [_score(line) for line in lines]
-    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise OSError(errno.EIO, f"it is damaged: {error}", str(path)) from None
+
+
+def _paths(folder: Path, file: str) -> list[Path]:
+    """Return where a file of scores may be: as it is written now, and as earlier versions wrote it."""
+    return [(folder / file).with_suffix(suffix) for suffix in (".xz", ".gz", "")]
 
 
 def _score(line: dict[str, Any]) -> Score:

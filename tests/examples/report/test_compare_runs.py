@@ -97,9 +97,9 @@ def test_what_a_run_makes_of_its_scores_is_made_again_from_a_folder_of_results(
     ("others", "error"),
     [
         (["b", "--reference", "mixup"], "--reference mixup: no run has it; they have standard, cooperative"),
-        (["c"], "c/scores.csv.gz: cannot be read"),
+        (["c"], "c/scores.csv.xz: cannot be read"),
         (["b", "--output", "a"], "--output a: the scores are read from there"),
-        (["b", "--output", "a/scores.csv.gz"], "a/scores.csv.gz: cannot be written to"),
+        (["b", "--output", "a/scores.csv.xz"], "a/scores.csv.xz: cannot be written to"),
         (["a"], "a: has standard, draw 0, as .*a has. Leave one of them out"),
     ],
 )
@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_one_line(
     assert re.search(error, said)
 
 
-@pytest.mark.parametrize("name", ["scores.csv.gz", "configuration.json"])
+@pytest.mark.parametrize("name", ["scores.csv.xz", "configuration.json"])
 def test_a_pipe_in_a_runs_folder_is_refused_and_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     for arguments, error in (
         ([whole, alone], "alone: plain under --augment gin is not there. Pass the folder that has it too."),
         ([whole, "--methods", "dsu"], "nothing to compare with plain."),
-        ([str(tmp_path / "none")], "none/scores.csv.gz: cannot be read"),
+        ([str(tmp_path / "none")], "none/scores.csv.xz: cannot be read"),
     ):
         assert main(arguments) == 2
         said = capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_the_page_is_made_from_the_folder_alone_and_always_the_same(copy: Path, 
 
 
 def test_other_metrics_than_dice_change_nothing(copy: Path, text: str) -> None:
-    for file in copy.glob("*/*/scores.csv.gz"):
+    for file in copy.glob("*/*/scores.csv.xz"):
         distance = Score("standard", 0, "FTN", "ACDC", "007", "ED", "LV", "hd95", 23.5)
         write_scores(file.parent, [*read_scores(file.parent), distance])
     assert write(copy) == text

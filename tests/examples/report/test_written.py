@@ -52,7 +52,7 @@ def test_a_report_carries_the_configuration_in_every_file(tmp_path: Path, scores
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "comparison.csv",
         "configuration.json",
-        "scores.csv.gz",
+        "scores.csv.xz",
         "table.json",
         "table.md",
         "table.png",
@@ -141,7 +141,7 @@ def test_published_rows_are_shown_below_and_not_mixed_with_the_runs_own(tmp_path
 
 def test_a_report_is_the_same_when_it_is_written_again(tmp_path: Path, scores: list[Score]) -> None:
     write_report(tmp_path, scores, CONFIGURATION, [])
-    files = [tmp_path / name for name in ("scores.csv.gz", "table.json", "table.md", "comparison.csv")]
+    files = [tmp_path / name for name in ("scores.csv.xz", "table.json", "table.md", "comparison.csv")]
     first = [file.read_bytes() for file in files]
     write_report(tmp_path, read_scores(tmp_path), CONFIGURATION, [])
     assert [file.read_bytes() for file in files] == first

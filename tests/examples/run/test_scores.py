@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from study.run.scores import Score, column_mean, read_scores, write_scores
+from study.run.scores import Score, column_mean, has_scores, read_scores, write_scores
 
 LINE = Score("cooperative", 0, "FTN+STN", "RandSpike", "007", "ED", "LV", "dice", 0.8304)
 
 
 def test_scores_come_back_from_a_file_whose_header_is_fixed(tmp_path: Path) -> None:
     write_scores(tmp_path, [LINE])
-    assert gzip.decompress((tmp_path / "scores.csv.gz").read_bytes()).decode().splitlines() == [
+    assert lzma.decompress((tmp_path / "scores.csv.xz").read_bytes()).decode().splitlines() == [
         "method,draw,stage,column,patient,phase,structure,metric,value",
         "cooperative,0,FTN+STN,RandSpike,007,ED,LV,dice,0.8304",
     ]
@@ -39,13 +41,18 @@ def test_the_same_scores_make_the_same_bytes_whenever_and_wherever(
         folder.mkdir()
         monkeypatch.setattr(time, "time", lambda number=number: 1e9 + number)
         write_scores(folder, [LINE])
-    first, second = ((tmp_path / name / "scores.csv.gz").read_bytes() for name in "ab")
+    first, second = ((tmp_path / name / "scores.csv.xz").read_bytes() for name in "ab")
     assert first == second
 
 
-def test_an_uncompressed_file_is_read_until_it_is_replaced(tmp_path: Path) -> None:
-    old = tmp_path / "scores.csv"
-    old.write_text(f"{','.join(Score._fields)}\ncooperative,0,FTN+STN,RandSpike,007,ED,LV,dice,0.83041234\n")
+@pytest.mark.parametrize(("name", "written"), [("scores.csv.gz", gzip.compress), ("scores.csv", bytes)])
+def test_a_file_of_an_earlier_version_is_read_until_it_is_replaced(
+    tmp_path: Path, name: str, written: Callable[[bytes], bytes]
+) -> None:
+    old = tmp_path / name
+    lines = f"{','.join(Score._fields)}\ncooperative,0,FTN+STN,RandSpike,007,ED,LV,dice,0.83041234\n"
+    old.write_bytes(written(lines.encode()))
+    assert has_scores(tmp_path)
     assert read_scores(tmp_path) == [LINE._replace(value=0.83041234)]
     write_scores(tmp_path, [LINE])
     assert not old.exists()
@@ -54,14 +61,15 @@ def test_an_uncompressed_file_is_read_until_it_is_replaced(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", b"no gzip", gzip.compress(b"method,draw\n" * 99)[:-9], gzip.compress(b"method,draw\na,b\n")],
+    [b"", b"neither", lzma.compress(b"method,draw\n" * 99)[:-9], lzma.compress(b"method,draw\na,b\n")],
     ids=["empty", "something else", "cut off", "other columns"],
 )
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path, damaged: bytes) -> None:
-    with pytest.raises(OSError, match=r"scores\.csv\.gz"):
+    assert not has_scores(tmp_path)
+    with pytest.raises(OSError, match=r"scores\.csv\.xz"):
         read_scores(tmp_path)
-    (tmp_path / "scores.csv.gz").write_bytes(damaged)
-    with pytest.raises(OSError, match=r"it is damaged.*scores\.csv\.gz"):
+    (tmp_path / "scores.csv.xz").write_bytes(damaged)
+    with pytest.raises(OSError, match=r"it is damaged.*scores\.csv\.xz"):
         read_scores(tmp_path)
 
 
