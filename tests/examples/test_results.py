@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from functools import cache
 from itertools import chain
@@ -11,11 +12,11 @@ from statistics import fmean
 
 import pytest
 
+from study.data.plain_files import read_compressed
 from study.report.compare_runs import costs_of_all, main, together
 from study.report.comparison import SHIFTED, Difference, compare
 from study.report.summary import summary_grid
 from study.report.tables import columns_of, tabulate
-from study.run.outputs import Outputs, read_json
 from study.run.scores import AVERAGE, FILE
 from tests.examples.test_architecture import EXAMPLES
 
@@ -51,8 +52,14 @@ def test_scores_can_be_read(folder: Path) -> None:
 def test_what_a_run_makes_of_its_scores_can_be_made_of_those_that_are_kept(folder: Path, tmp_path: Path) -> None:
     assert main([str(folder), "--output", str(tmp_path / "again")]) == 0
     assert {"table.md", "table.json"} <= {path.name for path in (tmp_path / "again").iterdir()}
-    outputs = Outputs(folder, read_json(folder / "configuration.json"))
-    assert all(len(one.log) > 1 for one in outputs.finished(["plain"]))
+
+
+def test_logs_go_on_to_the_end_of_each_training() -> None:
+    logs = [*RESULTS.rglob("log.csv.xz")]
+    assert logs
+    for log in logs:
+        *_, last = csv.DictReader(read_compressed(log).splitlines())
+        assert int(last["step"]) == json.loads((log.parent / "done.json").read_text())["iterations"], log
 
 
 @cache

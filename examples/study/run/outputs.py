@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from study.data.frame import DataError
-from study.data.plain_files import read_compressed, read_text
+from study.data.plain_files import read_text
 from study.run.files import write_text
 from study.run.scores import VALIDATION, Score, has_scores, read_scores, write_scores
 
@@ -90,7 +90,7 @@ class Outputs:
         for method, draw, about in done_in(self.folder, methods):
             place = self.place(method, draw)
             try:
-                scores, log = read_scores(place), _read_log(place)
+                scores, log = read_scores(place), _read_log(place / "log.csv")
                 validated = read_scores(place, VALIDATION) if has_scores(place, VALIDATION) else []
             except OSError as error:
                 raise DataError(
@@ -118,14 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a file of this script ({error}). Remove it, or pass another --output.") from None
 
 
-def _read_log(place: Path) -> list[dict[str, float]]:
-    """Read losses and mean validation scores; what is logged for single classes is left out.
-
-    Results that are kept have their logs compressed.
-    """
-    log, compressed = place / "log.csv", place / "log.csv.xz"
-    text = read_compressed(compressed) if compressed.exists() and not log.exists() else read_text(log)
-    lines = list(csv.DictReader(io.StringIO(text, newline="")))
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """Read losses and mean validation scores; what is logged for single classes is left out."""
+    lines = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     left_out = ("epoch", "step", "lr", "seconds")
     names = [n for n in lines[0] if n not in left_out and (not n.startswith("val_") or n.endswith("iou"))]
     return [{"iteration": float(line["step"]), **{n: float(line[n]) for n in names if line[n]}} for line in lines]
