@@ -41,7 +41,7 @@ def run(options: Options) -> Report:
 NOTES = (
     "From `torch.profiler`, over what is held as a step begins: weights, their gradients and moments, and the batch. "
     "*Left* is what still is held as it ends. The stages are those of the cooperative step by themselves; *one "
-    "backward* is the same step by `model(images, labels).loss.backward()`. `step.md` has what processes hold.",
+    "backward* is the same step by `model(images, labels).loss.backward()`. `paper.md` has what processes hold.",
 )
 
 

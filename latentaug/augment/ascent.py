@@ -107,6 +107,24 @@ class Adversarial(LatentTransform):
         lr: Length of a step.
         radius: How far what is learned may go from its start, in each entry; a pair is sampled from uniformly.
         p: Chance that it acts.
+
+    Shape:
+        code: [B, C, *S] (any layout given by `layout`).   output: the same.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> class HardestShift(Adversarial):
+        ...     learned, starts_at_identity = ("shift",), True
+        ...
+        ...     def start(self, code, context):
+        ...         return {"shift": torch.zeros(*code.shape[:2], *[1] * (code.ndim - 2))}
+        ...
+        ...     def transform(self, code, *, shift):
+        ...         return code + shift
+        >>> HardestShift(steps=1, lr=0.1, radius=0.1).needs
+        ('saliency',)
     """
 
     learned: tuple[str, ...] = ()

@@ -95,7 +95,7 @@ class GIN(LatentTransform):
     image is mixed with the image and brought to the image's own norm. No tap is needed: call `augment` on images.
 
     Args:
-        layers: Number of convolutions. Default 4, as in the paper, as are all defaults but that of `p`.
+        layers: Number of convolutions. Default 4, as in the paper, as are all other defaults.
         channels: Channels between them. Default 2.
         kernel_sizes: Sizes that each convolution's kernel is sampled from. Default 1 or 3.
         strength: Fraction of the network's output in the mixture, in [0, 1]; a pair is sampled from uniformly.

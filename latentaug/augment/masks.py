@@ -100,8 +100,9 @@ class LatentMask(Change):
 class Masker(LatentTransform):
     """Turn a latent code into a `LatentMask`; the base of all maskers.
 
-    A masker does the same in train and eval mode. Subclasses write `sample` only, which always sees channels first;
-    calls take any layout.
+    A mask acts in train and eval mode alike, unless its class says `acts_in_eval = False`, as those that stand for a
+    layer do, such as `DropBlock`. Subclasses write `sample` only, which always sees channels first; calls take any
+    layout. What some call `p` is a fraction of the code: a mask is not gated.
 
     Example:
         >>> import torch
@@ -172,7 +173,7 @@ class RandomChannelMask(Masker):
     Shape:
         code: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
 
-    Draws:
+    Samples:
         p once per batch, then each channel of each sample, both from `generator`, on its device.
 
     Raises:
@@ -252,7 +253,7 @@ class TargetedChannelMask(_TargetedMask):
     Shape:
         code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, C, 1, …].
 
-    Draws:
+    Samples:
         p once per batch, annealing once per masked channel, both from `generator`, on its device.
 
     Raises:
@@ -289,7 +290,7 @@ class TargetedSpatialMask(_TargetedMask):
     Shape:
         code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, 1, *S].
 
-    Draws:
+    Samples:
         p once per batch, annealing once per masked site, both from `generator`, on its device.
 
     Raises:
@@ -328,7 +329,7 @@ def top_mask(
     Shape:
         score: [B, n].   Returns: [B, n], float32.
 
-    Draws:
+    Samples:
         percentile once per batch, annealing once per masked entry, both from `generator`, on its device.
 
     Raises:

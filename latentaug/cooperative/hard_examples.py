@@ -34,7 +34,7 @@ class HardExamples:
             costs little more than one of the model alone. Default None: hard images have a pass of their own.
         every: Batches from one that hard examples are made of to the next. The state dict keeps the count. Default
             None: 1 for a model that declares its codes and with `mix`; 3 for any other, so that a step costs a
-            tenth to a sixth more than one of the model alone, and not a half.
+            tenth to a quarter more than one of the model alone, and not a half.
         residual: Fraction of the residual that hard images keep: of what the image has beyond its reconstruction. 0,
             the paper's: a hard image is what the changed code decodes to, and as blurred. 1: the image itself, changed
             by as much as its reconstruction is. A pair is sampled from uniformly, for each sample. Default None: 0 for

@@ -94,7 +94,7 @@ class CooperativeModel(nn.Module):
         codes: Where the codes are. A layer (a dotted name, a module or a `Location`); a list of layers, all of which
             are changed in the segmentation, while images are decoded from the deepest; or what `find_codes` returns, or
             {"image": layer, "shape": layer or layers}, of which either may be left out. Default: what the model
-            declares, or `find_codes` finds.
+            declares; else what `find_codes` finds, or, without an image decoder, `find_levels`.
         augment: What changes the codes: any transform that asks for no more than the saliency; or a pair, for the image
             code and the shape codes. Default: `paper_masks()`.
         loss: Callable (logits, labels) -> scalar for every segmentation term; or an `OutputLoss`, of all that the model

@@ -22,7 +22,12 @@ FINEST_LEVEL = 2
 
 
 class Codes(NamedTuple):
-    """The layers that images and segmentations are decoded from."""
+    """The layers that images and segmentations are decoded from: what `find_codes` returns.
+
+    Attributes:
+        image: Where the code is that images are decoded from.
+        shape: Where the code is that segmentations are decoded from.
+    """
 
     image: Location
     shape: Location

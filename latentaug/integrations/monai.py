@@ -47,7 +47,7 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     and inferer aren't called: losses are the model's.
 
     Args:
-        engine: A `SupervisedTrainer` of MONAI 1.4 or newer, whose network is a `CooperativeModel`, also wrapped by DDP.
+        engine: A `SupervisedTrainer` of MONAI 1.5 or newer, whose network is a `CooperativeModel`, also wrapped by DDP.
         batch: What its loader yields.
 
     Returns:

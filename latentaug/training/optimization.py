@@ -49,10 +49,15 @@ def is_native(precision: Precision, device: torch.device) -> bool:
 
     On a CPU, half precision needs AVX-512 or the like; oneDNN, which computes convolutions there, knows what there is.
 
+    Raises:
+        ValueError: There is no such precision.
+
     Example:
         >>> is_native("float32", torch.device("cpu"))
         True
     """
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
     if precision == "float32" or device.type != "cpu":
         return True
     name = {"bfloat16": "bf16", "float16": "fp16"}[precision]
@@ -96,8 +101,6 @@ class Optimization:
         precision: Precision,
         clip_norm: float | None,
     ) -> None:
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
         if not is_native(precision, device):
             _tell_of_emulation(precision)
         for name, choice, kind in (

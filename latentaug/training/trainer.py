@@ -59,7 +59,7 @@ class CooperativeTrainer:
         scheduler: A learning rate scheduler on that optimizer, or a callable that makes one from it. It advances once
             per epoch; inside `PerStep` with every update.
         batch: Callable that turns what a loader yields into (images, labels). Default: it yields such pairs.
-        step: What fills the gradients from a batch. Default: the cooperative step in two stages.
+        step: What fills the gradients from a batch. Default: `cooperative_backward`.
         precision: float32, or autocast to bfloat16 or float16 (with loss scaling; float16 waits for the device). A CPU
             that emulates the other two takes ten times as long with them, which is said once.
         accumulate: Batches per update; the gradient is their mean.

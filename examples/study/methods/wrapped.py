@@ -36,7 +36,7 @@ WRAPPED: Mapping[str, Method] = {
     ),
     "hard-styles": by_itself(
         "the network alone, and its replay from levels in the style of other samples, in every third batch",
-        augment=PermutedStyle(),
+        augment=PermutedStyle(p=1),
     ),
     "rsc": by_itself(
         "the network alone, and its replay without what speaks most for the right answer, in every batch",

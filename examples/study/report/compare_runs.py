@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         scores = together(options.runs)
         reference = options.reference or reference_of(scores)
-        if reference not in {score.method for score in scores}:
+        is_there = reference in {score.method for score in scores}
+        if options.reference is not None and not is_there:
             raise DataError(
                 f"--reference {reference}: no run has it; they have "
                 f"{', '.join(dict.fromkeys(score.method for score in scores))}. Name one of these."
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Dice, {title}:\n\n{markdown(grid(rows, columns_of(rows), costs=costs))}\n")
         if options.summary:
             print(f"{markdown(summary_grid(of_these, costs))}\n\n{ABOUT}\n")
+    if not is_there:
+        print(f"No differences: there is neither {' nor '.join(REFERENCES)}. --reference METHOD compares with another.")
+        return 0
     print(f"Less that of {reference} on the same draws:\n")
     differences = [one for one in compare(scores, reference) if one.metric == "dice"]
     print(markdown(comparison_grid(differences)))

@@ -121,7 +121,8 @@ def add_flags(parser: Parser, kind: type[Preset], presets: Mapping[str, Preset],
         "--layers",
         nargs="+",
         metavar="NAME",
-        help="layers to mask in segmentations, such as 'encoder[5]' (default: the bottleneck)",
+        help="layers to mask in segmentations, such as 'encoder[5]' (default: what is found; all levels, or, beside an "
+        "image decoder, the bottleneck)",
     )
     add("--depths", nargs="+", type=int, metavar="N", help="the same by number: 5 4 means 'encoder[5]' 'encoder[4]'")
     add(

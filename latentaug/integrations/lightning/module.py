@@ -38,7 +38,7 @@ class CooperativeModule(LightningModule):
     """A LightningModule that trains a `CooperativeModel`, validates it by Dice, and predicts.
 
     As it comes, Lightning calls the model and backpropagates its loss, and all that a Trainer does works as ever. With
-    `frugal=True` a step is `cooperative_backward`, at a third of the memory of the first: one of manual optimisation,
+    `frugal=True` a step is `cooperative_backward`, in less memory than the first: one of manual optimisation,
     for which Lightning leaves accumulation and clipping to the module.
 
     Logged, each as the mean over an epoch and over all ranks: `train_loss`, `train_` with the name of each other loss,

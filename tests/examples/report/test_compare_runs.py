@@ -49,6 +49,15 @@ def test_the_network_alone_is_the_reference_where_a_run_has_it(
     assert "-0.250" in said
 
 
+def test_runs_without_a_reference_are_shown_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write(tmp_path / "a", "cooperative", 0.5), write(tmp_path / "b", "mixup", 0.75)]
+    assert compare_runs.main([*runs, "--output", str(tmp_path / "again")]) == 0
+    assert "No differences: there is neither plain nor standard." in capsys.readouterr().out
+    assert (tmp_path / "again" / "table.md").exists()
+    assert compare_runs.main([*runs, "--reference", "mixup"]) == 0
+    assert "-0.250" in capsys.readouterr().out
+
+
 def test_methods_are_called_by_their_augmentation_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write(tmp_path / name, "plain", dice) for name, dice in (("a", 0.5), ("b", 0.75), ("c", 0.25))]
     for run, configuration in zip(runs, ({"augment": "none"}, {"augment": "gin"}, {"augment": "strong"}), strict=True):
