@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cardiac.run.presets import Preset
+from latentaug import HardExamples
 from study.methods.method import NOISE
 from study.methods.network import Network
 from study.methods.wrapped import WRAPPED
@@ -29,3 +30,13 @@ def test_a_network_has_the_heads_that_it_needs_and_the_noise_of_all_methods(name
     }
     assert {*output.losses} == {"segmentation", *learned.get(name, {"hard_code_segmentation"})}
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, method in WRAPPED.items() if not method.reconstructs])
+def test_a_replay_is_never_of_the_codes_as_they_were(name: str) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    model = Network("smp:Unet:resnet18").build(SMALL, {**WRAPPED[name].arguments, "hard": HardExamples(every=1)})
+    model.train()
+    for seed in range(10):
+        output = model(*BATCH, generator=torch.Generator().manual_seed(seed))
+        assert not torch.equal(output.losses["segmentation"], output.losses["hard_code_segmentation"])
