@@ -151,7 +151,12 @@ NUCLEI = RESULTS / "nuclei_cpu"
     [
         (0, ("none", "gin", "time/none", "time/gin"), {0, 1, 2}),
         (1, ("none", "gin", "time/none", "time/gin"), {0, 1, 2}),
-        (2, ("none", "gin", "recipes/nnunet", "recipes/randconv", "recipes/gin"), {0}),
+        (
+            2,
+            ("none", "gin", "recipes/nnunet", "recipes/randconv", "recipes/gin", "time/gin", "time/recipes"),
+            {0},
+        ),
+        (3, ("none", "finetuned/none", "finetuned/gin"), {0, 1, 2}),
     ],
 )
 def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, ...], draws: set[int]) -> None:
@@ -174,6 +179,13 @@ def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, .
         (("none", "time/none"), "default, equal time", "plain", "-1.3 at equal time (+0.4, -3.3, -1.0)"),
         (("gin",), "default", "plain", "On `GIN`: -1.4 (-2.8, +0.5, -1.9)"),
         (("gin", "time/gin"), "default, equal time", "plain", "-1.2 (-5.9, -1.0, +3.2)"),
+        (("none", "finetuned/gin"), "plain + gin, fine-tuned", "plain", "to lose 12.1 (-2.7, -22.6, -11.1)"),
+        (
+            ("none", "finetuned/gin"),
+            "default + gin, fine-tuned",
+            "plain",
+            "11.7 with `default` on top (-4.0, -20.3, -10.9)",
+        ),
         (("none", "gin"), "plain + gin", "plain", "7.2 behind on the shifts\n  (+0.2, -12.2, -9.7)"),
     ],
 )
