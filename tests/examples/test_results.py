@@ -17,7 +17,7 @@ from study.report.compare_runs import costs_of_all, main, together
 from study.report.comparison import SHIFTED, Difference, compare
 from study.report.summary import summary_grid
 from study.report.tables import columns_of, tabulate
-from study.run.scores import AVERAGE, FILE
+from study.run.scores import AVERAGE, FILE, VALIDATION
 from tests.examples.test_architecture import EXAMPLES
 
 RESULTS = EXAMPLES.parent / "benchmarks" / "results"
@@ -198,6 +198,23 @@ def test_differences_on_nuclei_are_those_of_the_scores(
     assert re.findall(r"\d+\.\d", quoted) == [
         f"{100 * abs(value):.1f}" for value in (found.mean, *found.draws.values())
     ]
+
+
+def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
+    quoted = {
+        VALIDATION: (SHIFTED, "(95 % interval +1.6 to +2.5; +2.4, +1.5 and +2.0 in three draws)"),
+        FILE: (SHIFTED, "(-2.1 to -0.1; -0.1, -2.7 and -0.4)"),
+    }
+    text = recipes_page()
+    for file, (column, words) in quoted.items():
+        scores = together([CARDIAC / "wrapped" / name for name in ("none", "time/recipes/none")], file)
+        differences = compare([score for score in scores if score.metric == "dice"], "plain")
+        (found,) = (one for one in differences if (one.method, one.column) == ("mixed, equal time", column))
+        points = [
+            f"{100 * value:+.1f}" for value in (found.low, found.high, *found.draws.values()) if value is not None
+        ]
+        assert words in text
+        assert re.findall(r"[+-]\d\.\d", words) == points
 
 
 @pytest.mark.parametrize(
