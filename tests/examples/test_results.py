@@ -218,6 +218,26 @@ def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "augment", "method"),
+    [
+        ("the network alone", "none", "plain, fine-tuned"),
+        ("the network alone, on `GIN`", "gin", "plain + gin, fine-tuned"),
+        ("as above: wrapped, on `GIN`", "gin", "default + gin, fine-tuned"),
+    ],
+)
+def test_gains_of_fine_tuning_are_those_of_the_scores(line: str, augment: str, method: str) -> None:
+    points = []
+    for folder, domain, draws in ((CARDIAC / "wrapped", "ACDC", {0}), (NUCLEI, "fluo256", {0, 1, 2})):
+        scores = [one for one in together([folder / "none", folder / "finetuned" / augment]) if one.draw in draws]
+        differences = compare([score for score in scores if score.metric == "dice"], "plain")
+        for column in (domain, SHIFTED):
+            (found,) = (one for one in differences if (one.method, one.column) == (method, column))
+            points.append(f"{100 * found.mean:+.1f}")
+    page = (EXAMPLES.parent / "docs" / "how-to" / "make-a-trained-network-robust.md").read_text()
+    assert f"| {line} | {' | '.join(points)} |" in page.replace("**", "")
+
+
+@pytest.mark.parametrize(
     ("images", "folder", "augment"),
     [
         ("cardiac MR", CARDIAC / "wrapped", "none"),
