@@ -12,8 +12,9 @@ import lzma
 import os
 import stat
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEXT_LIMIT = 1 << 26
 """Bytes of the largest text file that is read: a table of all patients takes a thousandth of it."""
@@ -34,6 +35,9 @@ _MARKS = (
 )
 
 
+_UNPACKED: Mapping[str, Callable[[BinaryIO], Any]] = {".xz": lzma.open, ".gz": gzip.open}
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file to read its bytes, and nothing but a file: a pipe is not waited for, a device not touched.
 
@@ -51,10 +55,7 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
         OSError: it cannot be opened, or is larger.
     """
     with open_file(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit >> 20} MB", str(path))
-    return data
+        return _at_most(limit, file, path)
 
 
 def read_text(path: Path) -> str:
@@ -70,15 +71,16 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_compressed(path: Path) -> str:
-    """Read a text in UTF-8 from a file whose name says how it is compressed: ".xz", ".gz", or neither.
+def read_compressed(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """Read a text of at most `limit` bytes in UTF-8 from a file compressed as its name says: ".xz", ".gz", or not.
 
     Raises:
-        OSError: it cannot be opened, is too large, or is damaged.
+        OSError: it cannot be opened, holds more, or is damaged.
     """
-    decompress = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
     try:
-        return decompress(read_bytes(path)).decode()
+        with open_file(path) as file:
+            unpacked = _UNPACKED[path.suffix](file) if path.suffix in _UNPACKED else file
+            return _at_most(limit, unpacked, path).decode()
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         raise OSError(errno.EIO, f"it is damaged: {error}", str(path)) from None
 
@@ -94,6 +96,13 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _at_most(limit: int, file: Any, path: Path) -> bytes:
+    data: bytes = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit >> 20} MB", str(path))
+    return data
 
 
 def _see_that_it_is_a_file(status: os.stat_result, path: str | Path) -> None:

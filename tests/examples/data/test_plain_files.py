@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from study.data import plain_files
-from study.data.plain_files import is_there, open_file, read_bytes, read_text
+from study.data.plain_files import is_there, open_file, read_bytes, read_compressed, read_text
 from tests.support.damage import in_place_of
 
 TEXT = "ED: 1\nGruppe: Größe\n"
@@ -64,6 +67,17 @@ def test_larger_files_are_read_no_further_than_the_limit(file: Path) -> None:
         opened.truncate(1 << 40)
     with pytest.raises(OSError, match="it has more than 64 MB"):
         read_text(file)
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.xz", lzma.compress), ("a.gz", gzip.compress), ("a", bytes)])
+def test_a_compressed_file_is_unpacked_no_further_than_the_limit(
+    tmp_path: Path, name: str, packed: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / name).write_bytes(packed(TEXT.encode()))
+    assert read_compressed(tmp_path / name) == TEXT
+    (tmp_path / name).write_bytes(packed(bytes(1 << 21)))
+    with pytest.raises(OSError, match="it has more than 1 MB"):
+        read_compressed(tmp_path / name, limit=1 << 20)
 
 
 @pytest.mark.parametrize(
