@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, distributed, nn
@@ -24,13 +22,6 @@ def four_ranks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     monkeypatch.setattr(ranks, "anywhere", lambda what, flags: [True, *flags[1:]])
     monkeypatch.setattr(distributed, "all_reduce", lambda flat: sent.append(flat.mul_(2)))
     return sent
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def test_gradients_of_one_kind_are_sent_at_once(four_ranks: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Container, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -146,6 +147,27 @@ def test_what_the_default_was_chosen_by_is_quoted_right() -> None:
 NUCLEI = RESULTS / "nuclei_cpu"
 
 
+def difference(
+    folders: Sequence[Path],
+    method: str,
+    reference: str = "plain",
+    *,
+    column: str = SHIFTED,
+    file: str = FILE,
+    draws: Container[int] = range(3),
+) -> Difference:
+    """Return by how much the Dice of a method is above that of another in a column."""
+    scores = [score for score in together(folders, file) if score.metric == "dice" and score.draw in draws]
+    pair = [score for score in scores if score.method in (method, reference)]
+    (found,) = (one for one in compare(pair, reference) if one.column == column)
+    return found
+
+
+def in_points(*values: float) -> list[str]:
+    """Return hundredths of Dice as the docs write them."""
+    return [f"{100 * value:+.1f}" for value in values]
+
+
 @pytest.mark.parametrize(
     ("number", "names", "draws"),
     [
@@ -192,8 +214,7 @@ def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, .
 def test_differences_on_nuclei_are_those_of_the_scores(
     folders: tuple[str, ...], method: str, reference: str, quoted: str
 ) -> None:
-    scores = [score for score in together([NUCLEI / name for name in folders]) if score.metric == "dice"]
-    (found,) = (one for one in compare(scores, reference) if (one.method, one.column) == (method, SHIFTED))
+    found = difference([NUCLEI / name for name in folders], method, reference)
     assert quoted in (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
     assert re.findall(r"\d+\.\d", quoted) == [
         f"{100 * abs(value):.1f}" for value in (found.mean, *found.draws.values())
@@ -202,19 +223,16 @@ def test_differences_on_nuclei_are_those_of_the_scores(
 
 def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
     quoted = {
-        VALIDATION: (SHIFTED, "(95 % interval +1.6 to +2.5; +2.4, +1.5 and +2.0 in three draws)"),
-        FILE: (SHIFTED, "(-2.1 to -0.1; -0.1, -2.7 and -0.4)"),
+        VALIDATION: "(95 % interval +1.6 to +2.5; +2.4, +1.5 and +2.0 in three draws)",
+        FILE: "(-2.1 to -0.1; -0.1, -2.7 and -0.4)",
     }
-    text = recipes_page()
-    for file, (column, words) in quoted.items():
-        scores = together([CARDIAC / "wrapped" / name for name in ("none", "time/recipes/none")], file)
-        differences = compare([score for score in scores if score.metric == "dice"], "plain")
-        (found,) = (one for one in differences if (one.method, one.column) == ("mixed, equal time", column))
-        points = [
-            f"{100 * value:+.1f}" for value in (found.low, found.high, *found.draws.values()) if value is not None
-        ]
-        assert words in text
-        assert re.findall(r"[+-]\d\.\d", words) == points
+    folders = [CARDIAC / "wrapped" / name for name in ("none", "time/recipes/none")]
+    for file, words in quoted.items():
+        found = difference(folders, "mixed, equal time", file=file)
+        assert found.low is not None
+        assert found.high is not None
+        assert words in recipes_page()
+        assert re.findall(r"[+-]\d\.\d", words) == in_points(found.low, found.high, *found.draws.values())
 
 
 @pytest.mark.parametrize(
@@ -228,11 +246,9 @@ def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
 def test_gains_of_fine_tuning_are_those_of_the_scores(line: str, augment: str, method: str) -> None:
     points = []
     for folder, domain, draws in ((CARDIAC / "wrapped", "ACDC", {0}), (NUCLEI, "fluo256", {0, 1, 2})):
-        scores = [one for one in together([folder / "none", folder / "finetuned" / augment]) if one.draw in draws]
-        differences = compare([score for score in scores if score.metric == "dice"], "plain")
-        for column in (domain, SHIFTED):
-            (found,) = (one for one in differences if (one.method, one.column) == (method, column))
-            points.append(f"{100 * found.mean:+.1f}")
+        folders = [folder / "none", folder / "finetuned" / augment]
+        both = (difference(folders, method, column=column, draws=draws) for column in (domain, SHIFTED))
+        points += in_points(*(found.mean for found in both))
     page = (EXAMPLES.parent / "docs" / "how-to" / "make-a-trained-network-robust.md").read_text()
     assert f"| {line} | {' | '.join(points)} |" in page.replace("**", "")
 
@@ -249,8 +265,6 @@ def test_gains_of_fine_tuning_are_those_of_the_scores(line: str, augment: str, m
 def test_gains_that_the_readme_quotes_are_those_of_the_scores(images: str, folder: Path, augment: str) -> None:
     expected = [images]
     for name in ("default, equal time", "default"):
-        scores = together([folder / augment, folder / "time" / augment])
-        scores = [score for score in scores if score.metric == "dice" and score.method in (name, "plain")]
-        (found,) = (one for one in compare(scores, "plain") if one.column == SHIFTED)
-        expected += [f"{100 * found.mean:+.1f}", ", ".join(f"{100 * value:+.1f}" for value in found.draws.values())]
+        found = difference([folder / augment, folder / "time" / augment], name)
+        expected += [*in_points(found.mean), ", ".join(in_points(*found.draws.values()))]
     assert f"| {' | '.join(expected)} |" in (EXAMPLES.parent / "README.md").read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,15 +28,13 @@ pytestmark = [
 
 
 @pytest.fixture
-def model() -> Iterator[nn.Module]:
+def model(process_group: None) -> nn.Module:
     """A layer whose weights are distributed tensors."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh("cpu", (1,))
     layer: Any = nn.Linear(3, 4)
     for name, one in [*layer.named_parameters()]:
         setattr(layer, name, nn.Parameter(sharding.distribute_tensor(one.detach(), mesh, [sharding.Shard(0)])))
-    yield layer
-    distributed.destroy_process_group()
+    return layer
 
 
 def stepped(model: nn.Module) -> torch.optim.Optimizer:
