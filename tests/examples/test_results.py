@@ -144,6 +144,16 @@ def test_what_the_default_was_chosen_by_is_quoted_right() -> None:
     assert found == kept
 
 
+def test_how_validation_ranks_is_quoted_right() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    with (CARDIAC / "wrapped" / "validated.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["draw"] == "0" and row["shifts"]]
+    found = stats.spearmanr(*([float(row[name]) for row in rows] for name in ("shifted validation", "shifts")))
+    assert len(rows) == 15
+    assert "as far as fifteen recipes" in recipes_page()
+    assert f"shifts is {found.statistic:.2f} (p = {found.pvalue:.4f})." in recipes_page()
+
+
 NUCLEI = RESULTS / "nuclei_cpu"
 
 
