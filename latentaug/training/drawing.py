@@ -17,9 +17,9 @@ from latentaug.training.interrupt import (
     Interrupted,
     Interruption,
     Terminated,
+    WorkerNews,
     deferred_interrupt,
     stop_workers,
-    undisturbed,
 )
 from latentaug.training.random_streams import preserved_random_streams, random_state, restore_random_state
 
@@ -31,6 +31,7 @@ class Drawing:
 
     def __init__(self) -> None:
         self.interruption = Interruption()
+        self.news = WorkerNews()
         self._halfway = False
         self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
 
@@ -41,7 +42,8 @@ class Drawing:
         """
         self.under_way.append((loader, batches))
         while True:
-            with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0 and not ranks.several()):
+            at_once = getattr(loader, "num_workers", 0) > 0 and not ranks.several()
+            with self.interruption.at_once(at_once), self.news.heard():
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -73,10 +75,9 @@ class Drawing:
             except BaseException as error:
                 safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
                 if safe or (not ranks.several() and self.interruption.explains(error)):
-                    with undisturbed(forget=True):
-                        keep()
-                        if self.interruption.signal is not None:
-                            stop_workers(self.under_way)
+                    keep()
+                    if self.interruption.signal is not None:
+                        stop_workers(self.under_way)
                     self.interruption.check()  # which tells more than what a loader raised
                 elif not (ranks.several() or self._halfway or self.interruption.signal is not None):
                     _keep_after(error, keep_failed)
@@ -88,8 +89,7 @@ class Drawing:
 def _keep_after(error: BaseException, keep: Callable[[], None]) -> None:
     """Keep what a fit that failed has come to; that this fails, too, is no news."""
     try:
-        with undisturbed(forget=True):
-            keep()
+        keep()
     except Exception as other:
         logger.warning("What was trained before this %s could not be kept: %s", type(error).__name__, other)
 

@@ -112,27 +112,59 @@ def deferred_interrupt() -> Iterator[Interruption]:
             signal.signal(signum, usual[signum])
 
 
-@contextmanager
-def undisturbed(*, forget: bool = False) -> Iterator[None]:
-    """Let news of a loader's dead workers, which raise wherever the program is, wait until the block is through.
+class WorkerNews:
+    """News of a loader's dead workers, which torch raises wherever the program is: heard where a batch is drawn only.
 
-    Args:
-        forget: Whether to drop them then.
+    Elsewhere, as in an update or while a checkpoint is written, they wait.
     """
-    number: Any = getattr(signal, "SIGCHLD", None)
-    main = threading.current_thread() is threading.main_thread()
-    handler: Callable[[int, Any], Any] | int | None = signal.getsignal(number) if main and number is not None else None
-    if not callable(handler):
-        yield
-        return
-    arrived: list[Any] = []
-    signal.signal(number, lambda signum, frame: arrived.append(signum))
-    try:
-        yield
-    finally:
-        signal.signal(number, handler)
-    if arrived and not forget:
-        handler(number, None)
+
+    def __init__(self) -> None:
+        self._raises: Callable[[int, Any], Any] | None = None
+        self._deferring = self._listening = self._arrived = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Let news that have come, or come now, raise what torch makes of them."""
+        self._take_over()
+        self._listening = True
+        try:
+            if self._arrived:
+                self._tell()
+            yield
+        finally:
+            self._listening = False
+            self._take_over()  # as torch begins to raise with the first loader that has workers
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Hold news back but for where they are heard, and forget what has come then: a loader tells it again."""
+        self._deferring = True
+        self._take_over()
+        try:
+            yield
+        finally:
+            self._deferring = False
+            if self._raises is not None and signal.getsignal(signal.SIGCHLD) == self._hear:
+                signal.signal(signal.SIGCHLD, self._raises)
+
+    def _take_over(self) -> None:
+        if not self._deferring or os.name != "posix" or threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data"):
+            self._raises = handler
+            signal.signal(signal.SIGCHLD, self._hear)
+
+    def _hear(self, signum: int, frame: object) -> None:
+        self._arrived = True
+        if self._listening:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._arrived = self._listening = False  # one that is raised is dealt with undisturbed
+        if self._raises is not None:
+            self._raises(signal.SIGCHLD, None)
+        self._listening = True
 
 
 def stop_workers(drawing: Iterable[tuple[object, object]]) -> None:

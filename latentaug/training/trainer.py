@@ -30,7 +30,7 @@ from latentaug.training.checkpoint import Position, check_weights, load_checkpoi
 from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.evaluation import evaluate, overlaps_of, scores_of, tell_of_no_score
 from latentaug.training.finite import FiniteGuard
-from latentaug.training.interrupt import undisturbed
+from latentaug.training.interrupt import WorkerNews
 from latentaug.training.kept import Kept
 from latentaug.training.metrics import means_of, over_ranks
 from latentaug.training.modes import put_in_train_mode, tell_of_modes
@@ -251,7 +251,7 @@ class CooperativeTrainer:
                 drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
-                    with undisturbed(), self._drawing.wholly():
+                    with self._drawing.wholly():
                         losses = self._updates(self.model, group, self._position)
                     self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks if losses else ():
@@ -315,7 +315,7 @@ class CooperativeTrainer:
             OSError: The file can't be written, for lack of room for instance; what was there before still is.
         """
         model, path = self._built("save"), file_path("path", path)
-        with self._optimization.evaluating(), undisturbed():
+        with WorkerNews().deferred(), self._optimization.evaluating():
             state = {
                 "settings": self._settings(),
                 "model": model.state_dict(),
@@ -421,6 +421,7 @@ class CooperativeTrainer:
             tell_of_allocator()
         with ExitStack() as stack:
             self._fitting = True
+            stack.enter_context(self._drawing.news.deferred())
             stack.callback(setattr, self, "_fitting", False)
             stack.enter_context(self._kept.locked())
             take_weights_from_first(self.model)
@@ -487,7 +488,7 @@ class CooperativeTrainer:
             tell_of_no_score(epoch, monitor)
         if not value > self._best_so_far(monitor):
             return
-        with self._scored(), undisturbed():
+        with self._scored():
             self._kept.keep_best(epoch, value, self._built("fit"))
 
     def _best_so_far(self, monitor: str) -> float:

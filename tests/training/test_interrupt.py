@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from latentaug.training.interrupt import Interrupted, Interruption, Terminated, deferred_interrupt, undisturbed
+from latentaug import Callback
+from latentaug.training.interrupt import Interrupted, Interruption, Terminated, WorkerNews, deferred_interrupt
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
@@ -322,19 +323,95 @@ def test_a_signal_while_a_batch_of_worker_processes_is_waited_for_leaves_an_exac
     assert same_weights(weights_of(straight), weights_of(resumed))
 
 
-@pytest.mark.parametrize("forget", [True, False])
-def test_news_of_dead_workers_wait_for_the_end_of_an_update(forget: bool) -> None:
-    heard = []
-    previous = signal.signal(signal.SIGCHLD, lambda *_: heard.append("news"))
-    try:
-        with undisturbed(forget=forget):
-            signal.raise_signal(signal.SIGCHLD)
-            heard.append("through")
-        assert heard == ["through"] + ["news"] * (not forget)
-        heard.clear()
-        with undisturbed():
-            pass
-        signal.raise_signal(signal.SIGCHLD)
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What torch's handler, that raises when a worker has died, is told; ours stands for it."""
+    said: list[str] = []
+
+    def handler(signum: int, frame: object) -> None:
+        said.append("news")
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated.")
+
+    handler.__module__ = "torch.utils.data._utils.signal_handling"
+    previous = signal.signal(signal.SIGCHLD, handler)
+    yield said
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    signal.signal(signal.SIGCHLD, previous)
+
+
+def worker_dies(trainer: object = None) -> None:
+    signal.raise_signal(signal.SIGCHLD)
+
+
+def test_news_of_dead_workers_are_heard_where_a_batch_is_drawn(heard: list[str]) -> None:
+    news = WorkerNews()
+    with news.deferred():
+        worker_dies()
+        assert heard == []
+        with pytest.raises(RuntimeError, match="DataLoader worker"), news.heard():
+            pytest.fail("should have been told at once")
+        worker_dies()
         assert heard == ["news"]
+    with pytest.raises(RuntimeError, match="DataLoader worker"), news.heard():
+        worker_dies()
+
+
+def test_news_that_come_while_one_is_told_do_not_disturb(heard: list[str]) -> None:
+    news = WorkerNews()
+    with news.deferred(), news.heard():
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            worker_dies()
+        worker_dies()
+    assert heard == ["news"]
+
+
+def test_a_child_that_is_no_worker_ends_nothing() -> None:
+    told: list[int] = []
+
+    def handler(signum: int, frame: object) -> None:
+        told.append(signum)
+
+    handler.__module__ = "torch.utils.data._utils.signal_handling"
+    previous, news = signal.signal(signal.SIGCHLD, handler), WorkerNews()
+    try:
+        with news.deferred(), news.heard():
+            worker_dies()
+            worker_dies()
     finally:
         signal.signal(signal.SIGCHLD, previous)
+    assert told == [signal.SIGCHLD] * 2
+
+
+def test_a_users_own_handler_of_children_stays_in_charge() -> None:
+    told: list[str] = []
+    previous = signal.signal(signal.SIGCHLD, lambda *_: told.append("child"))
+    try:
+        with WorkerNews().deferred():
+            worker_dies()
+            assert told == ["child"]
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_workers_that_die_of_a_signal_at_any_moment_leave_an_exact_checkpoint(
+    tmp_path: Path, moment: str, heard: list[str]
+) -> None:
+    class Dying(Callback):
+        """Workers whose end comes while the fit still deals with the signal, or has not seen it yet."""
+
+        def on_step(self, trainer: Any, losses: Any) -> None:
+            if trainer.global_step == 2:
+                for arrives in (worker_dies, terminate) if moment == "before" else (terminate, worker_dies):
+                    arrives(trainer)
+
+        def on_end(self, trainer: Any) -> None:
+            worker_dies()
+
+    trainer = tiny_trainer(folder=tmp_path, callbacks=[Dying()])
+    with pytest.raises(Terminated):
+        trainer.fit(squares(), epochs=1)
+    assert heard == []
+    resumed = tiny_trainer()
+    resumed.resume(tmp_path / "last.pt")
+    assert resumed.global_step == 2
