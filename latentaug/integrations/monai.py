@@ -10,6 +10,8 @@ from torch import Tensor
 
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
+from latentaug.training.evaluation import losses_of
+from latentaug.training.finite import FiniteGuard, Watched
 
 
 def prepare_batch(
@@ -46,12 +48,18 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     holds images, labels, the logits and the loss; `engine.state.losses` each loss by name. The trainer's loss function
     and inferer aren't called: losses are the model's.
 
+    A batch whose images, losses or gradients are infinite or not a number is kept out of weights and running
+    statistics, and the log names it, as in `CooperativeTrainer`. After ten in a row training stops.
+
     Args:
         engine: A `SupervisedTrainer` of MONAI 1.5 or newer, whose network is a `CooperativeModel`, also wrapped by DDP.
         batch: What its loader yields.
 
     Returns:
         What `engine.state.output` is.
+
+    Raises:
+        NotFiniteError: Too many batches in a row were not finite.
     """
     from monai.engines.utils import IterationEvents
     from monai.utils.enums import CommonKeys
@@ -63,12 +71,16 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     if place.first:
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
     scaler = engine.scaler if engine.amp else None
+    guard = _guard_of(engine)
+    watched = Watched(guard, engine.network, accumulated=not place.first, gradients=scaler is None)
     with torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext():
         output: CooperativeOutput = cooperative_backward(
             engine.network, images, labels, scaler=scaler, scale=1 / place.batches
         )
     engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LOSS] = output.logits, output.loss
     engine.state.losses = output.losses
+    watched.settle(engine.state.epoch, place.number, images, losses_of(output))
+    guard.check(images)
     for event in (
         IterationEvents.FORWARD_COMPLETED,
         IterationEvents.LOSS_COMPLETED,
@@ -81,15 +93,21 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     elif place.last:
         engine.optimizer.step()
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
+    if place.ends:
+        guard.end_epoch(engine.state.epoch, place.number + 1)
+        if guard.has_enough:
+            guard.stop()
     found: dict[str, Any] = engine.state.output
     return found
 
 
 class _Place(NamedTuple):
-    """Where a batch is among those whose gradients are accumulated."""
+    """Where a batch is in its epoch, and among those whose gradients are accumulated."""
 
+    number: int
     first: bool
     last: bool
+    ends: bool
     batches: int
 
 
@@ -98,4 +116,13 @@ def _place(engine: Any) -> _Place:
     batches, length = getattr(engine, "accumulation_steps", 1), engine.state.epoch_length
     done = engine.state.iteration - 1
     done = done if length is None else done % length
-    return _Place(done % batches == 0, (done + 1) % batches == 0 or done + 1 == length, batches)
+    ends = done + 1 == length
+    return _Place(done, done % batches == 0, (done + 1) % batches == 0 or ends, ends, batches)
+
+
+def _guard_of(engine: Any) -> FiniteGuard:
+    """Return what counts the batches of a trainer that are not finite; it lives as long as the trainer."""
+    if not hasattr(engine, "latentaug_guard"):
+        engine.latentaug_guard = FiniteGuard(max_skipped=10)
+    found: FiniteGuard = engine.latentaug_guard
+    return found

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from latentaug import ranks
 from latentaug.tracing.isolation import submodules
 from latentaug.tracing.keeping import local
+from latentaug.training.plain import plain_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,16 @@ class FiniteGuard:
     def has_enough(self) -> bool:
         """Whether too many batches in a row were not finite, as far as is known."""
         return self._in_a_row >= self.max_skipped
+
+    def check(self, images: Tensor) -> None:
+        """Stop a training, as `stop` does, once there are enough; for loops that agree on nothing between their steps.
+
+        Args:
+            images: Of the batch that was noted last. Where ranks can't look at them, they know at different times; so
+                they wait for the end of the epoch.
+        """
+        if self.has_enough and (is_readable(images) or not ranks.several()):
+            self.stop()
 
     def stop(self) -> None:
         """Stop a training, as too many batches in a row were not finite.
@@ -158,10 +169,14 @@ class Watched:
     def __init__(self, guard: FiniteGuard, model: nn.Module, *, accumulated: bool, gradients: bool) -> None:
         self._guard, self._model, self._gradients = guard, model, gradients
         self._buffers = KeptBuffers(model)
-        there = [
-            (id(one), local(one.grad).clone()) for one in model.parameters() if accumulated and one.grad is not None
-        ]
-        self._before = dict(there)
+        self._before: dict[int, Tensor] = {}
+        if accumulated:
+            self.keep_gradients()
+
+    def keep_gradients(self) -> None:
+        """Keep the gradients of earlier batches, which this one's are added to."""
+        there = _with_gradient(self._model)
+        self._before = {id(one): local(one.grad).clone() for one in there if one.grad is not None}
 
     def settle(self, epoch: int, batch: int, images: Tensor, losses: Mapping[str, Tensor]) -> Tensor | bool:
         """See whether the batch was finite; if not, let it leave no trace in gradients and buffers.
@@ -169,9 +184,9 @@ class Watched:
         Returns:
             Whether it was: a truth value where one may look, else one on the device.
         """
-        flags = {name: loss.isfinite().all() for name, loss in losses.items()}
-        if ranks.several() or not is_readable(images):
-            flags = {"images": all_finite(images), **flags}
+        flags = {"images": all_finite(plain_tensor(images))} | {
+            name: loss.isfinite().all() for name, loss in losses.items()
+        }
         changed = _with_gradient(self._model)
         if self._gradients:
             flags["gradient"] = gradients_finite(changed, next(iter(flags.values())).device)

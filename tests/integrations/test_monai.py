@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentaug import CooperativeModel, HardExamples, cooperative_backward
 from latentaug.integrations.monai import iteration_update, prepare_batch
+from latentaug.training.finite import NotFiniteError
 
 pytest.importorskip("monai")
 pytest.importorskip("ignite")
@@ -101,6 +102,37 @@ def test_accumulated_gradients_are_those_of_the_mean_and_an_epoch_ends_with_a_st
     for name, value in reference.state_dict().items():
         if isinstance(value, Tensor):
             assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("of", [torch.Tensor, MetaTensor])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_batch_that_is_not_finite_leaves_no_trace(lost: int, of: type, caplog: pytest.LogCaptureFixture) -> None:
+    data = samples(6, of=of)
+    model = cooperative(weights={"hard_code_segmentation": 0.0})
+    reference = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(reference.parameters(), 0.1)
+    for together in ((0, 1), (2,)):
+        optimizer.zero_grad()
+        for number in together:
+            pair = data[2 * number : 2 * number + 2]
+            batch = (torch.stack([torch.Tensor(one[key]).to(one[key].dtype) for one in pair]) for key in pair[0])
+            if number != lost:
+                cooperative_backward(reference.train(), *batch, scale=1 / 2)
+        optimizer.step()
+    data[2 * lost]["image"][0, 3, 3] = torch.inf
+    trainer(model, data, accumulation_steps=2).run()
+    for name, value in reference.state_dict().items():
+        if isinstance(value, Tensor) and "extra_state" not in name:
+            assert torch.equal(value, model.state_dict()[name]), name
+    assert f"Skipped batch {lost} (counted from 0) of epoch 1: not finite were images" in caplog.text
+    assert "in 1 of 3 batches" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Targeted.* leaves samples unmasked")
+def test_training_on_nothing_but_such_batches_stops() -> None:
+    data = [one | {"image": one["image"] * torch.nan} for one in samples(12)]
+    with pytest.raises(NotFiniteError, match="10 batches in a row"):
+        trainer(cooperative(), data, max_epochs=2).run()
 
 
 def test_monais_own_iteration_trains_it_with_one_line_more() -> None:

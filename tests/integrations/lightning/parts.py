@@ -42,8 +42,11 @@ def samples(count: int = 8) -> tuple[Tensor, Tensor]:
     return labels.unsqueeze(1) + 0.3 * torch.randn(count, 1, 16, 16, generator=generator), labels
 
 
-def loader(count: int = 8) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*samples(count)), batch_size=2)
+def loader(count: int = 8, lost: int | None = None) -> DataLoader[Any]:
+    images, labels = samples(count)
+    if lost is not None:
+        images[lost, 0, 3, 3] = torch.nan
+    return DataLoader(TensorDataset(images, labels), batch_size=2)
 
 
 def cooperative(**options: Any) -> CooperativeModel:

@@ -46,11 +46,16 @@ def expected(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     images, labels = samples(12)
     samplers = [DistributedSampler(range(12), worker.RANKS, rank, seed=0) for rank in ranks]  # as Lightning shuffles
     for epoch, number in itertools.product(range(2), range(3)):
-        for rank, model in enumerate(models):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        drawn = [[*sampler][2 * number : 2 * number + 2] for sampler in samplers]
+        if "lost" in name and any(worker.LOST in taken for taken in drawn):
+            for model in models:
+                model.hard_schedule()  # which has counted it
+            continue
+        for rank, (model, taken) in enumerate(zip(models, drawn, strict=True)):
             monkeypatch.setenv("LOCAL_RANK", str(rank))
             torch.manual_seed(seed_of(epoch, number, rank))
-            samplers[rank].set_epoch(epoch)
-            taken = [*samplers[rank]][2 * number : 2 * number + 2]
             cooperative_backward(model, images[taken], labels[taken], scale=1 / options.get("accumulate", 1))
         if (number + 1) % options.get("accumulate", 1) and number < 2:
             continue
@@ -71,7 +76,7 @@ def test_ranks_hold_what_the_mean_of_their_gradients_makes(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (torch.load(folder / f"{name} {rank}.pt", weights_only=True) for rank in range(worker.RANKS))
-    assert first["metrics"] == second["metrics"]
+    assert first["metrics"] == pytest.approx(second["metrics"], rel=0, abs=0, nan_ok=True)
     assert first["metrics"].keys() >= {"loss", "train_loss", "val_loss", "val_dice"}
     for key, value in first["weights"].items():  # running statistics too
         assert torch.equal(value, second["weights"][key]), key

@@ -22,7 +22,11 @@ CASES: dict[str, dict[str, Any]] = {
     "frugal": {"frugal": True},
     "frugal, accumulated": {"frugal": True, "accumulate": 2, "clip_norm": 0.5},
     "frugal, unused on one rank": {"frugal": True},
+    "automatic, lost on one rank": {},
+    "frugal, lost on one rank": {"frugal": True},
 }
+LOST = 7
+"""The sample that is not finite in the cases that lose one."""
 
 
 class OfOneRank(UNet):
@@ -51,7 +55,7 @@ def main(folder: Path) -> None:
     for name in CASES:
         trained = case(name)
         run = trainer(max_epochs=2, devices=RANKS, strategy=DDPStrategy(process_group_backend="gloo"))
-        run.fit(trained, loader(12), loader(6))  # three batches a rank
+        run.fit(trained, loader(12, lost=LOST if "lost" in name else None), loader(6))  # three batches a rank
         metrics = {name: float(value) for name, value in run.callback_metrics.items()}
         rank = int(os.environ.get("LOCAL_RANK", 0))
         torch.save({"weights": weights(trained.coop), "metrics": metrics}, folder / f"{name} {rank}.pt")
