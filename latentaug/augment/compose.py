@@ -204,6 +204,9 @@ def paper_masks(score: Score = "signed") -> OneOf:
         score: What the two targeted masks rank by; the paper's is "signed". "harm" makes harder examples, see
             `TargetedChannelMask`.
 
+    Raises:
+        ValueError: There is no such score.
+
     Example:
         >>> paper_masks()
         OneOf(

@@ -26,6 +26,17 @@ class Context:
         generator: Source of the random numbers.
         given: What the caller gave, by the names of the methods.
         training: Whether transforms act as in train mode; None lets each follow its own flag.
+
+    Example:
+        >>> from latentaug import LatentTransform
+        >>> class Louder(LatentTransform):
+        ...     def make_params(self, code, context):
+        ...         return {"factor": context.uniform((1.0, 2.0), len(code), 1, 1, 1)}
+        ...     def transform(self, code, factor):
+        ...         return code * factor
+        >>> louder = Louder()(torch.ones(2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+        >>> bool((louder(torch.ones(2, 3, 4, 4)) >= 1).all()), louder.params["factor"].shape
+        (True, torch.Size([2, 1, 1, 1]))
     """
 
     def __init__(

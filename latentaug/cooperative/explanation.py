@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 
 class Explanation(NamedTuple):
-    """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots."""
+    """How hard examples come about: what `CooperativeModel.explain` returns and `plot_hard_examples` plots.
+
+    Example:
+        >>> from latentaug import FTN, CooperativeModel
+        >>> images, labels = torch.rand(2, 1, 16, 16), torch.randint(4, (2, 16, 16))
+        >>> found = CooperativeModel(FTN(width=2, depth=2), num_classes=4, example=images).explain(images, labels)
+        >>> found.hard_images.shape, found.hard_segmentation.shape, found.shape_saliency.shape
+        (torch.Size([2, 1, 16, 16]), torch.Size([2, 4, 16, 16]), torch.Size([2, 16, 4, 4]))
+    """
 
     image_saliency: Tensor | None
     """Gradient of the reconstruction loss with respect to the image code [B, C, *grid]; None without an image decoder.

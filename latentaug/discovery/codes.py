@@ -27,6 +27,13 @@ class Codes(NamedTuple):
     Attributes:
         image: Where the code is that images are decoded from.
         shape: Where the code is that segmentations are decoded from.
+
+    Example:
+        >>> import torch
+        >>> from latentaug import FTN
+        >>> codes = find_codes(FTN(width=2, depth=2), torch.rand(1, 1, 32, 32))
+        >>> codes.shape.stride, codes.shape.shape
+        ((4, 4), (1, 16, 8, 8))
     """
 
     image: Location

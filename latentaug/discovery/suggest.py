@@ -20,6 +20,15 @@ class Suggestion(NamedTuple):
     Args:
         layers: Where to put the transform; each is valid wherever `layer=` is. Empty where the images are the place.
         reason: Why there, in one line.
+
+    Example:
+        >>> import torch
+        >>> from latentaug import FTN, GIN
+        >>> found = suggest_layers(FTN(width=2, depth=2), torch.rand(1, 1, 32, 32), GIN())
+        >>> found.layers
+        ()
+        >>> print(found)
+        the images themselves: its paper changes them before the model sees them: call GIN(...).augment(images)
     """
 
     layers: tuple[Location, ...]

@@ -30,6 +30,10 @@ class FTN(nn.Module):
     Shape:
         images: [B, in_channels, *S], any S.   output: logits [B, num_classes, *S].
 
+    Raises:
+        ValueError: A number is no positive whole one, `spatial_dims` isn't 1, 2 or 3, or `image_range` isn't a pair
+            (low, high).
+
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079 (E, H, D_s and D_i).
 

@@ -25,6 +25,9 @@ class CodeDecoupler(nn.Module):
     Shape:
         code: [B, C, *S].   output: [B, C, *S], never negative.
 
+    Raises:
+        ValueError: `channels` is no positive whole number, or `spatial_dims` isn't 1, 2 or 3.
+
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079 (the code decoupler H).
 
@@ -37,6 +40,7 @@ class CodeDecoupler(nn.Module):
     def __init__(self, channels: int, spatial_dims: int = 2) -> None:
         super().__init__()
         whole("channels", channels)
+        check_spatial_dims(spatial_dims)
         self.body = nn.Sequential(*double_conv(channels, channels, spatial_dims), nn.ReLU(inplace=True))
         initialize(self)
 

@@ -62,7 +62,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """Candidates for the tap of a model; shown as a table."""
+    """Candidates for the tap of a model; shown as a table.
+
+    Args:
+        model: Type of the model.
+        rows: The candidates; the first is the bottleneck.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))
+        >>> found = describe(model, torch.randn(1, 1, 16, 16))
+        >>> print(repr(found).splitlines()[0])
+        Sequential: * is the layer that layer=None taps
+        >>> found.rows[0].location.stride, found.rows[0].type
+        ((2, 2), 'Conv2d')
+    """
 
     model: str
     rows: list[Row]
@@ -111,6 +124,11 @@ def describe(model: nn.Module, example: Any, *, logits: Callable[[Any], Any] | N
         model: Any segmentation model.
         example: An input batch, as in `find_bottleneck`.
         logits: Reads the logits from the model's output. Default as in `find_bottleneck`.
+
+    Raises:
+        TypeError: `model` is no module, or `example` no input.
+        ValueError: No submodule returns a code that is coarser than the input.
+        RuntimeError: The model can't be called on the example.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))

@@ -484,6 +484,7 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: FTN(spatial_dims=4),
         lambda: FTN(spatial_dims="2"),
         lambda: la.ShapePrior(3, spatial_dims=0),
+        *[lambda value=value: la.CodeDecoupler(8, value) for value in (0, 4, "2")],
     ],
     "channels": [
         *[lambda value=value: la.CodeDecoupler(value) for value in (0, -1, "8")],
