@@ -58,5 +58,11 @@ WRAPPED: Mapping[str, Method] = {
         reconstruction=True,
         reconstructs=True,
     ),
+    "mixed-quarter": by_itself(
+        "the same in the place of a quarter of the batch",
+        hard=HardExamples(mix=0.25),
+        reconstruction=True,
+        reconstructs=True,
+    ),
 }
 """Methods that cost little more than the network alone."""

@@ -22,10 +22,11 @@ def test_a_network_has_the_heads_that_it_needs_and_the_noise_of_all_methods(name
     model = Network("smp:Unet:resnet18").build(SMALL, method.arguments)
     assert (model.reconstruction is not None, model.shape_prior) == (method.reconstructs, None)
     assert model.maker.noise == NOISE
-    assert model.maker.every == (1 if name in ("hard-codes", "rsc", "mixed") else 3)
+    assert model.maker.every == (1 if name in ("hard-codes", "rsc", "mixed", "mixed-quarter") else 3)
     output = method.backward(model.train(), *BATCH, generator=torch.Generator().manual_seed(0))
     learned = {
         "mixed": {"reconstruction"},
+        "mixed-quarter": {"reconstruction"},
         "maxstyle": {"reconstruction", "hard_image_segmentation", "hard_image_reconstruction"},
     }
     assert {*output.losses} == {"segmentation", *learned.get(name, {"hard_code_segmentation"})}
