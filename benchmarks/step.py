@@ -106,9 +106,10 @@ def modes(options: Options) -> list[list[Mode]]:
     return [eager, *([one] for one in compiled)]
 
 
-def names(device: torch.device) -> list[str]:
-    """Return what is measured on a device: every variant, or on a GPU, which is borrowed for minutes, the main ones."""
-    return [PLAIN, "default", "two passes, shape prior"] if device.type == "cuda" else [PLAIN, *VARIANTS]
+def names(options: Options) -> list[str]:
+    """Return what is measured: all variants; the main ones on a GPU, which is borrowed for minutes, and quickly."""
+    main = options.quick or torch.device(options.device).type == "cuda"
+    return [PLAIN, "default", "two passes, shape prior"] if main else [PLAIN, *VARIANTS]
 
 
 def deadline(seconds: float | None) -> Callable[[], float | None]:
@@ -136,7 +137,7 @@ def measured(row: Row, together: list[Mode], options: Options, left: Callable[[]
     try:
         found = ask(KEPT)
     except (TimeoutError, RuntimeError) as error:
-        skipped = dict.fromkeys(names(torch.device(options.device)), first_line(error))
+        skipped = dict.fromkeys(names(options), first_line(error))
         return {str(mode): Measured(skipped=skipped) for mode in together}
     if cpu and not together[0].compiled:
         with suppress(TimeoutError):
@@ -148,16 +149,14 @@ def measured(row: Row, together: list[Mode], options: Options, left: Callable[[]
 def in_process(row: Row, together: list[Mode], options: Options, parts: bool) -> dict[str, Measured]:
     """Measure a network's variants in some modes, one mode after the other."""
     device = torch.device(options.device)
-    return {
-        str(mode): _in_turns(row, mode, device, options.repeats, parts and device.type == "cpu") for mode in together
-    }
+    return {str(mode): _in_turns(row, mode, device, options, parts and device.type == "cpu") for mode in together}
 
 
-def _in_turns(row: Row, mode: Mode, device: torch.device, repeats: int, parts: bool) -> Measured:
+def _in_turns(row: Row, mode: Mode, device: torch.device, options: Options, parts: bool) -> Measured:
     """Build every variant that there is, let them take turns, and look where the time of the default goes."""
     built: dict[str, Variant] = {}
     skipped: dict[str, str] = {}
-    for name in names(device):
+    for name in names(options):
         try:
             built[name] = build(row, name, device, mode)
             _run_first(built[name].step, row, name, device, mode)
@@ -165,7 +164,7 @@ def _in_turns(row: Row, mode: Mode, device: torch.device, repeats: int, parts: b
             built.pop(name, None)
             skipped[name] = first_line(error)
     steps: dict[str, Step] = {name: variant.step for name, variant in built.items()}
-    taken = take_turns_in_process(steps, device, repeats)
+    taken = take_turns_in_process(steps, device, options.repeats)
     taken = {name: one.shared(built[name].count) for name, one in taken.items()}
     default = built.get("default")
     if not parts or mode.compiled or default is None or default.model is None:

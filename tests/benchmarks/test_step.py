@@ -32,11 +32,22 @@ def test_all_networks_that_are_timed_can_be_sent_to_a_process() -> None:
     assert [pickle.loads(pickle.dumps(row)).size for row in STEPPED] == [row.size for row in STEPPED]
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_can_be_built_and_run(name: str) -> None:
+    assert build(LITTLE[0], name, CPU).step().isfinite()
+
+
+def test_on_a_gpu_and_quickly_the_main_ones_are_measured() -> None:
+    main = [PLAIN, "default", "two passes, shape prior"]
+    assert step.names(Options("cuda", 1, 1)) == step.names(OPTIONS) == main
+    assert step.names(Options("cpu", 1, 1)) == [PLAIN, *VARIANTS]
+
+
 @pytest.mark.slow
 def test_a_variant_that_the_library_does_not_know_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "later", {"hard": {"colour": "red"}})
     monkeypatch.setitem(VARIANTS, "sooner", {"residue": 1})
-    one = in_process(LITTLE[0], [Mode()], OPTIONS, False)["float32"]
+    one = in_process(LITTLE[0], [Mode()], Options("cpu", threads=1, repeats=1), False)["float32"]
     assert {PLAIN, "default"} <= one.taken.keys()
     assert "unexpected keyword argument 'colour'" in one.skipped["later"]
     assert "unexpected keyword argument 'residue'" in one.skipped["sooner"]
