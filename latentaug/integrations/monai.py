@@ -11,7 +11,7 @@ from torch import Tensor
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.training.evaluation import losses_of
-from latentaug.training.finite import FiniteGuard, Watched
+from latentaug.training.finite import FiniteGuard, Watched, has_gradient, scales
 
 
 def prepare_batch(
@@ -49,7 +49,8 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     and inferer aren't called: losses are the model's.
 
     A batch whose images, losses or gradients are infinite or not a number is kept out of weights and running
-    statistics, and the log names it, as in `CooperativeTrainer`. After ten in a row training stops.
+    statistics, and the log names it, as in `CooperativeTrainer`. On the CPU it leaves no gradient, and without any
+    there is no step. After ten in a row training stops.
 
     Args:
         engine: A `SupervisedTrainer` of MONAI 1.5 or newer, whose network is a `CooperativeModel`, also wrapped by DDP.
@@ -70,9 +71,8 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     engine.network.train()
     if place.first:
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
-    scaler = engine.scaler if engine.amp else None
-    guard = _guard_of(engine)
-    watched = Watched(guard, engine.network, accumulated=not place.first, gradients=scaler is None)
+    scaler, guard = engine.scaler if engine.amp else None, _guard_of(engine)
+    watched = Watched(guard, engine.network, accumulated=not place.first, gradients=not scales(scaler))
     with torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext():
         output: CooperativeOutput = cooperative_backward(
             engine.network, images, labels, scaler=scaler, scale=1 / place.batches
@@ -87,15 +87,16 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
         IterationEvents.BACKWARD_COMPLETED,
     ):
         engine.fire_event(event)
-    if place.last and scaler is not None:
-        scaler.step(engine.optimizer)
-        scaler.update()
-    elif place.last:
-        engine.optimizer.step()
+    if place.last and has_gradient(engine.network):
+        if scaler is None:
+            engine.optimizer.step()
+        else:
+            scaler.step(engine.optimizer)
+            scaler.update()
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     if place.ends:
         guard.end_epoch(engine.state.epoch, place.number + 1)
-        if guard.has_enough:
+        if guard.has_enough:  # of which other ranks may not have known before
             guard.stop()
     found: dict[str, Any] = engine.state.output
     return found
@@ -124,5 +125,7 @@ def _guard_of(engine: Any) -> FiniteGuard:
     """Return what counts the batches of a trainer that are not finite; it lives as long as the trainer."""
     if not hasattr(engine, "latentaug_guard"):
         engine.latentaug_guard = FiniteGuard(max_skipped=10)
-    found: FiniteGuard = engine.latentaug_guard
-    return found
+    guard: FiniteGuard = engine.latentaug_guard
+    if engine.state.iteration == 1:
+        guard.begin()
+    return guard

@@ -14,10 +14,10 @@ from latentaug import ranks
 from latentaug.training.checkpoint import Position
 from latentaug.training.finite import NotFiniteError
 from latentaug.training.interrupt import (
+    HeldNews,
     Interrupted,
     Interruption,
     Terminated,
-    WorkerNews,
     deferred_interrupt,
     stop_workers,
 )
@@ -30,8 +30,8 @@ class Drawing:
     """Draws from loaders, and knows which ones are under way."""
 
     def __init__(self) -> None:
-        self.interruption = Interruption()
-        self.news = WorkerNews()
+        self.news = HeldNews()
+        self.interruption = Interruption(self.news)
         self._halfway = False
         self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
 
@@ -42,8 +42,7 @@ class Drawing:
         """
         self.under_way.append((loader, batches))
         while True:
-            at_once = getattr(loader, "num_workers", 0) > 0 and not ranks.several()
-            with self.interruption.at_once(at_once), self.news.heard():
+            with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0 and not ranks.several()):
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -69,10 +68,11 @@ class Drawing:
             keep: What to do where it ends so, for too many batches that are not finite too: on all ranks alike.
             keep_failed: What to do where it fails.
         """
-        with deferred_interrupt() as self.interruption:
+        with deferred_interrupt(self.news) as self.interruption:
             try:
                 yield
             except BaseException as error:
+                self.news.hold()
                 safe = isinstance(error, Interrupted | Terminated | NotFiniteError)
                 if safe or (not ranks.several() and self.interruption.explains(error)):
                     keep()
@@ -83,7 +83,7 @@ class Drawing:
                     _keep_after(error, keep_failed)
                 raise
             finally:
-                self.interruption, self.under_way, self._halfway = Interruption(), [], False
+                self.interruption, self.under_way, self._halfway = Interruption(self.news), [], False
 
 
 def _keep_after(error: BaseException, keep: Callable[[], None]) -> None:

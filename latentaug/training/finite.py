@@ -44,10 +44,12 @@ class FiniteGuard:
 
     Args:
         max_skipped: Batches in a row after which `check` raises.
+        advice: Which arguments change what its warnings are about; a sentence, with a space before it.
     """
 
-    def __init__(self, max_skipped: int) -> None:
+    def __init__(self, max_skipped: int, advice: str = "") -> None:
         self.max_skipped = max_skipped
+        self._advice = advice
         self.skipped = 0
         """Batches so far."""
         self._in_a_row = 0
@@ -56,6 +58,10 @@ class FiniteGuard:
         self._told = False
         self._last: Seen | None = None
         self._under_way: deque[tuple[int, int, list[str], Tensor, Any]] = deque()
+
+    def begin(self) -> None:
+        """Count batches in a row anew: another fit begins."""
+        self._in_a_row = 0
 
     def lost(self, images: Tensor, labels: Tensor) -> list[str]:
         """Name which of images and labels are not finite, before a model sees them, where one may look."""
@@ -108,8 +114,7 @@ class FiniteGuard:
         raise NotFiniteError(
             f"Training stopped: {max(self._in_a_row, self.max_skipped)} batches in a row were not finite, the last of "
             f"them batch {batch} of epoch {epoch} ({', '.join(lost)}). The weights are those before the first of "
-            "these. Look at the data, lower the learning rate, or clip gradients (clip_norm); max_skipped= allows for "
-            "more."
+            f"these. Look at the data, lower the learning rate, or clip gradients.{self._advice}"
         )
 
     def end_epoch(self, epoch: int, batches: int) -> None:
@@ -118,12 +123,12 @@ class FiniteGuard:
         if self._in_epoch and not self._told:
             logger.warning(
                 "Epoch %d: %s came out infinite or not a number in %d of %d batches, which were skipped. Look at these "
-                "batches, lower the learning rate or clip gradients (clip_norm); load_best() brings back the best "
-                "epoch that was evaluated.",
+                "batches, lower the learning rate or clip gradients.%s",
                 epoch,
                 ", ".join(self._epoch),
                 self._in_epoch,
                 batches,
+                self._advice,
             )
         self._told = self._in_epoch > 0
         self._epoch, self._in_epoch = {}, 0
@@ -242,7 +247,8 @@ class KeptBuffers:
                     copy = torch.where(unless.to(copy.device), now, copy)
                 parts = copy.split([one.numel() for one in held])
                 for one, part in zip(held, parts, strict=True):
-                    one.copy_(part.view_as(one))
+                    once = tuple(slice(None) if step else slice(1) for step in one.stride())  # of what is expanded
+                    one[once].copy_(part.view_as(one)[once])
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -255,6 +261,16 @@ def all_finite(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     return tensor.isfinite().all()
+
+
+def has_gradient(model: nn.Module) -> bool:
+    """Tell whether there is anything to step along: not so where each batch was left out."""
+    return bool(_with_gradient(model))
+
+
+def scales(scaler: torch.amp.GradScaler | None) -> bool:
+    """Tell whether a scaler of losses is at work, which has its own way with gradients that are not finite."""
+    return scaler is not None and scaler.is_enabled()
 
 
 def gradients_finite(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:

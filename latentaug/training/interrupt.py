@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,59 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-class Interruption:
-    """Remembers the signal to stop."""
+class HeldNews:
+    """News of a loader's dead workers, which raise wherever the program is, held back for as long as need be."""
 
     def __init__(self) -> None:
+        self._handler: Callable[[int, Any], Any] | None = None
+        self._holding = self._arrived = False
+
+    def hold(self) -> None:
+        """Hold them back from now on. Until then one may raise at any moment, here too."""
+        number = getattr(signal, "SIGCHLD", None)
+        while not self._holding and number is not None and threading.current_thread() is threading.main_thread():
+            try:
+                handler = signal.getsignal(number)
+                if not callable(handler):
+                    return
+                signal.signal(number, self._note)  # which hears of what has come before it takes over
+                self._handler, self._holding = handler, True
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+
+    def release(self, *, forget: bool = True) -> None:
+        """Hand on what has come meanwhile, and what is to come.
+
+        Args:
+            forget: Whether to drop what it raises.
+        """
+        if not self._holding or self._handler is None:
+            return
+        self._holding, arrived, self._arrived = False, self._arrived, False
+        if signal.getsignal(signal.SIGCHLD) == self._note:
+            signal.signal(signal.SIGCHLD, self._handler)
+        if arrived:
+            with suppress(RuntimeError) if forget else nullcontext():
+                self._handler(signal.SIGCHLD, None)
+
+    def _note(self, signum: int, frame: object) -> None:
+        if self._holding or self._handler is None:
+            self._arrived = True
+        else:  # someone who has kept it for a while has put it back
+            self._handler(signum, frame)
+
+
+class Interruption:
+    """Remembers the signal to stop.
+
+    Args:
+        news: Held back from the moment on at which a signal takes effect: it is what workers die of then.
+    """
+
+    def __init__(self, news: HeldNews | None = None) -> None:
         self.signal: int | None = None
+        self._news = HeldNews() if news is None else news
         self._at_once = False
 
     def check(self) -> None:
@@ -69,6 +117,7 @@ class Interruption:
         self.signal = signum
         logger.warning(_SAID[signal.Signals(signum)])
         if self._at_once:
+            self._news.hold()
             self.check()
 
     def explains(self, error: BaseException) -> bool:
@@ -83,12 +132,15 @@ class Interruption:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Interruption]:
+def deferred_interrupt(news: HeldNews | None = None) -> Iterator[Interruption]:
     """Let the first Ctrl-C, or SIGTERM, wait for the next `check`; a second one stops at once.
 
     Does nothing outside the main thread, nor for a signal that is already handled in another way than Python's own.
+
+    Args:
+        news: As in `Interruption`; to be released by whoever passes it.
     """
-    interruption = Interruption()
+    interruption = Interruption(news)
     usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     ours = [signum for signum, handler in usual.items() if signal.getsignal(signum) is handler]
     if threading.current_thread() is not threading.main_thread():
@@ -112,59 +164,16 @@ def deferred_interrupt() -> Iterator[Interruption]:
             signal.signal(signum, usual[signum])
 
 
-class WorkerNews:
-    """News of a loader's dead workers, which torch raises wherever the program is: heard where a batch is drawn only.
-
-    Elsewhere, as in an update or while a checkpoint is written, they wait.
-    """
-
-    def __init__(self) -> None:
-        self._raises: Callable[[int, Any], Any] | None = None
-        self._deferring = self._listening = self._arrived = False
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Let news that have come, or come now, raise what torch makes of them."""
-        self._take_over()
-        self._listening = True
-        try:
-            if self._arrived:
-                self._tell()
-            yield
-        finally:
-            self._listening = False
-            self._take_over()  # as torch begins to raise with the first loader that has workers
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Hold news back but for where they are heard, and forget what has come then: a loader tells it again."""
-        self._deferring = True
-        self._take_over()
-        try:
-            yield
-        finally:
-            self._deferring = False
-            if self._raises is not None and signal.getsignal(signal.SIGCHLD) == self._hear:
-                signal.signal(signal.SIGCHLD, self._raises)
-
-    def _take_over(self) -> None:
-        if not self._deferring or os.name != "posix" or threading.current_thread() is not threading.main_thread():
-            return
-        handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data"):
-            self._raises = handler
-            signal.signal(signal.SIGCHLD, self._hear)
-
-    def _hear(self, signum: int, frame: object) -> None:
-        self._arrived = True
-        if self._listening:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._arrived = self._listening = False  # one that is raised is dealt with undisturbed
-        if self._raises is not None:
-            self._raises(signal.SIGCHLD, None)
-        self._listening = True
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let news of a loader's dead workers wait until the block is through."""
+    news, through = HeldNews(), False
+    news.hold()
+    try:
+        yield
+        through = True
+    finally:
+        news.release(forget=not through)
 
 
 def stop_workers(drawing: Iterable[tuple[object, object]]) -> None:

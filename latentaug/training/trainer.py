@@ -30,7 +30,7 @@ from latentaug.training.checkpoint import Position, check_weights, load_checkpoi
 from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.evaluation import evaluate, overlaps_of, scores_of, tell_of_no_score
 from latentaug.training.finite import FiniteGuard
-from latentaug.training.interrupt import WorkerNews
+from latentaug.training.interrupt import undisturbed
 from latentaug.training.kept import Kept
 from latentaug.training.metrics import means_of, over_ranks
 from latentaug.training.modes import put_in_train_mode, tell_of_modes
@@ -42,6 +42,7 @@ from latentaug.training.sharding import load_weights, take_weights_from_first, w
 from latentaug.training.updating import Batch, TrainingStep, Updates
 from latentaug.training.wrapping import Wrapped
 
+ADVICE = "clip_norm= clips, max_skipped= allows for more, and load_best() brings back the best epoch."
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
 
 
@@ -146,7 +147,7 @@ class CooperativeTrainer:
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
         self._average = None if ema is None else Average(ema)
-        self._guard = FiniteGuard(max_skipped)
+        self._guard = FiniteGuard(max_skipped, f" {ADVICE}")
         self._updates = Updates(step, self._optimization, self._guard, self._average, self.generator)
         self._kept = Kept(folder)
         self._accumulate, self._allocator = accumulate, allocator
@@ -251,7 +252,7 @@ class CooperativeTrainer:
                 drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
-                    with self._drawing.wholly():
+                    with undisturbed(), self._drawing.wholly():
                         losses = self._updates(self.model, group, self._position)
                     self._position.seconds = time.monotonic() - started
                     for callback in self.callbacks if losses else ():
@@ -315,7 +316,7 @@ class CooperativeTrainer:
             OSError: The file can't be written, for lack of room for instance; what was there before still is.
         """
         model, path = self._built("save"), file_path("path", path)
-        with WorkerNews().deferred(), self._optimization.evaluating():
+        with undisturbed(), self._optimization.evaluating():
             state = {
                 "settings": self._settings(),
                 "model": model.state_dict(),
@@ -421,7 +422,8 @@ class CooperativeTrainer:
             tell_of_allocator()
         with ExitStack() as stack:
             self._fitting = True
-            stack.enter_context(self._drawing.news.deferred())
+            self._guard.begin()
+            stack.callback(self._drawing.news.release)
             stack.callback(setattr, self, "_fitting", False)
             stack.enter_context(self._kept.locked())
             take_weights_from_first(self.model)
@@ -488,7 +490,7 @@ class CooperativeTrainer:
             tell_of_no_score(epoch, monitor)
         if not value > self._best_so_far(monitor):
             return
-        with self._scored():
+        with undisturbed(), self._scored():
             self._kept.keep_best(epoch, value, self._built("fit"))
 
     def _best_so_far(self, monitor: str) -> float:

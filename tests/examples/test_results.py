@@ -149,9 +149,9 @@ def test_how_validation_ranks_is_quoted_right() -> None:
     with (CARDIAC / "wrapped" / "validated.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["draw"] == "0" and row["shifts"]]
     found = stats.spearmanr(*([float(row[name]) for row in rows] for name in ("shifted validation", "shifts")))
-    assert len(rows) == 15
-    assert "as far as fifteen recipes" in recipes_page()
-    assert f"shifts is {found.statistic:.2f} (p = {found.pvalue:.4f})." in recipes_page()
+    assert len(rows) == 20
+    assert "as far as twenty recipes" in recipes_page()
+    assert f"shifts is {found.statistic:.2f} (p = {found.pvalue:.0e})." in recipes_page()
 
 
 NUCLEI = RESULTS / "nuclei_cpu"
@@ -196,12 +196,61 @@ def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, .
     scores = [score for score in together(folders) if score.draw in draws]
     head, *lines = summary_grid(scores, costs_of_all(folders))
     kept = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    section = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().partition("## Results")[2]
-    table = re.findall(r"(?:^\|.*\|$\n)+", section, re.MULTILINE)[number]
-    columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    columns, rows = nuclei_table(number)
     assert {row[0] for row in rows} == {*kept}
     for row in rows:
         assert row == [kept[row[0]][name] for name in columns]
+
+
+def nuclei_table(number: int) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the lines of a table of the results on nuclei."""
+    section = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().partition("## Results")[2]
+    table = re.findall(r"(?:^\|.*\|$\n)+", section, re.MULTILINE)[number]
+    columns, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return columns, lines
+
+
+@pytest.mark.parametrize(
+    ("method", "over", "quoted"),
+    [
+        (("cooperative", "nnunet"), ("plain", "nnunet"), "2.1 ahead on shifted validation, and 0.3 on the tests"),
+        (("plain", "nnunet"), ("plain", "none"), "are +0.8 over none, and +1.3 on the tests"),
+        (("plain", "randconv"), ("plain", "none"), "random convolutions +2.7 and +2.7"),
+        (("latent-masks", "gin"), ("plain", "gin"), "(`latent-masks`) +0.1, and +0.2 on the tests"),
+        (("mixstyle", "gin"), ("plain", "gin"), "`MixStyle` -0.9,\n  and -1.3."),
+    ],
+)
+def test_single_recipes_are_quoted_right(method: tuple[str, str], over: tuple[str, str], quoted: str) -> None:
+    with (CARDIAC / "wrapped" / "validated.csv").open() as file:
+        kept = {(row["method"], row["augment"]): row for row in csv.DictReader(file) if row["draw"] == "0"}
+    found = [float(kept[method][name]) - float(kept[over][name]) for name in ("shifted validation", "shifts")]
+    assert quoted in recipes_page()
+    assert re.findall(r"\d\.\d", quoted) == [f"{100 * abs(value):.1f}" for value in found]
+
+
+@pytest.mark.parametrize(
+    ("images", "quoted"),
+    [
+        ("30", ("-8.3 points on the shifts with thirty", "4.2 behind the network alone with thirty", "3.9 behind")),
+        ("100", ("-8.9 with\na hundred", "0.9 ahead with a hundred", "and 0.1 ahead.")),
+    ],
+)
+def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str, ...]) -> None:
+    folders = [NUCLEI / "sizes" / images / augment for augment in ("none", "gin")]
+    head, *lines = summary_grid(together(folders), costs_of_all(folders))
+    kept = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    columns, rows = nuclei_table(4)
+    rows = [row[1:] for row in rows if row[0] == images]
+    assert {row[0] for row in rows} == {*kept}
+    for row in rows:
+        assert row == [kept[row[0]][name] for name in columns[1:]]
+    page = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+    for words, (method, reference) in zip(
+        quoted, (("plain + gin", "plain"), ("default", "plain"), ("default + gin", "plain + gin")), strict=True
+    ):
+        assert words in page
+        (number,) = re.findall(r"\d+\.\d", words)
+        assert number == f"{100 * abs(difference(folders, method, reference).mean):.1f}"
 
 
 @pytest.mark.parametrize(

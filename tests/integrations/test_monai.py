@@ -128,6 +128,17 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(lost: int, of: type, caplog:
     assert "in 1 of 3 batches" in caplog.text
 
 
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.filterwarnings("ignore:.*CUDA.*:UserWarning")
+def test_gradients_that_are_not_finite_are_left_out_though_losses_are(amp: bool) -> None:
+    model = cooperative(weights={"hard_code_segmentation": 0.0})
+    model.model.model[0].conv.unit0.conv.weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: value.detach().clone() for name, value in model.model.named_parameters()}
+    trainer(model, samples(), amp=amp).run()
+    for name, value in before.items():
+        assert torch.equal(value, model.model.get_parameter(name)), name
+
+
 @pytest.mark.filterwarnings("ignore:Targeted.* leaves samples unmasked")
 def test_training_on_nothing_but_such_batches_stops() -> None:
     data = [one | {"image": one["image"] * torch.nan} for one in samples(12)]

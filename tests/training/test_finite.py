@@ -272,3 +272,12 @@ def test_buffers_are_put_back_of_every_type_and_also_if_they_were_replaced(finit
     kept.put_back(None if finite is None else torch.tensor(finite))
     expected = after if finite else before
     assert all(torch.equal(value, expected[name]) for name, value in model.named_buffers())
+
+
+def test_buffers_of_overlapping_memory_are_put_back() -> None:
+    model = nn.Module()
+    model.register_buffer("scale", torch.zeros(1, 3).expand(4, 3))
+    kept = KeptBuffers(model)
+    model.scale[0] += 1
+    kept.put_back(None)
+    assert torch.equal(model.scale, torch.zeros(4, 3))

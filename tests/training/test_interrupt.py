@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from latentaug import Callback
-from latentaug.training.interrupt import Interrupted, Interruption, Terminated, WorkerNews, deferred_interrupt
+from latentaug.training.interrupt import (
+    HeldNews,
+    Interrupted,
+    Interruption,
+    Terminated,
+    deferred_interrupt,
+    undisturbed,
+)
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
     At,
@@ -325,93 +332,129 @@ def test_a_signal_while_a_batch_of_worker_processes_is_waited_for_leaves_an_exac
 
 @pytest.fixture
 def heard() -> Iterator[list[str]]:
-    """What torch's handler, that raises when a worker has died, is told; ours stands for it."""
+    """What torch's handler is told, for which ours stands: it raises when a worker has died."""
     said: list[str] = []
 
     def handler(signum: int, frame: object) -> None:
         said.append("news")
         raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated.")
 
-    handler.__module__ = "torch.utils.data._utils.signal_handling"
     previous = signal.signal(signal.SIGCHLD, handler)
     yield said
-    assert signal.getsignal(signal.SIGCHLD) is handler
-    signal.signal(signal.SIGCHLD, previous)
+    restored = signal.signal(signal.SIGCHLD, previous)
+    assert restored is handler
 
 
 def worker_dies(trainer: object = None) -> None:
     signal.raise_signal(signal.SIGCHLD)
 
 
-def test_news_of_dead_workers_are_heard_where_a_batch_is_drawn(heard: list[str]) -> None:
-    news = WorkerNews()
-    with news.deferred():
+def test_news_of_dead_workers_wait_for_the_end_of_an_update(heard: list[str]) -> None:
+    def update() -> None:
         worker_dies()
         assert heard == []
-        with pytest.raises(RuntimeError, match="DataLoader worker"), news.heard():
-            pytest.fail("should have been told at once")
-        worker_dies()
-        assert heard == ["news"]
-    with pytest.raises(RuntimeError, match="DataLoader worker"), news.heard():
-        worker_dies()
 
-
-def test_news_that_come_while_one_is_told_do_not_disturb(heard: list[str]) -> None:
-    news = WorkerNews()
-    with news.deferred(), news.heard():
-        with pytest.raises(RuntimeError, match="DataLoader worker"):
-            worker_dies()
-        worker_dies()
+    with pytest.raises(RuntimeError, match="DataLoader worker"), undisturbed():
+        update()
+    assert heard == ["news"]
+    with undisturbed():
+        pass
     assert heard == ["news"]
 
 
-def test_a_child_that_is_no_worker_ends_nothing() -> None:
-    told: list[int] = []
+def test_news_are_dropped_where_an_update_fails(heard: list[str]) -> None:
+    def fails() -> None:
+        worker_dies()
+        raise ValueError("in the update")
 
-    def handler(signum: int, frame: object) -> None:
-        told.append(signum)
-
-    handler.__module__ = "torch.utils.data._utils.signal_handling"
-    previous, news = signal.signal(signal.SIGCHLD, handler), WorkerNews()
-    try:
-        with news.deferred(), news.heard():
-            worker_dies()
-            worker_dies()
-    finally:
-        signal.signal(signal.SIGCHLD, previous)
-    assert told == [signal.SIGCHLD] * 2
+    with pytest.raises(ValueError, match="in the update"), undisturbed():
+        fails()
+    assert heard == ["news"]  # which a handler that counts children has to hear
 
 
-def test_a_users_own_handler_of_children_stays_in_charge() -> None:
-    told: list[str] = []
-    previous = signal.signal(signal.SIGCHLD, lambda *_: told.append("child"))
-    try:
-        with WorkerNews().deferred():
-            worker_dies()
-            assert told == ["child"]
-    finally:
-        signal.signal(signal.SIGCHLD, previous)
+def test_news_held_back_within_others_reach_those(heard: list[str]) -> None:
+    outer = HeldNews()
+    outer.hold()
+    with undisturbed():
+        worker_dies()
+    assert heard == []
+    outer.release()
+    assert heard == ["news"]
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_workers_that_die_of_a_signal_at_any_moment_leave_an_exact_checkpoint(
-    tmp_path: Path, moment: str, heard: list[str]
+def test_news_that_come_while_they_are_about_to_be_held_back_do_not_disturb(
+    heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(Callback):
-        """Workers whose end comes while the fit still deals with the signal, or has not seen it yet."""
+    look, news = signal.getsignal, HeldNews()
 
-        def on_step(self, trainer: Any, losses: Any) -> None:
-            if trainer.global_step == 2:
-                for arrives in (worker_dies, terminate) if moment == "before" else (terminate, worker_dies):
-                    arrives(trainer)
+    def looks(number: int) -> Any:
+        monkeypatch.setattr(signal, "getsignal", look)
+        worker_dies()
+        return look(number)
 
-        def on_end(self, trainer: Any) -> None:
+    monkeypatch.setattr(signal, "getsignal", looks)
+    news.hold()
+    worker_dies()
+    assert heard == ["news"]
+    news.release()
+    assert heard == ["news"] * 2
+
+
+def test_other_errors_pass_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(number: int) -> Any:
+        raise RuntimeError("an alarm of the user's")
+
+    monkeypatch.setattr(signal, "getsignal", fails)
+    with pytest.raises(RuntimeError, match="an alarm"):
+        HeldNews().hold()
+
+
+def test_a_handler_that_was_kept_meanwhile_hands_on(heard: list[str]) -> None:
+    news = HeldNews()
+    news.hold()
+    kept = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    news.release()
+    assert signal.signal(signal.SIGCHLD, kept) is signal.SIG_DFL  # a user's, who gives back what was there
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        worker_dies()
+    assert heard == ["news"]
+    signal.signal(signal.SIGCHLD, news._handler)
+
+
+class Dying(Callback):
+    """Workers whose end comes while a fit deals with the signal that they died of."""
+
+    def __init__(self, moment: str) -> None:
+        self.moment = moment
+
+    def on_step(self, trainer: Any, losses: Any) -> None:
+        if trainer.global_step == 2:
+            terminate(trainer)
+            if self.moment == "after the step":
+                worker_dies()
+
+    def on_end(self, trainer: Any) -> None:
+        if self.moment == "at the end":
             worker_dies()
 
-    trainer = tiny_trainer(folder=tmp_path, callbacks=[Dying()])
+
+@pytest.mark.parametrize("moment", ["after the step", "while it is kept", "at the end"])
+def test_workers_that_die_of_a_signal_at_any_moment_leave_a_checkpoint(
+    tmp_path: Path, moment: str, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(folder=tmp_path, callbacks=[Dying(moment)])
+    if moment == "while it is kept":
+        monkeypatch.setattr(trainer._kept, "keep_last", _dying_while(trainer._kept.keep_last))
     with pytest.raises(Terminated):
         trainer.fit(squares(), epochs=1)
-    assert heard == []
     resumed = tiny_trainer()
     resumed.resume(tmp_path / "last.pt")
     assert resumed.global_step == 2
+
+
+def _dying_while(save: Any) -> Any:
+    def saves(*args: Any, **kwargs: Any) -> Any:
+        worker_dies()
+        return save(*args, **kwargs)
+
+    return saves

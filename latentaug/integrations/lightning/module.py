@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from latentaug.integrations.lightning.frugal import (
 )
 from latentaug.training.batches import made_by
 from latentaug.training.evaluation import losses_of, overlaps_of, scores_of
-from latentaug.training.finite import FiniteGuard, Watched, is_readable
+from latentaug.training.finite import FiniteGuard, Watched, has_gradient, scales
 from latentaug.training.metrics import Overlap
 from latentaug.training.optimization import OptimizerChoice, build_optimizer
 
@@ -36,29 +36,19 @@ AUTOMATIC = ("monitor", "reduce_on_plateau", "strict")
 """What Lightning ignores of such a dictionary, with a warning, under manual optimisation."""
 
 
-class UnderWay(NamedTuple):
-    """A batch whose losses are there, and whose gradients may not be yet."""
-
-    watched: Watched
-    batch_idx: int
-    images: Tensor
-    losses: dict[str, Tensor]
-
-
 class CooperativeModule(LightningModule):
     """A LightningModule that trains a `CooperativeModel`, validates it by Dice, and predicts.
 
     As it comes, Lightning calls the model and backpropagates its loss, and all that a Trainer does works as ever. With
     `frugal=True` a step is `cooperative_backward`, in less memory than the first: one of manual optimisation,
-    for which Lightning leaves accumulation and clipping to the module.
+    for which Lightning leaves accumulation and clipping to the module. A frugal step keeps a batch whose images, losses
+    or gradients are infinite or not a number out of the weights and running statistics, and the log names it, as in
+    `CooperativeTrainer`; ten in a row stop the fit.
 
     Logged, each as the mean over an epoch and over all ranks: `train_loss`, `train_` with the name of each other loss,
     the same with `val_`; and the scores of `CooperativeTrainer.evaluate`, `val_dice` for instance, of all samples, with
     `refined_` where there is a shape prior. `trainer.test` does so with `test_`. The bar shows the `loss` of a batch.
     Scores of several loaders are named `val_dice/loader_0` and so on.
-
-    A batch whose images, losses or gradients are infinite or not a number is kept out of weights and running
-    statistics, and the log names it, as in `CooperativeTrainer`. On the CPU its losses are not logged either.
 
     Args:
         coop: The model.
@@ -71,15 +61,13 @@ class CooperativeModule(LightningModule):
         accumulate: Batches per update, where frugal; the gradient is their mean. Otherwise say it to the Trainer.
         clip_norm: Largest norm of the gradient, where frugal; a larger one is scaled down. Otherwise say it to the
             Trainer.
-        max_skipped: Batches in a row that may be not finite before the fit stops.
 
     Shape:
         images: [B, C, *S].   labels: [B, *S] or [B, 1, *S]; of regions [B, num_classes, *S].
 
     Raises:
         TypeError: `coop` is no `CooperativeModel`, or an argument is of another kind.
-        ValueError: `accumulate`, `clip_norm` or `max_skipped` is out of range, or one of the first two is given though
-            not frugal.
+        ValueError: `accumulate` or `clip_norm` is out of range, or given though not frugal.
 
     Example:
         >>> from functools import partial
@@ -102,7 +90,6 @@ class CooperativeModule(LightningModule):
         frugal: bool = False,
         accumulate: int = 1,
         clip_norm: float | None = None,
-        max_skipped: int = 10,
     ) -> None:
         super().__init__()
         if not isinstance(coop, CooperativeModel):
@@ -114,7 +101,6 @@ class CooperativeModule(LightningModule):
         function("batch", batch)
         self.automatic_optimization = not flag("frugal", frugal)
         whole("accumulate", accumulate, of="batches per update")
-        whole("max_skipped", max_skipped, of="batches in a row")
         if clip_norm is not None:
             number("clip_norm", clip_norm, above=0)
         for ours, given, theirs in (
@@ -130,8 +116,7 @@ class CooperativeModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._to_pair = made_by(batch, "CooperativeModule")
         self._plateau: str | None = None
-        self._guard = FiniteGuard(max_skipped)
-        self._under_way: UnderWay | None = None
+        self._guard = FiniteGuard(max_skipped=10)
         self._overlaps: list[list[Overlap]] = []
 
     # Hooks of Lightning's -------------------------------------------------------------------------------------------
@@ -155,31 +140,20 @@ class CooperativeModule(LightningModule):
         """Refuse, before anything runs, what a frugal step can't do: Lightning's first call of a fit."""
         if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
             check_frugal(self.trainer)
+            self._guard.begin()
         return super().configure_callbacks()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Train on a batch; return its loss."""
         images, labels = self._to_pair(batch)
-        watched = Watched(self._guard, self, accumulated=False, gradients=self._scaler is None)
         if self.automatic_optimization:
             output: CooperativeOutput = self.coop(images, labels)
-            self._under_way = UnderWay(watched, batch_idx, images, losses_of(output))
         else:
-            output = self._frugal_step(watched, images, labels, batch_idx)
+            output = self._frugal_step(images, labels, batch_idx)
         losses = losses_of(output)
         self.log("loss", over_ranks(self.trainer, losses["loss"]), prog_bar=True, logger=False)
-        if not is_readable(images) or all(math.isfinite(loss) for loss in losses.values()):
-            self._log_means("train", losses, len(images))
+        self._log_means("train", losses, len(images))
         return output.loss
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backpropagate a loss, and leave its batch out where that was not finite."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None and self.trainer.accumulate_grad_batches > 1:
-            under_way.watched.keep_gradients()
-        super().backward(loss, *args, **kwargs)
-        if under_way is not None:
-            self._settle(under_way)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, and advance the schedules of transforms."""
@@ -192,12 +166,12 @@ class CooperativeModule(LightningModule):
             self.trainer.strategy.model.require_forward_param_sync = True
 
     def on_train_epoch_end(self) -> None:
-        """Say what was left out; advance schedulers that watch a metric, as Lightning does by itself otherwise."""
-        self._guard.end_epoch(self.trainer.current_epoch + 1, self.trainer.fit_loop.epoch_loop.batch_idx + 1)
-        if self._guard.has_enough:
-            self._guard.stop()
+        """Say what was left out, and advance schedulers that watch a metric, as Lightning does by itself otherwise."""
         if not self.automatic_optimization:
+            self._guard.end_epoch(self.trainer.current_epoch + 1, self.trainer.fit_loop.epoch_loop.batch_idx + 1)
             self._step_schedulers("epoch", self.trainer.current_epoch, plateaus=True)
+            if self._guard.has_enough:  # of which other ranks may not have known before
+                self._guard.stop()
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
@@ -231,22 +205,24 @@ class CooperativeModule(LightningModule):
 
     # A frugal step --------------------------------------------------------------------------------------------------
 
-    def _frugal_step(self, watched: Watched, images: Tensor, labels: Tensor, batch_idx: int) -> CooperativeOutput:
+    def _frugal_step(self, images: Tensor, labels: Tensor, batch_idx: int) -> CooperativeOutput:
         optimizer: Any = self.optimizers()
         if batch_idx % self.accumulate == 0:
             optimizer.zero_grad()
-        else:
-            watched.keep_gradients()
+        scaled, accumulated = scales(self._scaler), batch_idx % self.accumulate > 0
+        guarded = Watched(self._guard, self.coop, accumulated=accumulated, gradients=not scaled)
         with without_reducing(self.trainer):
             output = cooperative_backward(
                 self.coop, images, labels, backward=self.manual_backward, scale=1 / self.accumulate, average=False
             )
-        self._settle(UnderWay(watched, batch_idx, images, losses_of(output)))
+        guarded.settle(self.trainer.current_epoch + 1, batch_idx, images, losses_of(output))
+        self._guard.check(images)
         last = self.trainer.is_last_batch
         if (batch_idx + 1) % self.accumulate == 0 or last:
-            average_gradients(self)
-            self._clip()
-            optimizer.step()
+            if has_gradient(self.coop):
+                average_gradients(self)
+                self._clip()
+                optimizer.step()
             advance(self.coop)
             self._step_schedulers("step", batch_idx)
         if last:
@@ -254,14 +230,13 @@ class CooperativeModule(LightningModule):
         return output
 
     @property
-    def _scaler(self) -> Any:
+    def _scaler(self) -> torch.amp.GradScaler | None:
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _clip(self) -> None:
         if self.clip_norm is not None:
-            scale = (
-                1.0 if self._scaler is None else self._scaler.get_scale()
-            )  # gradients are unscaled as the optimizer steps
+            scaler = self._scaler
+            scale = 1.0 if scaler is None else scaler.get_scale()  # gradients are unscaled as the optimizer steps
             nn.utils.clip_grad_norm_(self.parameters(), scale * self.clip_norm)
 
     def _step_schedulers(self, interval: str, done: int, *, plateaus: bool = False) -> None:
@@ -270,12 +245,6 @@ class CooperativeModule(LightningModule):
             due = config.interval == interval and (done + 1) % config.frequency == 0
             if due and isinstance(config.scheduler, ReduceLROnPlateau) == plateaus:
                 self.lr_scheduler_step(config.scheduler, watched(self.trainer, self._plateau) if plateaus else None)
-
-    def _settle(self, under_way: UnderWay) -> None:
-        """Leave out a batch that was not finite."""
-        watched, batch_idx, images, losses = under_way
-        watched.settle(self.trainer.current_epoch + 1, batch_idx, images, losses)
-        self._guard.check(images)
 
     # Losses and scores ----------------------------------------------------------------------------------------------
 

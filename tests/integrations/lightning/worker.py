@@ -22,7 +22,6 @@ CASES: dict[str, dict[str, Any]] = {
     "frugal": {"frugal": True},
     "frugal, accumulated": {"frugal": True, "accumulate": 2, "clip_norm": 0.5},
     "frugal, unused on one rank": {"frugal": True},
-    "automatic, lost on one rank": {},
     "frugal, lost on one rank": {"frugal": True},
 }
 LOST = 7
