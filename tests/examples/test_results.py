@@ -176,8 +176,8 @@ def test_how_validation_ranks_is_quoted_right() -> None:
     with (CARDIAC / "wrapped" / "validated.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["draw"] == "0" and row["shifts"]]
     found = stats.spearmanr(*([float(row[name]) for row in rows] for name in ("shifted validation", "shifts")))
-    assert len(rows) == 20
-    assert "as far as twenty recipes" in recipes_page()
+    assert len(rows) == 21
+    assert "as far as 21 recipes" in recipes_page()
     assert f"shifts is {found.statistic:.2f} (p = {found.pvalue:.0e})." in recipes_page()
 
 
@@ -245,6 +245,7 @@ def nuclei_table(number: int) -> tuple[list[str], list[list[str]]]:
         (("plain", "randconv"), ("plain", "none"), "random convolutions +2.7 and +2.7"),
         (("latent-masks", "gin"), ("plain", "gin"), "(`latent-masks`) +0.1, and +0.2 on the tests"),
         (("mixstyle", "gin"), ("plain", "gin"), "`MixStyle` -0.9,\n  and -1.3."),
+        (("rsc", "gin"), ("plain", "gin"), "`RSC`, which replays, -0.9, and -2.5"),
     ],
 )
 def test_single_recipes_are_quoted_right(method: tuple[str, str], over: tuple[str, str], quoted: str) -> None:
