@@ -148,12 +148,12 @@ def measured(row: Row, together: list[Mode], options: Options, left: Callable[[]
 
 def in_process(row: Row, together: list[Mode], options: Options, parts: bool) -> dict[str, Measured]:
     """Measure a network's variants in some modes, one mode after the other."""
-    device = torch.device(options.device)
-    return {str(mode): _in_turns(row, mode, device, options, parts and device.type == "cpu") for mode in together}
+    return {str(mode): _in_turns(row, mode, options, parts) for mode in together}
 
 
-def _in_turns(row: Row, mode: Mode, device: torch.device, options: Options, parts: bool) -> Measured:
+def _in_turns(row: Row, mode: Mode, options: Options, parts: bool) -> Measured:
     """Build every variant that there is, let them take turns, and look where the time of the default goes."""
+    device = torch.device(options.device)
     built: dict[str, Variant] = {}
     skipped: dict[str, str] = {}
     for name in names(options):
@@ -167,7 +167,7 @@ def _in_turns(row: Row, mode: Mode, device: torch.device, options: Options, part
     taken = take_turns_in_process(steps, device, options.repeats)
     taken = {name: one.shared(built[name].count) for name, one in taken.items()}
     default = built.get("default")
-    if not parts or mode.compiled or default is None or default.model is None:
+    if not parts or device.type != "cpu" or mode.compiled or default is None or default.model is None:
         return Measured(taken, {}, skipped)
     return Measured(taken, {}, skipped, fractions(default.model, default.step))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward
 from latentaug.training.evaluation import losses_of
-from latentaug.training.finite import FiniteGuard, Watched, has_gradient, scales
+from latentaug.training.finite import FiniteGuard, Watched, has_gradient
 
 
 def prepare_batch(
@@ -72,7 +72,7 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     if place.first:
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
     scaler, guard = engine.scaler if engine.amp else None, _guard_of(engine)
-    watched = Watched(guard, engine.network, accumulated=not place.first, gradients=not scales(scaler))
+    watched = Watched(guard, engine.network, accumulated=not place.first, scaler=scaler)
     with torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext():
         output: CooperativeOutput = cooperative_backward(
             engine.network, images, labels, scaler=scaler, scale=1 / place.batches
@@ -96,8 +96,7 @@ def iteration_update(engine: Any, batch: Any) -> dict[str, Any]:
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     if place.ends:
         guard.end_epoch(engine.state.epoch, place.number + 1)
-        if guard.has_enough:  # of which other ranks may not have known before
-            guard.stop()
+        guard.check()
     found: dict[str, Any] = engine.state.output
     return found
 
@@ -124,7 +123,7 @@ def _place(engine: Any) -> _Place:
 def _guard_of(engine: Any) -> FiniteGuard:
     """Return what counts the batches of a trainer that are not finite; it lives as long as the trainer."""
     if not hasattr(engine, "latentaug_guard"):
-        engine.latentaug_guard = FiniteGuard(max_skipped=10)
+        engine.latentaug_guard = FiniteGuard()
     guard: FiniteGuard = engine.latentaug_guard
     if engine.state.iteration == 1:
         guard.begin()

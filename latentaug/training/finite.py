@@ -44,10 +44,10 @@ class FiniteGuard:
 
     Args:
         max_skipped: Batches in a row after which `check` raises.
-        advice: Which arguments change what its warnings are about; a sentence, with a space before it.
+        advice: What may help, in whole sentences.
     """
 
-    def __init__(self, max_skipped: int, advice: str = "") -> None:
+    def __init__(self, max_skipped: int = 10, advice: str = "Lower the learning rate, or clip gradients.") -> None:
         self.max_skipped = max_skipped
         self._advice = advice
         self.skipped = 0
@@ -65,10 +65,8 @@ class FiniteGuard:
 
     def lost(self, images: Tensor, labels: Tensor) -> list[str]:
         """Name which of images and labels are not finite, before a model sees them, where one may look."""
-        if ranks.several():
-            return []  # the others would wait for this one
         inputs = {"images": images, "labels": labels}
-        return [name for name, one in inputs.items() if is_readable(one) and not _read(all_finite(one))]
+        return [name for name, one in inputs.items() if may_look(one) and not _read(all_finite(one))]
 
     def refuse(self, epoch: int, batch: int, lost: list[str]) -> None:
         """Take note of a batch that no model sees."""
@@ -93,14 +91,14 @@ class FiniteGuard:
         """Whether too many batches in a row were not finite, as far as is known."""
         return self._in_a_row >= self.max_skipped
 
-    def check(self, images: Tensor) -> None:
+    def check(self, images: Tensor | None = None) -> None:
         """Stop a training, as `stop` does, once there are enough; for loops that agree on nothing between their steps.
 
         Args:
             images: Of the batch that was noted last. Where ranks can't look at them, they know at different times; so
-                they wait for the end of the epoch.
+                they wait for the end of the epoch, which None stands for.
         """
-        if self.has_enough and (is_readable(images) or not ranks.several()):
+        if self.has_enough and (images is None or is_readable(images) or not ranks.several()):
             self.stop()
 
     def stop(self) -> None:
@@ -114,7 +112,7 @@ class FiniteGuard:
         raise NotFiniteError(
             f"Training stopped: {max(self._in_a_row, self.max_skipped)} batches in a row were not finite, the last of "
             f"them batch {batch} of epoch {epoch} ({', '.join(lost)}). The weights are those before the first of "
-            f"these. Look at the data, lower the learning rate, or clip gradients.{self._advice}"
+            f"these. Look at the data. {self._advice}"
         )
 
     def end_epoch(self, epoch: int, batches: int) -> None:
@@ -123,7 +121,7 @@ class FiniteGuard:
         if self._in_epoch and not self._told:
             logger.warning(
                 "Epoch %d: %s came out infinite or not a number in %d of %d batches, which were skipped. Look at these "
-                "batches, lower the learning rate or clip gradients.%s",
+                "batches. %s",
                 epoch,
                 ", ".join(self._epoch),
                 self._in_epoch,
@@ -168,30 +166,35 @@ class Watched:
         guard: Whom to tell.
         model: Whose buffers and gradients are put back where need be.
         accumulated: Whether there may be gradients of earlier batches.
-        gradients: Whether gradients must be finite; a scaler of losses has its own way with those that are not.
+        scaler: Scales the losses, if it is enabled, and has its own way with gradients that are not finite then.
     """
 
-    def __init__(self, guard: FiniteGuard, model: nn.Module, *, accumulated: bool, gradients: bool) -> None:
-        self._guard, self._model, self._gradients = guard, model, gradients
+    def __init__(
+        self, guard: FiniteGuard, model: nn.Module, *, accumulated: bool, scaler: torch.amp.GradScaler | None
+    ) -> None:
+        self._guard, self._model = guard, model
+        self._gradients = scaler is None or not scaler.is_enabled()
         self._buffers = KeptBuffers(model)
-        self._before: dict[int, Tensor] = {}
-        if accumulated:
-            self.keep_gradients()
+        there = [
+            (id(one), local(one.grad).clone()) for one in model.parameters() if accumulated and one.grad is not None
+        ]
+        self._before = dict(there)
 
-    def keep_gradients(self) -> None:
-        """Keep the gradients of earlier batches, which this one's are added to."""
-        there = _with_gradient(self._model)
-        self._before = {id(one): local(one.grad).clone() for one in there if one.grad is not None}
-
-    def settle(self, epoch: int, batch: int, images: Tensor, losses: Mapping[str, Tensor]) -> Tensor | bool:
+    def settle(self, epoch: int, batch: int, images: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor | bool:
         """See whether the batch was finite; if not, let it leave no trace in gradients and buffers.
+
+        Args:
+            epoch: Which one it is of.
+            batch: Its number there.
+            images: Its images; None where these were looked at before.
+            losses: Its losses.
 
         Returns:
             Whether it was: a truth value where one may look, else one on the device.
         """
-        flags = {"images": all_finite(plain_tensor(images))} | {
-            name: loss.isfinite().all() for name, loss in losses.items()
-        }
+        flags = {name: loss.isfinite().all() for name, loss in losses.items()}
+        if images is not None:
+            flags = {"images": all_finite(plain_tensor(images)), **flags}
         changed = _with_gradient(self._model)
         if self._gradients:
             flags["gradient"] = gradients_finite(changed, next(iter(flags.values())).device)
@@ -256,6 +259,11 @@ def is_readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def may_look(tensor: Tensor) -> bool:
+    """Tell whether a batch can be looked at by itself: neither the device nor another rank is waited for."""
+    return is_readable(tensor) and not ranks.several()
+
+
 def all_finite(tensor: Tensor) -> Tensor:
     """Return whether all numbers are finite, on the tensor's device."""
     if not tensor.is_floating_point():
@@ -266,11 +274,6 @@ def all_finite(tensor: Tensor) -> Tensor:
 def has_gradient(model: nn.Module) -> bool:
     """Tell whether there is anything to step along: not so where each batch was left out."""
     return bool(_with_gradient(model))
-
-
-def scales(scaler: torch.amp.GradScaler | None) -> bool:
-    """Tell whether a scaler of losses is at work, which has its own way with gradients that are not finite."""
-    return scaler is not None and scaler.is_enabled()
 
 
 def gradients_finite(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:

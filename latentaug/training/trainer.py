@@ -42,7 +42,10 @@ from latentaug.training.sharding import load_weights, take_weights_from_first, w
 from latentaug.training.updating import Batch, TrainingStep, Updates
 from latentaug.training.wrapping import Wrapped
 
-ADVICE = "clip_norm= clips, max_skipped= allows for more, and load_best() brings back the best epoch."
+_ADVICE = (
+    "Lower the learning rate, clip gradients (clip_norm=), or allow for more (max_skipped=); load_best() brings back "
+    "the best epoch that was evaluated."
+)
 _CHECKPOINT_KEYS = {"settings", "model", "optimization", "generator", "random", "position", "best"}
 
 
@@ -147,7 +150,7 @@ class CooperativeTrainer:
         self.planned_steps: int | None = None
         self._optimization = Optimization(optimizer, scheduler, self.device, precision, clip_norm)
         self._average = None if ema is None else Average(ema)
-        self._guard = FiniteGuard(max_skipped, f" {ADVICE}")
+        self._guard = FiniteGuard(max_skipped, _ADVICE)
         self._updates = Updates(step, self._optimization, self._guard, self._average, self.generator)
         self._kept = Kept(folder)
         self._accumulate, self._allocator = accumulate, allocator

@@ -17,7 +17,7 @@ from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.average import Average
 from latentaug.training.checkpoint import Position
 from latentaug.training.evaluation import losses_of
-from latentaug.training.finite import FiniteGuard, Watched
+from latentaug.training.finite import FiniteGuard, Watched, may_look
 from latentaug.training.metrics import add_to
 from latentaug.training.optimization import Optimization
 
@@ -89,12 +89,11 @@ class Updates:
                 self._guard.refuse(position.epoch + 1, number, lost)
                 continue
             images, labels = (one.to(optimization.device, non_blocking=True) for one in (images, labels))
-            gradients = not optimization.scaler.is_enabled()  # which has its own way with those that are not finite
-            watched = Watched(self._guard, model, accumulated=len(group) > 1, gradients=gradients)
+            watched = Watched(self._guard, model, accumulated=len(group) > 1, scaler=optimization.scaler)
             with optimization.autocast():
                 output = self._step(model, images, labels, scaler=optimization.scaler, generator=self._generator)
             losses = losses_of(_checked(output, optimization.model))
-            finite = watched.settle(position.epoch + 1, number, images, losses)
+            finite = watched.settle(position.epoch + 1, number, None if may_look(images) else images, losses)
             if finite is not False:
                 last = losses
                 count = count + finite

@@ -220,13 +220,17 @@ def in_points(*values: float) -> list[str]:
 )
 def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, ...], draws: set[int]) -> None:
     folders = [NUCLEI / name for name in names]
-    scores = [score for score in together(folders) if score.draw in draws]
-    head, *lines = summary_grid(scores, costs_of_all(folders))
-    kept = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    kept = summary_lines(folders, draws)
     columns, rows = nuclei_table(number)
     assert {row[0] for row in rows} == {*kept}
     for row in rows:
         assert row == [kept[row[0]][name] for name in columns]
+
+
+def summary_lines(folders: Sequence[Path], draws: Container[int] = range(3)) -> dict[str, dict[str, str]]:
+    """Return the cells of a summary by method and column."""
+    head, *lines = summary_grid([one for one in together(folders) if one.draw in draws], costs_of_all(folders))
+    return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
 
 
 def nuclei_table(number: int) -> tuple[list[str], list[list[str]]]:
@@ -265,8 +269,7 @@ def test_single_recipes_are_quoted_right(method: tuple[str, str], over: tuple[st
 )
 def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str, ...]) -> None:
     folders = [NUCLEI / "sizes" / images / augment for augment in ("none", "gin")]
-    head, *lines = summary_grid(together(folders), costs_of_all(folders))
-    kept = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    kept = summary_lines(folders)
     columns, rows = nuclei_table(4)
     rows = [row[1:] for row in rows if row[0] == images]
     assert {row[0] for row in rows} == {*kept}

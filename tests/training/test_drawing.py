@@ -71,4 +71,5 @@ def test_a_signal_takes_effect_at_once_where_worker_processes_draw(num_workers: 
             found.extend(drawing.batches(loader, iter(loader)))
     else:
         found.extend(drawing.batches(loader, iter(loader)))
+    drawing.news.release()
     assert found == [1] * (num_workers == 0)

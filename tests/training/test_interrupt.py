@@ -289,11 +289,13 @@ def test_workers_that_die_by_themselves_are_an_error() -> None:
 def test_while_it_is_waited_for_data_a_signal_takes_effect_at_once() -> None:
     interruption = Interruption()
     interruption.remember(signal.SIGINT)
-    interruption = Interruption()
+    news = HeldNews()
+    interruption = Interruption(news)
     with pytest.raises(Terminated), interruption.at_once(True):
         interruption.remember(signal.SIGTERM)
     with interruption.at_once(False):
         interruption.remember(signal.SIGTERM)
+    news.release()
 
 
 @pytest.mark.parametrize("pressed_at", [0, 1, 4])

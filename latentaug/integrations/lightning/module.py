@@ -26,7 +26,7 @@ from latentaug.integrations.lightning.frugal import (
 )
 from latentaug.training.batches import made_by
 from latentaug.training.evaluation import losses_of, overlaps_of, scores_of
-from latentaug.training.finite import FiniteGuard, Watched, has_gradient, scales
+from latentaug.training.finite import FiniteGuard, Watched, has_gradient
 from latentaug.training.metrics import Overlap
 from latentaug.training.optimization import OptimizerChoice, build_optimizer
 
@@ -115,8 +115,8 @@ class CooperativeModule(LightningModule):
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self._optimizer, self._scheduler = optimizer, scheduler
         self._to_pair = made_by(batch, "CooperativeModule")
-        self._plateau: str | None = None
-        self._guard = FiniteGuard(max_skipped=10)
+        self._monitored: str | None = None
+        self._guard = FiniteGuard()
         self._overlaps: list[list[Overlap]] = []
 
     # Hooks of Lightning's -------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class CooperativeModule(LightningModule):
             return optimizer
         scheduler = self._scheduler(optimizer)
         if not self.automatic_optimization and isinstance(scheduler, Mapping):
-            self._plateau = scheduler.get("monitor")
+            self._monitored = scheduler.get("monitor")
             scheduler = {name: value for name, value in scheduler.items() if name not in AUTOMATIC}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
@@ -170,8 +170,7 @@ class CooperativeModule(LightningModule):
         if not self.automatic_optimization:
             self._guard.end_epoch(self.trainer.current_epoch + 1, self.trainer.fit_loop.epoch_loop.batch_idx + 1)
             self._step_schedulers("epoch", self.trainer.current_epoch, plateaus=True)
-            if self._guard.has_enough:  # of which other ranks may not have known before
-                self._guard.stop()
+            self._guard.check()
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
@@ -209,8 +208,8 @@ class CooperativeModule(LightningModule):
         optimizer: Any = self.optimizers()
         if batch_idx % self.accumulate == 0:
             optimizer.zero_grad()
-        scaled, accumulated = scales(self._scaler), batch_idx % self.accumulate > 0
-        guarded = Watched(self._guard, self.coop, accumulated=accumulated, gradients=not scaled)
+        accumulated = batch_idx % self.accumulate > 0
+        guarded = Watched(self._guard, self.coop, accumulated=accumulated, scaler=self._scaler)
         with without_reducing(self.trainer):
             output = cooperative_backward(
                 self.coop, images, labels, backward=self.manual_backward, scale=1 / self.accumulate, average=False
@@ -244,7 +243,7 @@ class CooperativeModule(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             due = config.interval == interval and (done + 1) % config.frequency == 0
             if due and isinstance(config.scheduler, ReduceLROnPlateau) == plateaus:
-                self.lr_scheduler_step(config.scheduler, watched(self.trainer, self._plateau) if plateaus else None)
+                self.lr_scheduler_step(config.scheduler, watched(self.trainer, self._monitored) if plateaus else None)
 
     # Losses and scores ----------------------------------------------------------------------------------------------
 
