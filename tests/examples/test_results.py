@@ -205,23 +205,32 @@ def in_points(*values: float) -> list[str]:
     return [f"{100 * value:+.1f}" for value in values]
 
 
+NUCLEI_RESULTS, DEFAULT = ("nuclei-example", "Results"), ("recipes", "What a network is wrapped with by default")
+HALVES = ("none", "gin", "time/none", "time/gin")
+
+
 @pytest.mark.parametrize(
-    ("number", "names", "draws"),
+    ("where", "number", "root", "names", "draws"),
     [
-        (0, ("none", "gin", "time/none", "time/gin"), {0, 1, 2}),
-        (1, ("none", "gin", "time/none", "time/gin"), {0, 1, 2}),
+        (NUCLEI_RESULTS, 0, NUCLEI, HALVES, {0, 1, 2}),
+        (NUCLEI_RESULTS, 1, NUCLEI, HALVES, {0, 1, 2}),
         (
+            NUCLEI_RESULTS,
             2,
+            NUCLEI,
             ("none", "gin", "recipes/nnunet", "recipes/randconv", "recipes/gin", "time/gin", "time/recipes"),
             {0},
         ),
-        (3, ("none", "finetuned/none", "finetuned/gin"), {0, 1, 2}),
+        (NUCLEI_RESULTS, 3, NUCLEI, ("none", "finetuned/none", "finetuned/gin"), {0, 1, 2}),
+        (DEFAULT, 1, CARDIAC / "wrapped", HALVES, {0, 1, 2}),
+        (DEFAULT, 2, CARDIAC / "wrapped", HALVES, {0, 1, 2}),
     ],
 )
-def test_the_results_on_nuclei_are_quoted_right(number: int, names: tuple[str, ...], draws: set[int]) -> None:
-    folders = [NUCLEI / name for name in names]
-    kept = summary_lines(folders, draws)
-    columns, rows = nuclei_table(number)
+def test_summaries_are_quoted_right(
+    where: tuple[str, str], number: int, root: Path, names: tuple[str, ...], draws: set[int]
+) -> None:
+    kept = summary_lines([root / name for name in names], draws)
+    columns, rows = table(*where, number)
     assert {row[0] for row in rows} == {*kept}
     for row in rows:
         assert row == [kept[row[0]][name] for name in columns]
@@ -233,12 +242,12 @@ def summary_lines(folders: Sequence[Path], draws: Container[int] = range(3)) -> 
     return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
 
 
-def nuclei_table(number: int) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and the lines of a table of the results on nuclei."""
-    section = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().partition("## Results")[2]
-    table = re.findall(r"(?:^\|.*\|$\n)+", section, re.MULTILINE)[number]
-    columns, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    return columns, lines
+def table(page: str, section: str, number: int) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the lines of a table in a section of a page."""
+    text = (EXAMPLES.parent / "docs" / "explanation" / f"{page}.md").read_text().partition(f"## {section}\n")[2]
+    lines = re.findall(r"(?:^\|.*\|$\n)+", text, re.MULTILINE)[number].splitlines()
+    columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return columns, rows
 
 
 @pytest.mark.parametrize(
@@ -270,7 +279,7 @@ def test_single_recipes_are_quoted_right(method: tuple[str, str], over: tuple[st
 def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str, ...]) -> None:
     folders = [NUCLEI / "sizes" / images / augment for augment in ("none", "gin")]
     kept = summary_lines(folders)
-    columns, rows = nuclei_table(4)
+    columns, rows = table(*NUCLEI_RESULTS, 4)
     rows = [row[1:] for row in rows if row[0] == images]
     assert {row[0] for row in rows} == {*kept}
     for row in rows:
