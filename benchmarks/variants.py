@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every batch": {"hard": {"every": 1}},
     "two passes": {"reconstruction": True, "hard": {"every": 1}},
     "two passes, shape prior": {"reconstruction": True, "shape_prior": True, "hard": PAPER},
+    "the same, every third batch": {"reconstruction": True, "shape_prior": True, "hard": PAPER | {"every": 3}},
     "the same, half the batch": {"reconstruction": True, "shape_prior": True, "hard": PAPER | {"fraction": 0.5}},
 }
 """Arguments of `CooperativeModel` by the names of the columns; those of "hard" are arguments of `HardExamples`."""
