@@ -8,7 +8,7 @@ import torch
 
 from latentaug import is_native
 from study.methods.augmentations import AUGMENTATIONS, NONE
-from study.run.presets import option, see_that_it_is_right
+from study.run.presets import STATISTICS_HELP, option, see_that_it_is_right
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Preset:
     schedule: str = option("cosine", "'constant', or 'cosine' to let the learning rate fall to 0 over the training")
     warm_up: int | None = option(50, "iterations over which the learning rate rises to its value at first")
     weights: str = option("last", "which are tested: those that validate 'best', or the 'last' of the training")
+    statistics: str = option("kept", STATISTICS_HELP)
     precision: str = option("float32", "'float32', or 'bfloat16' where that is faster")
     augment: str = option(NONE, f"further augmentation of images, of every method: {', '.join(AUGMENTATIONS)}")
     draws: int = option(3, "how many draws of training images to run")
@@ -53,6 +54,8 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(image_size=64, iterations=60, warm_up=None, draws=1, depth=3),
-    "cpu": Preset(precision="bfloat16" if is_native("bfloat16", torch.device("cpu")) else "float32"),
+    "quick": Preset(image_size=64, iterations=60, warm_up=None, draws=1, depth=3, statistics="renewed"),
+    "cpu": Preset(
+        statistics="renewed", precision="bfloat16" if is_native("bfloat16", torch.device("cpu")) else "float32"
+    ),
 }

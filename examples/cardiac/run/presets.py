@@ -11,7 +11,7 @@ from cardiac.data.readers import STRUCTURES
 from cardiac.data.split import DRAWS, SETTINGS
 from latentaug import is_native
 from study.methods.augmentations import AUGMENTATIONS, NONE
-from study.run.presets import option, see_that_it_is_right
+from study.run.presets import STATISTICS_HELP, option, see_that_it_is_right
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Preset:
     schedule: str = option("constant", "'constant', or 'cosine' to let the learning rate fall to 0 over the training")
     warm_up: int | None = option(None, "iterations over which the learning rate rises to its value at first")
     weights: str = option("best", "which are tested: those that validate 'best', or the 'last' of the training")
+    statistics: str = option("kept", STATISTICS_HELP)
     precision: str = option("float32", "'float32', or 'bfloat16' where that is faster")
     augment: str = option(NONE, f"further augmentation of images, of every method: {', '.join(AUGMENTATIONS)}")
     patients: int = option(10, "patients to train on: 10, or 70 for the large-data setting")

@@ -13,6 +13,7 @@ from study.methods.network import Sizes
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 WEIGHTS = ("best", "last")
+STATISTICS = ("kept", "renewed")
 
 
 class Preset(Sizes, Protocol):
@@ -53,6 +54,10 @@ class Preset(Sizes, Protocol):
         """One of `WEIGHTS`."""
 
     @property
+    def statistics(self) -> str:
+        """One of `STATISTICS`."""
+
+    @property
     def precision(self) -> str:
         """One of `PRECISIONS`."""
 
@@ -63,6 +68,9 @@ class Preset(Sizes, Protocol):
     @property
     def draws(self) -> int:
         """How many draws to run."""
+
+
+STATISTICS_HELP = "of batch normalisation, for tests: 'kept' as training ends, or 'renewed' over training batches"
 
 
 def option(default: Any, help: str) -> Any:
@@ -88,6 +96,8 @@ def see_that_it_is_right(preset: Preset, wanted: Mapping[str, str]) -> None:
         wrong["schedule"] = f"one of {SCHEDULES}"
     if preset.weights not in WEIGHTS:
         wrong["weights"] = f"one of {WEIGHTS}"
+    if preset.statistics not in STATISTICS:
+        wrong["statistics"] = f"one of {STATISTICS}"
     if preset.precision not in PRECISIONS:
         wrong["precision"] = f"one of {PRECISIONS}"
     if preset.augment not in AUGMENTATIONS:

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentaug import CooperativeTrainer, PerStep, Ramp
+from latentaug import CooperativeModel, CooperativeTrainer, PerStep, Ramp
 from study.data.batches import Timed, TrainingBatches, iterations_per_pass, validation_batches
 from study.data.frame import DataError
 from study.methods import METHODS
@@ -23,6 +23,7 @@ from study.run.environment import environment
 from study.run.moments import FOLDER, Moments
 from study.run.outputs import Outputs
 from study.run.presets import Preset
+from study.run.statistics import BATCHES, renew_statistics
 from study.run.study import Study
 from study.run.testing import test
 
@@ -77,6 +78,9 @@ def train_and_test(
             trainer.load_best()
         except (OSError, ValueError) as error:
             raise DataError(f"{error}. Remove {place}, to start over.") from None
+    if preset.statistics == "renewed":
+        seen = (batches.batch(iterations + number)[0] for number in range(BATCHES))
+        renew_statistics(cast(CooperativeModel, trainer.model).model, seen, device, preset.precision)
     scores, figures = test(trainer, method, draw, study, outputs, network, validation)
     assert trainer.best is not None
     about = {
