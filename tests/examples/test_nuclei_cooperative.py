@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 import nuclei_cooperative
 from nuclei import generated
@@ -25,7 +26,7 @@ from nuclei.presets import Preset
 from nuclei.study import SEVERITIES, SHIFTS, Study, shifted
 from study.data.batches import Batch, TrainingBatches
 from study.data.frame import DataError
-from study.run import cost
+from study.run import cost, training
 from study.run.cases import read_cases
 from study.run.scores import METRICS, VALIDATION, read_scores
 
@@ -52,6 +53,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "run"
     assert nuclei_cooperative.main([*TINY, "--output", str(output)]) == 0
     return output
+
+
+@pytest.mark.parametrize(("statistics", "renewed"), [("kept", 0), ("renewed", 1)])
+def test_a_run_is_tested_with_the_statistics_that_it_was_told(
+    statistics: str, renewed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def noting(network: nn.Module, batches: Iterable[Tensor], *rest: Any) -> None:
+        seen.append(sum(len(images) for images in batches))
+
+    monkeypatch.setattr(training, "renew_statistics", noting)
+    output = tmp_path / "run"
+    assert nuclei_cooperative.main([*TINY, "--statistics", statistics, "--output", str(output)]) == 0
+    assert seen == [training.BATCHES * 4] * renewed
+    assert json.loads((output / "configuration.json").read_text())["statistics"] == statistics
 
 
 def test_a_run_leaves_scores_of_every_domain_and_a_summary(whole: Path) -> None:
