@@ -21,7 +21,7 @@ def renew_statistics(network: nn.Module, batches: Iterable[Tensor], device: torc
 
     Args:
         network: The user's network, without the heads beside it.
-        batches: Images as it was trained on.
+        batches: Images like those that it is tested on: those of training, without what augmentation does to intensities.
         device: Where it is.
         precision: That of the training.
 

@@ -79,6 +79,7 @@ def train_and_test(
         except (OSError, ValueError) as error:
             raise DataError(f"{error}. Remove {place}, to start over.") from None
     if preset.statistics == "renewed":
+        batches.augment = None  # tests are of images as they are
         seen = (batches.batch(iterations + number)[0] for number in range(BATCHES))
         renew_statistics(cast(CooperativeModel, trainer.model).model, seen, device, preset.precision)
     scores, figures = test(trainer, method, draw, study, outputs, network, validation)
