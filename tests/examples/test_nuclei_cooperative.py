@@ -55,20 +55,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize(("statistics", "renewed"), [("kept", 0), ("renewed", 1)])
-def test_a_run_is_tested_with_the_statistics_that_it_was_told(
-    statistics: str, renewed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
+def test_a_run_is_tested_with_the_statistics_that_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
 
     def noting(network: nn.Module, batches: Iterable[Tensor], *rest: Any) -> None:
-        seen.append(sum(len(images) for images in batches))
+        seen.append(torch.cat([*batches]))
 
     monkeypatch.setattr(training, "renew_statistics", noting)
-    output = tmp_path / "run"
-    assert nuclei_cooperative.main([*TINY, "--statistics", statistics, "--output", str(output)]) == 0
-    assert seen == [training.BATCHES * 4] * renewed
-    assert json.loads((output / "configuration.json").read_text())["statistics"] == statistics
+    for flags in (["--augment", "none"], ["--augment", "gin"], ["--statistics", "kept"]):
+        assert nuclei_cooperative.main([*TINY, *flags, "--output", str(tmp_path / flags[1])]) == 0
+    as_they_are, with_gin = seen
+    assert len(as_they_are) == training.BATCHES * 4
+    assert torch.equal(as_they_are, with_gin)
 
 
 def test_a_run_leaves_scores_of_every_domain_and_a_summary(whole: Path) -> None:

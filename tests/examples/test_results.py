@@ -283,7 +283,7 @@ def test_single_recipes_are_quoted_right(method: tuple[str, str], over: tuple[st
     ],
 )
 def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str, ...]) -> None:
-    folders = [NUCLEI / "sizes" / images / augment for augment in ("none", "gin")]
+    folders = [KEPT / "sizes" / images / augment for augment in ("none", "gin")]
     kept = summary_lines(folders)
     columns, rows = table(*NUCLEI_RESULTS, 4)
     rows = [row[1:] for row in rows if row[0] == images]
@@ -302,10 +302,12 @@ def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str,
 @pytest.mark.parametrize(
     ("folders", "method", "reference", "quoted"),
     [
-        (("none",), "default", "plain", "+0.3 points of Dice at equal iterations (+2.2,\n  -0.5 and -0.7"),
-        (("none", "time/none"), "default, equal time", "plain", "-1.3 at equal time (+0.4, -3.3, -1.0)"),
-        (("gin",), "default", "plain", "On `GIN`: -1.4 (-2.8, +0.5, -1.9)"),
-        (("gin", "time/gin"), "default, equal time", "plain", "-1.2 (-5.9, -1.0, +3.2)"),
+        (("none",), "default", "plain", "+1.0 (+2.1, +1.4, -0.5) at equal iterations"),
+        (("none", "time/none"), "default, equal time", "plain", "+0.9 (+2.4, +1.2, -1.0) at equal time"),
+        (("gin",), "default", "plain", "On `GIN`: -0.8 (+2.0, -2.1, -2.4)"),
+        (("gin", "time/gin"), "default, equal time", "plain", "+2.5 (+1.9, +3.5, +2.2)."),
+        (("sizes/30/none",), "default", "plain", "-0.5\non the shifts (-1.9, +0.9)"),
+        (("none", "augmented/gin"), "plain + gin", "plain", "-8.2 points on the shifts\n  (-5.4, -9.1, -10.1)"),
         (("kept/none", "kept/finetuned/gin"), "plain + gin, fine-tuned", "plain", "to lose 12.1 (-2.7, -22.6, -11.1)"),
         (
             ("kept/none", "kept/finetuned/gin"),
@@ -313,7 +315,7 @@ def test_what_more_images_change_is_quoted_right(images: str, quoted: tuple[str,
             "plain",
             "11.7 with `default` on top (-4.0, -20.3, -10.9)",
         ),
-        (("none", "gin"), "plain + gin", "plain", "7.2 behind on the shifts\n  (+0.2, -12.2, -9.7)"),
+        (("none", "gin"), "plain + gin", "plain", "-3.2 on the shifts\n  (-2.0, -5.4, -2.3)"),
     ],
 )
 def test_differences_on_nuclei_are_those_of_the_scores(

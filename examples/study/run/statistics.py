@@ -21,7 +21,7 @@ def renew_statistics(network: nn.Module, batches: Iterable[Tensor], device: torc
 
     Args:
         network: The user's network, without the heads beside it.
-        batches: Images like those that it is tested on: those of training, without what augmentation does to intensities.
+        batches: Images like those of tests: those of training, before what `--augment` makes of them.
         device: Where it is.
         precision: That of the training.
 
