@@ -244,6 +244,13 @@ def summary_lines(folders: Sequence[Path], draws: Container[int] = range(3)) -> 
     return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
 
 
+def test_what_a_shorter_training_has_is_quoted_right() -> None:
+    shorter, usual = (summary_lines([folder], {0}) for folder in (NUCLEI / "shorter" / "gin", NUCLEI / "gin"))
+    (one,) = shorter.values()
+    page = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+    assert f"has {one['shifts']} in draw 0, and {usual['plain']['shifts']} for 400" in page
+
+
 def table(page: str, section: str, number: int) -> tuple[list[str], list[list[str]]]:
     """Return the columns and the lines of a table in a section of a page."""
     text = (EXAMPLES.parent / "docs" / "explanation" / f"{page}.md").read_text().partition(f"## {section}\n")[2]
