@@ -245,10 +245,12 @@ def summary_lines(folders: Sequence[Path], draws: Container[int] = range(3)) -> 
 
 
 def test_what_a_shorter_training_has_is_quoted_right() -> None:
-    shorter, usual = (summary_lines([folder], {0}) for folder in (NUCLEI / "shorter" / "gin", NUCLEI / "gin"))
-    (one,) = shorter.values()
+    shorter, usual = (
+        [summary_lines([NUCLEI / name], {draw})["plain"]["shifts"] for draw in (0, 1)]
+        for name in ("shorter/gin", "gin")
+    )
     page = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
-    assert f"has {one['shifts']} in draw 0, and {usual['plain']['shifts']} for 400" in page
+    assert f"{' and '.join(shorter)} in draws 0 and 1 for 345 iterations, {' and '.join(usual)} for 400" in page
 
 
 def table(page: str, section: str, number: int) -> tuple[list[str], list[list[str]]]:
