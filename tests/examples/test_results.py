@@ -244,6 +244,24 @@ def summary_lines(folders: Sequence[Path], draws: Container[int] = range(3)) -> 
     return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
 
 
+def test_what_renewed_statistics_change_is_quoted_right() -> None:
+    left, renewed = (
+        {
+            (method, draw): json.loads((folder / method / f"draw-{draw}" / "done.json").read_text())["validation dice"]
+            for method in ("plain", "default")
+            for draw in (1, 2)
+        }
+        for folder in (NUCLEI / "sizes" / "30" / name for name in ("kept", "none"))
+    )
+    page = " ".join((EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().split())
+    hit = "default", 1
+    assert f"`default`, draw 1, had a Dice of {left[hit]:.3f} on its validation images, and {renewed[hit]:.3f}" in page
+    low, *_, high = sorted(renewed[key] - left[key] for key in left if key != hit)
+    assert "The other three changed by {} to {} points.".format(*in_points(low, high)) in page
+    shifts = difference([NUCLEI / "sizes" / "30" / "kept"], "default").draws.values()
+    assert "it was {} and {} on the shifts.".format(*in_points(*shifts)) in page
+
+
 def test_what_a_shorter_training_has_is_quoted_right() -> None:
     shorter, usual = (
         [summary_lines([NUCLEI / name], {draw})["plain"]["shifts"] for draw in (0, 1)]

@@ -14,6 +14,7 @@ SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 WEIGHTS = ("best", "last")
 STATISTICS = ("kept", "renewed")
+STATISTICS_HELP = "of batch normalisation, for tests: 'kept' as training ends, or 'renewed' over training batches"
 
 
 class Preset(Sizes, Protocol):
@@ -68,9 +69,6 @@ class Preset(Sizes, Protocol):
     @property
     def draws(self) -> int:
         """How many draws to run."""
-
-
-STATISTICS_HELP = "of batch normalisation, for tests: 'kept' as training ends, or 'renewed' over training batches"
 
 
 def option(default: Any, help: str) -> Any:
