@@ -9,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Step
+from benchmarks.networks import LITTLE_UNETS, STEPPED, Row
 from benchmarks.report import Options, Report, Table
 from benchmarks.subjects import CLASSES, MASKERS, Size, bare, trained
+from benchmarks.variants import PLAIN, VARIANTS, build
 from latentaug import HardExamples
 
 GIGA = 1e9
@@ -38,7 +40,19 @@ def run(options: Options) -> Report:
     table = Table(
         f"one image of {side}², forward and backward", columns, rows, {"GFLOP": "{:.3f}", "by hand": "{:.3f}"}
     )
-    return Report([table], drawn="GFLOP", notes=NOTES)
+    wrapped = LITTLE_UNETS if options.quick else [row for row in STEPPED if not row.name.startswith("FTN")]
+    over_plain = {f"{row.name}, {row.size}": over_plain_step(row, device) for row in wrapped}
+    steps = Table("wrapped networks, in plain steps", tuple(VARIANTS), over_plain)
+    return Report([table, steps], drawn="GFLOP", notes=NOTES)
+
+
+def over_plain_step(row: Row, device: torch.device) -> tuple[float, ...]:
+    """Return the operations of each form of a step of a network, over those of the network alone."""
+    counted = {}
+    for name in (PLAIN, *VARIANTS):
+        variant = build(row, name, device)
+        counted[name] = count(variant.step) / variant.count
+    return tuple(counted[name] / counted[PLAIN] for name in VARIANTS)
 
 
 NOTES = (
@@ -47,6 +61,7 @@ NOTES = (
     "images of the first convolution. A saliency costs one gradient by inputs, through the decoder: that of the image "
     "code arrives with the backward pass of the reconstruction anyway. A hard example costs a forward pass of "
     "its decoder. The options, which change the numbers, are those of a step with targeted channels.",
+    "The steps of wrapped networks are those of `python -m benchmarks step`, which times them.",
 )
 
 OPTIONS: dict[str, dict[str, Any]] = {

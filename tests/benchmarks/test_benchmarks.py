@@ -1,6 +1,7 @@
 """The benchmarks: that each runs and writes what it found; and counts, which are alike on every machine."""
 
 import json
+import re
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,14 @@ ON_A_GPU = {"step", "waits", "memory", "training"}
 def test_what_continuous_integration_runs_by_itself_is_in_that_script() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
     assert {line.split()[1] for line in script.read_text().splitlines() if line.startswith("benchmark ")} == ON_A_GPU
+
+
+def test_the_arithmetic_that_the_docs_quote_is_what_was_counted() -> None:
+    root = Path(__file__).parents[2]
+    _, steps = json.loads((root / "benchmarks" / "results" / "cpu" / "flops.json").read_text())["tables"]
+    page = (root / "docs" / "explanation" / "costs.md").read_text()
+    counted = re.findall(r"^\| [^|]+ \| (.+) \|$", page[page.index("**By arithmetic**") :], re.MULTILINE)[1:4]
+    assert counted == [" | ".join(f"{value:.2f}" for value in values) for values in steps["rows"].values()]
 
 
 @pytest.mark.slow
