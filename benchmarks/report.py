@@ -169,7 +169,7 @@ def _version(package: str) -> str | None:
 def _draw(report: Report, about: str, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
-    except ModuleNotFoundError:  # a borrowed machine may lack it; the numbers are in the other two files
+    except ModuleNotFoundError:  # it may not be there; the numbers are in the other two files
         return
     table = report.tables[0]
     place = table.columns.index(report.drawn)

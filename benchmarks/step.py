@@ -107,7 +107,7 @@ def modes(options: Options) -> list[list[Mode]]:
 
 
 def names(options: Options) -> list[str]:
-    """Return what is measured: all variants; the main ones on a GPU, which is borrowed for minutes, and quickly."""
+    """Return what is measured: all variants; the main ones on a GPU, which may be had for minutes only, and quickly."""
     main = options.quick or torch.device(options.device).type == "cuda"
     return [PLAIN, "default", "two passes, shape prior"] if main else [PLAIN, *VARIANTS]
 

@@ -1,4 +1,4 @@
-"""Compare what several runs of the cardiac study have trained, whatever settings they differ in.
+"""Compare what several runs of the studies have trained, whatever settings they differ in.
 
 python examples/compare_runs.py runs/unet runs/unet-fine-code
 python examples/compare_runs.py --help

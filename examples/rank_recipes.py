@@ -1,4 +1,4 @@
-"""See whether validation ranks what several runs of the cardiac study have trained as the tests do.
+"""See whether validation ranks what several runs of the studies have trained as the tests do.
 
 python examples/rank_recipes.py runs/none runs/gin
 python examples/rank_recipes.py --help

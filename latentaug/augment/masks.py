@@ -166,8 +166,8 @@ class RandomChannelMask(Masker):
     Drops each channel with probability `p` and, as dropout does, multiplies the kept ones by 1 / (1 - p).
 
     Args:
-        p: Probability of dropping a channel, in [0, 1]; a pair is drawn from uniformly. Default 0.5, as in the authors'
-            released code; a pair such as (0, 0.5) draws the rate, as the paper's text does.
+        p: Probability of dropping a channel, in [0, 1]; a pair is sampled from uniformly. Default 0.5, as in the authors'
+            released code; a pair such as (0, 0.5) samples the rate, as the paper's text does.
         rescale: Whether kept channels are multiplied by 1 / (1 - p), or left alone.
 
     Shape:
@@ -242,7 +242,7 @@ class TargetedChannelMask(_TargetedMask):
     masker warns once (on the CPU).
 
     Args:
-        percentile: Share of channels to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+        percentile: Fraction of channels to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in the
             paper.
         annealing: Factor for a masked channel, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
         score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value; "harm"
@@ -274,24 +274,24 @@ class TargetedChannelMask(_TargetedMask):
 
 
 class TargetedSpatialMask(_TargetedMask):
-    """Damp the most salient sites of a latent code.
+    """Damp the most salient spatial positions of a latent code.
 
-    Scores each site by the mean over channels of the signed saliency, or of another `score`, takes the value at rank
-    int(n · p) of the n sites as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p)
-    sites if no scores tie. A sample whose saliency is all zero or not finite keeps every site, and the
+    Scores each position by the mean over channels of the signed saliency, or of another `score`, takes the value at rank
+    int(n · p) of the n positions as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p)
+    positions if no scores tie. A sample whose saliency is all zero or not finite keeps every position, and the
     masker warns once (on the CPU).
 
     Args:
-        percentile: Share of sites to mask, in [0, 1]; a pair is drawn from uniformly. Default (0, 0.5), as in the
+        percentile: Fraction of positions to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in the
             paper.
-        annealing: Factor for a masked site, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
+        annealing: Factor for a masked position, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
         score: What to average: "signed", "magnitude" or "harm", as for `TargetedChannelMask`.
 
     Shape:
         code, saliency: [B, C, *S] (any layout given by `layout`).   factor: [B, 1, *S].
 
     Samples:
-        p once per batch, annealing once per masked site, both from `generator`, on its device.
+        p once per batch, annealing once per masked position, both from `generator`, on its device.
 
     Raises:
         ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
@@ -321,10 +321,10 @@ def top_mask(
 
     Args:
         score: One score per entry.
-        percentile: Share of entries to mask, in [0, 1]; a pair is drawn from uniformly; a 0-dim tensor is a share that
-            was drawn already. k is computed in Python for a number, in float32 for a drawn share.
-        annealing: Factor for a masked entry, in [0, 1]; a pair is drawn from uniformly.
-        generator: Source of the random draws. Default: PyTorch's global CPU generator.
+        percentile: Fraction of entries to mask, in [0, 1]; a pair is sampled from uniformly; a 0-dim tensor is a fraction that
+            was sampled already. k is computed in Python for a number, in float32 for a sampled fraction.
+        annealing: Factor for a masked entry, in [0, 1]; a pair is sampled from uniformly.
+        generator: Source of the random numbers. Default: PyTorch's global CPU generator.
 
     Shape:
         score: [B, n].   Returns: [B, n], float32.

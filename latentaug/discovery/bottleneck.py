@@ -46,7 +46,7 @@ def find_bottleneck(model: nn.Module, example: Any, *, logits: Callable[[Any], A
     Args:
         model: Any segmentation model.
         example: An input batch: a tensor [B, C, *S], or a tuple or dict of the model's inputs. Height and width that
-            differ help to tell channels from sites.
+            differ help to tell channels from spatial positions.
         logits: Reads from the model's output what must depend on the code. Default: what is named "out" or "logits",
             with auxiliary ones; where nothing is, every tensor in it.
 

@@ -39,7 +39,7 @@ class Row:
         location: Where the code is.
         type: Type of the module that returns it.
         chosen: Whether it is the bottleneck.
-        saved: Share of the forward's time that a replay saves; None if the model cannot be replayed from here.
+        saved: Fraction of the forward's time that a replay saves; None if the model cannot be replayed from here.
         influence: ‖f(code = 0) - f‖ / ‖f‖; None if it cannot be replayed, or no
             signal reaches the output; 0 if nothing reads it.
         refusal: Why it cannot be replayed, if so.

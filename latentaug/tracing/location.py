@@ -34,9 +34,9 @@ class Location(_Location):
     Args:
         name: Dotted name of the submodule that returns the code; "" is the model itself.
         index: Path into what it returns: (), (5,) or ("out",).
-        layout: Where the channels are, and how many tokens are no sites.
+        layout: Where the channels are, and how many tokens are no spatial positions.
         shape: Shape of the code, [B, C, *S] or another layout.
-        stride: Input pixels per site, one for each spatial axis.
+        stride: Input pixels per spatial position, one for each spatial axis.
 
     Example:
         >>> print(Location("encoder", (5,), Layout(1), (2, 512, 2, 2), (32, 32)))
@@ -50,7 +50,7 @@ class Location(_Location):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Number of sites along each spatial axis of the image that the code came from."""
+        """Number of spatial positions along each axis of the image that the code came from."""
         return grid_of(self.shape, self.layout)
 
 

@@ -38,6 +38,7 @@ pytest.importorskip("torchio")
 TINY = [
     *("--image-size", "32", "--no-halve", "--depth", "2", "--width", "2"),
     *("--batch-size", "4", "--iterations", "4", "--device", "cpu"),
+    *("--methods", "standard", "cooperative"),
 ]
 FILES = [
     *("comparison.csv", "configuration.json", "curves.png", "report.html", "run.toml"),

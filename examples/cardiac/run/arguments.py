@@ -19,7 +19,7 @@ from study.run.scores import AVERAGE
 
 DEFAULTS: dict[str, Any] = {
     **general.DEFAULTS,
-    "methods": ["standard", "cooperative"],
+    "methods": ["plain", "standard", "cooperative"],
     "external": [],
     "no_cache": False,
 }

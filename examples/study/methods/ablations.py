@@ -77,7 +77,7 @@ ABLATIONS: Mapping[str, Method] = {
         "the weight of hard examples rises over the first third of the training", step=cooperative_backward, ramp=1 / 3
     ),
     "cooperative-decoded": Method(
-        "hard images are what masked codes decode to, without the details that these don't hold, whatever the network",
+        "hard images are what masked codes decode to, without the residual, whatever the network",
         step=cooperative_backward,
         options={"hard": HardExamples(residual=0)},
     ),
@@ -94,7 +94,7 @@ ABLATIONS: Mapping[str, Method] = {
         ramp=1 / 3,
     ),
     "cooperative-details": Method(
-        "hard images keep a share, drawn for each, of the details that their code doesn't hold",
+        "hard images keep a fraction of the residual, sampled for each",
         step=cooperative_backward,
         options={"hard": HardExamples(residual=(0, 1))},
     ),

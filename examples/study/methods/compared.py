@@ -35,7 +35,7 @@ COMPARED: Mapping[str, Method] = {
         options={"augment": RandomChannelMask((0, 0.5))},
     ),
     "cooperative": Method(
-        "the paper's method; of a network that isn't the paper's, hard images keep a drawn share of their details",
+        "the paper's method; of a network that isn't the paper's, hard images keep a sampled fraction of the residual",
         step=cooperative_backward,
     ),
 }

@@ -1,7 +1,7 @@
-"""Compare what several runs of the cardiac study have trained, whatever settings they differ in.
+"""Compare what several runs of the studies have trained, whatever settings they differ in.
 
 Prints the Dice of all their methods, in a table for each set of draws, and how each method differs from a reference,
-patient by patient. A folder of results is as good as one of a run: only the scores in it are read. With `--output`, the
+case by case. A folder of results is as good as one of a run: only the scores in it are read. With `--output`, the
 files that a run makes of its scores are made of these, from one run or several.
 
     python examples/compare_runs.py runs/unet runs/unet-fine-code

@@ -1,4 +1,4 @@
-"""See whether validation ranks what several runs of the cardiac study have trained as the tests do.
+"""See whether validation ranks what several runs of the studies have trained as the tests do.
 
 Prints the Dice of each recipe, which is a method with its augmentation: of the patients to choose by, as they are and
 under shifts that no test has, and the average of the tests' shifts. Then Spearman's rank correlation of the last two.
