@@ -166,8 +166,8 @@ class RandomChannelMask(Masker):
     Drops each channel with probability `p` and, as dropout does, multiplies the kept ones by 1 / (1 - p).
 
     Args:
-        p: Probability of dropping a channel, in [0, 1]; a pair is sampled from uniformly. Default 0.5, as in the authors'
-            released code; a pair such as (0, 0.5) samples the rate, as the paper's text does.
+        p: Probability of dropping a channel, in [0, 1]; a pair is sampled from uniformly. Default 0.5, as in the
+            authors' released code; a pair such as (0, 0.5) samples the rate, as the paper's text does.
         rescale: Whether kept channels are multiplied by 1 / (1 - p), or left alone.
 
     Shape:
@@ -242,8 +242,8 @@ class TargetedChannelMask(_TargetedMask):
     masker warns once (on the CPU).
 
     Args:
-        percentile: Fraction of channels to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in the
-            paper.
+        percentile: Fraction of channels to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in
+            the paper.
         annealing: Factor for a masked channel, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
         score: "signed" averages the saliency with its sign, as the paper does; "magnitude" its absolute value; "harm"
             what damping would add to the loss, to first order: saliency times code, with the opposite sign. Where codes
@@ -276,14 +276,14 @@ class TargetedChannelMask(_TargetedMask):
 class TargetedSpatialMask(_TargetedMask):
     """Damp the most salient spatial positions of a latent code.
 
-    Scores each position by the mean over channels of the signed saliency, or of another `score`, takes the value at rank
-    int(n · p) of the n positions as threshold and multiplies what lies strictly above it by `annealing`: exactly int(n · p)
-    positions if no scores tie. A sample whose saliency is all zero or not finite keeps every position, and the
-    masker warns once (on the CPU).
+    Scores each position by the mean over channels of the signed saliency, or of another `score`, takes the value at
+    rank int(n · p) of the n positions as threshold and multiplies what lies strictly above it by `annealing`: exactly
+    int(n · p) positions if no scores tie. A sample whose saliency is all zero or not finite keeps every position, and
+    the masker warns once (on the CPU).
 
     Args:
-        percentile: Fraction of positions to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in the
-            paper.
+        percentile: Fraction of positions to mask, in [0, 1]; a pair is sampled from uniformly. Default (0, 0.5), as in
+            the paper.
         annealing: Factor for a masked position, in [0, 1]; 0 is the hard mask. Default (0, 0.5), the paper's soft mask.
         score: What to average: "signed", "magnitude" or "harm", as for `TargetedChannelMask`.
 
@@ -321,7 +321,7 @@ def top_mask(
 
     Args:
         score: One score per entry.
-        percentile: Fraction of entries to mask, in [0, 1]; a pair is sampled from uniformly; a 0-dim tensor is a fraction that
+        percentile: Fraction of entries to mask, in [0, 1]; a pair is sampled from uniformly; a 0-dim tensor is one that
             was sampled already. k is computed in Python for a number, in float32 for a sampled fraction.
         annealing: Factor for a masked entry, in [0, 1]; a pair is sampled from uniformly.
         generator: Source of the random numbers. Default: PyTorch's global CPU generator.

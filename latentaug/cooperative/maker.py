@@ -191,7 +191,7 @@ class HardExampleMaker:
         samples = draw_samples(len(images), self.settings.mix, images.device, generator)
         chosen = taken(images, samples)
         with torch.no_grad(), held_still(unwrap(model), moving_in(unwrap(model))), held_still(decode):
-            code = code_of(model, self.image_code, chosen)
+            code = code_of(model, self.image_code, chosen.clone())  # which the model may change
             noise = functools.partial(normal_noise, code.float(), generator)
             change: Change = self.transforms[0](code, noise, layout=self.image_code.layout, generator=generator)
             # Together, so that both are normalised alike.
@@ -199,7 +199,7 @@ class HardExampleMaker:
             before, after = both.to(images.dtype).chunk(2)
             hard = self._with_residual(chosen, before, generator, None)(after)
         if samples is None:
-            return hard, hard, torch.arange(len(images), device=images.device)
+            return hard.clone(), hard, torch.arange(len(images), device=images.device)
         return images.index_copy(0, samples, hard), hard, samples
 
     def codes(

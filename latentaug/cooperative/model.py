@@ -428,7 +428,7 @@ class CooperativeModel(nn.Module):
     def _is_closed(self, images: Tensor) -> bool:
         with sandbox(unwrap(self.model), images.device), self.tapped(images=False, cut=True) as taps:
             try:
-                outputs = self.reader.read(self.model(images), images.shape[2:]).outputs
+                outputs = self.reader.read(self.model(images.clone()), images.shape[2:]).outputs
             except Exception:  # a model that takes no batch of two; what is wrong otherwise shows in the step itself
                 return False
             trunk = ancestors([tensor.grad_fn for _, tensor in taps.cuts])

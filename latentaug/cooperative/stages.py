@@ -102,6 +102,8 @@ def standard_stage(
         inputs, mixed, places = maker.mixed(model.model, model.reconstruction, images, generator)
     if model.training:
         inputs = maker.noisy(inputs, generator)
+    if inputs is images and (work.decodes or work.makes_images):
+        inputs = images.clone()  # which the model may change, and the image decoder is to return as they were
     made = Made(None, None, None, None)
 
     def segment(decoded: Tensor, samples: Tensor | None) -> Tensor:
@@ -228,7 +230,7 @@ def _hard_image_losses(
     weights, prior = model.weights, model.shape_prior
     decodes = bool(weights["hard_image_reconstruction"])
     with model.tapped(images=decodes, segmentations=False) as taps:
-        output = model.model(hard_images)
+        output = model.model(hard_images.clone())
         predicted = model.reader.read(output, size_of(labels, images.ndim - 2), [*taps.codes.values()])
         logits = refined = predicted.main
         if prior is not None and weights["shape_from_hard_image"]:

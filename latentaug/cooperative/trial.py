@@ -36,13 +36,14 @@ def try_on_example(model: CooperativeModel, example: Tensor, *, own_decoder: boo
         ValueError: They, hard images or the loss don't fit.
     """
     reader = model.reader
+    # Each pass has a copy, as models may change what they are given.
     with preserved_modes(model.model), sandbox(unwrap(model.model), example.device):
         model.model.eval()
         with torch.no_grad():
-            outputs = read_logits(model.model(example), model.num_classes, example.ndim - 2, reader.reader)
+            outputs = read_logits(model.model(example.clone()), model.num_classes, example.ndim - 2, reader.reader)
         if len(finest(outputs)) > 1 or own_decoder:
             with model.tapped() as taps:
-                reader.read(model.model(example), example.shape[2:], [*taps.codes.values()])
+                reader.read(model.model(example.clone()), example.shape[2:], [*taps.codes.values()])
                 if own_decoder and model.reconstruction is not None and model.image_code is not None:
                     check_decoder(model.reconstruction, taps.codes[model.image_code].detach(), example)
         _try_size(model, example)
@@ -58,7 +59,7 @@ def _try_size(model: CooperativeModel, example: Tensor) -> None:
         return
     try:
         with torch.no_grad():
-            model.model(shrink(example, size))
+            model.model(shrink(example.clone(), size))
     except Exception as error:
         raise ValueError(
             f"CooperativeModel with scale={model.hard.scale:g} needs a model that takes images of size {size}; "

@@ -26,6 +26,7 @@ from latentaug.discovery.candidates import (
 from latentaug.discovery.graph_paths import Ways
 from latentaug.discovery.reach import Reach, reach
 from latentaug.tracing.infer_layout import Shape
+from latentaug.tracing.lazy import initialise
 from latentaug.tracing.location import Location, as_inputs, image_in, unwrap
 from latentaug.tracing.record import Call, ancestors
 from latentaug.tracing.tree import storage_of
@@ -86,6 +87,7 @@ def looked(
     """Make the dry runs: one that shows what depends on what, and one at another size."""
     if image_in((args, kwargs)) is None:
         raise ValueError("find_bottleneck needs an image [B, C, *S] among the model's inputs; found none. Pass layer=.")
+    initialise(model, args, kwargs)
     try:
         look = look_at(model, (args, kwargs), logits, samples=2)
     except Exception:  # a model that insists on the batch it was called with; if it fails again, so be it

@@ -62,7 +62,7 @@ class ReconstructionHead(nn.Module):
     Args:
         channels: Channels of the code.
         out_channels: Channels of the image.
-        stride: Pixels of the image per spatial position of the code, one number per axis; its length is the number of spatial axes.
+        stride: Pixels of the image per spatial position of the code, one number for each spatial axis.
         width: Channels at the image's resolution.
         image_range: Lowest and highest image value, kept by a scaled sigmoid; None leaves the output linear.
         scale: Resolution that images are decoded at, relative to the one that `stride` counts pixels of. The `size` of

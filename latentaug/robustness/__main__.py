@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="robustness", metavar="DIR", help="where to write the report")
     options = parser.parse_args(arguments)
     try:
+        _see_that_it_can_be_written_to(Path(options.output))
         shifts: dict[str, Shift] = {}
         for kind in options.shifts:
             shifts |= KINDS[kind]() if kind in KINDS else _made(kind)
@@ -48,12 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ignore_index=options.ignore_index,
             seed=options.seed,
         )
-    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(found.to_markdown())
+        print(f"Written to {found.write(options.output)}: robustness.json, .md, .html and .png.")
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(found.to_markdown())
-    print(f"Written to {found.write(options.output)}: robustness.json, .md, .html and .png.")
     return 0
+
+
+def _see_that_it_can_be_written_to(folder: Path) -> None:
+    """See that a folder is none yet, or one, before anything is measured.
+
+    Raises:
+        NotADirectoryError: It is something else, or lies in something else.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--output {folder}: {there} is no folder. Name one, or what is none yet.")
 
 
 def _made(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ def measure(
 ) -> Robustness:
     """Return how well models segment the images of a loader, as they are and under shifts.
 
-    Each model is run in eval mode and has its modes again afterwards. All see the same shifted images.
+    Each model is run in eval mode and has its modes again afterwards. All see the same shifted images, each a copy of
+    its own. What has no modes, as an exported or a frozen model, is run as it is.
 
     Args:
         models: A model, or several by name; gains are over the first.
@@ -88,8 +89,7 @@ def measure(
     readers = {name: LogitsReader(num_classes, logits) for name in named}
     with ExitStack() as stack:
         for model in named.values():
-            stack.enter_context(preserved_modes(model))
-            model.eval()
+            stack.enter_context(_in_eval_mode(model))
         for number, batch in enumerate(loader):
             images, labels = _pair(batch)
             labels = check_batch(images, labels, num_classes, ignore_index)
@@ -98,10 +98,11 @@ def measure(
                 if shift != CLEAN:
                     generator = _generator(seed, number, shift, severity)
                     changed = _changed(given[shift], shift, images, severity, generator)
-                changed = changed if then is None else _alike("then", then(changed), images)
+                changed = changed if then is None else _alike("then", then(changed.clone()), images)
                 for name, model in named.items():
-                    with _calling(name, changed):
-                        returned = model(_to(changed, model))
+                    given_to_it = _copied_to(model, changed)
+                    with _calling(name, given_to_it):
+                        returned = model(given_to_it)
                     found = readers[name].main(returned, images.shape[2:])
                     if not found.isfinite().all():
                         lost.append((name, shift, severity))
@@ -234,6 +235,21 @@ def _same_places(found: Any, images: Tensor, channels: bool) -> bool:
     return found.ndim == images.ndim and len(found) == len(images) and found.shape[2:] == images.shape[2:]
 
 
-def _to(images: Tensor, model: nn.Module) -> Tensor:
-    weight = next(model.parameters(), images)
-    return images.to(weight) if weight.is_floating_point() else images.to(weight.device)
+def _copied_to(model: nn.Module, images: Tensor) -> Tensor:
+    """Copy images, which a model may change, to where it is, and to its precision if no weight has theirs."""
+    weights = list(model.parameters())
+    device = weights[0].device if weights else images.device
+    types = list(dict.fromkeys(weight.dtype for weight in weights if weight.is_floating_point()))
+    return images.to(device, images.dtype if images.dtype in types or not types else types[0], copy=True)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while, if it has modes."""
+    if not hasattr(model, "training"):  # frozen by TorchScript
+        yield
+        return
+    with preserved_modes(model):
+        with suppress(NotImplementedError):  # as exported programs raise
+            model.eval()
+        yield

@@ -104,11 +104,12 @@ class Robustness:
     def _summary(self, model: str, shift: str, severity: int, keys: Sequence[tuple[str, int]]) -> Cell:
         own = self._means(model, keys)
         mean, low, high = interval(own)
-        failures = np.mean([value < FAILED for key in keys for value in self.scores[(model, *key)] if value == value])
+        failed = [value < FAILED for key in keys for value in self.scores[(model, *key)] if value == value]
+        failures = sum(failed) / len(failed) if failed else math.nan
         gain: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
         if model != self.models[0]:
             gain = interval(own - self._means(self.models[0], keys))
-        return Cell(model, shift, severity, mean, low, high, float(failures), *gain)
+        return Cell(model, shift, severity, mean, low, high, failures, *gain)
 
     def _means(self, model: str, keys: Iterable[tuple[str, int]]) -> npt.NDArray[np.float64]:
         """Return for each case the mean over some shifts."""
@@ -145,11 +146,11 @@ class Robustness:
         return header, lines
 
     def _shown(self, cells: Sequence[Cell]) -> list[str]:
-        shown = [f"{cells[0].dice:.3f} ({cells[0].low:.3f} to {cells[0].high:.3f})"]
-        for cell in cells[1:]:
-            shown.append(f"{cell.dice:.3f} ({cell.low:.3f} to {cell.high:.3f})")
-            gains = [f"{100 * value:+.1f}" for value in (cell.gain, cell.gain_low, cell.gain_high) if value is not None]
-            shown.append("{} ({} to {})".format(*gains))
+        shown = []
+        for cell in cells:
+            shown.append(_interval_shown([cell.dice, cell.low, cell.high], "{:.3f}"))
+            gains = [100 * value for value in (cell.gain, cell.gain_low, cell.gain_high) if value is not None]
+            shown += [_interval_shown(gains, "{:+.1f}")] if gains else []
         return shown
 
     def to_markdown(self) -> str:
@@ -161,17 +162,18 @@ class Robustness:
         return f"{html_table(*self.rows())}<p>{escape(ABOUT)}</p>"
 
     def to_json(self) -> str:
-        """Return the summaries, and the Dice of each case, as JSON."""
+        """Return the summaries, and the Dice of each case, as JSON; null where there is nothing to be found."""
         scores = [
             {
                 "model": model,
                 "shift": shift,
                 "severity": at,
-                "dice": [None if math.isnan(one) else one for one in values],
+                "dice": [*map(_known, values)],
             }
             for (model, shift, at), values in self.scores.items()
         ]
-        return json.dumps({"cells": [cell._asdict() for cell in self.cells], "scores": scores}, indent=1)
+        cells = [{name: _known(value) for name, value in cell._asdict().items()} for cell in self.cells]
+        return json.dumps({"cells": cells, "scores": scores}, indent=1, allow_nan=False)
 
     def plot(self) -> Figure:
         """Draw Dice against severity, a panel for each shift, a line for each model; needs matplotlib."""
@@ -238,6 +240,15 @@ def interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     chosen = np.random.default_rng(0).integers(len(known), size=(RESAMPLES, len(known)))
     low, high = np.quantile(known[chosen].mean(1), [0.025, 0.975])
     return float(known.mean()), float(low), float(high)
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _interval_shown(values: Sequence[float], form: str) -> str:
+    """Write a mean and its interval; a dash where there is none."""
+    return "-" if math.isnan(values[0]) else "{} ({} to {})".format(*map(form.format, values))
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -16,12 +16,12 @@ from typing_extensions import Self
 from latentaug.discovery.suggest import IMAGE, suggest
 from latentaug.layout import Layout
 from latentaug.tap.capture import modules_down_to
-from latentaug.tap.plan import initialise
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
 from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
 from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import Override, is_compiled, stand_in
+from latentaug.tracing.lazy import initialise
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 

@@ -208,8 +208,9 @@ def _effect(
     forward, replay = math.inf, math.inf
     with torch.no_grad():
         for _ in range(_REPEATS):
+            own: Inputs = map_tensors(inputs, torch.clone)  # which the model may change
             start = time.perf_counter()
-            capture, output = captured(model, plan, *inputs)
+            capture, output = captured(model, plan, *own)
             middle = time.perf_counter()
             without = capture.replay([torch.zeros_like])
             forward, replay = min(forward, middle - start), min(replay, time.perf_counter() - middle)

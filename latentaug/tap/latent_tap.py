@@ -22,7 +22,7 @@ from latentaug.discovery.suggest import suggest
 from latentaug.layout import Layout
 from latentaug.tap.capture import Capture, Plan
 from latentaug.tap.draw import Drawing, is_sampler
-from latentaug.tap.plan import initialise, make_plan
+from latentaug.tap.plan import make_plan
 from latentaug.tap.plan_cache import PlanCache, cache_of
 from latentaug.tap.proof import captured
 from latentaug.tap.sampling import Divergence, Layer, New, Objective, Sampled, Sampler
@@ -32,6 +32,7 @@ from latentaug.tracing.compiled import gradients_twice, uncompiled
 from latentaug.tracing.fast_path import modules_are_called
 from latentaug.tracing.intercept import LIVE, Handler, Override, overridden
 from latentaug.tracing.isolation import submodules
+from latentaug.tracing.lazy import initialise
 from latentaug.tracing.location import (
     Location,
     Spot,

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from latentaug.tap.capture import Capture, Key, Plan
 from latentaug.tap.proof import captured, prove, see_that_a_tap_changes_nothing
 from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.intercept import is_compiled
-from latentaug.tracing.isolation import preserved_modes, sandbox, submodules
+from latentaug.tracing.isolation import sandbox, submodules
 from latentaug.tracing.keeping import is_flattened, is_spread
 from latentaug.tracing.location import Spot, device_of, few_samples, first_samples, image_in, resized
 from latentaug.tracing.moving import Values
@@ -121,15 +120,6 @@ def _size(inputs: Any) -> int:
 
 def _first_line(error: Exception) -> str:
     return "".join([type(error).__name__, *(f": {line}" for line in str(error).splitlines()[:1])])
-
-
-def initialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Let lazy modules make their weights, from the random stream that the model's first pass would take them from."""
-    if any(map(is_lazy, chain(model.parameters(), model.buffers()))):
-        with preserved_modes(model), torch.inference_mode(False), torch.no_grad():
-            model.eval()  # where nothing else is drawn, and no statistics move
-            args, kwargs = map_tensors((args, kwargs), torch.clone)
-            model(*args, **kwargs)
 
 
 class _Seen(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from latentaug.layout import Layout
 from latentaug.tracing.infer_layout import grid_of, infer_layout
@@ -164,7 +165,7 @@ def complete_spots(
 
     Raises:
         ValueError: A target returns no tensor at its path, several where none was said, or is not called so often.
-        RuntimeError: A target is not called at all.
+        RuntimeError: A target is not called at all, or within `torch.func.vmap`.
     """
     names = frozenset(name for name, _ in targets)
 
@@ -197,7 +198,13 @@ def complete_spots(
         spot = spot_in(name, path, calls[call].output)
         if spot in spots:
             raise ValueError(f"LatentTap needs different layers; got {name!r} twice.")
-        shape = tuple(item_at(calls[call].output, spot.path).shape)
+        code = item_at(calls[call].output, spot.path)
+        if is_batchedtensor(code):
+            raise RuntimeError(
+                f"LatentTap cannot tap {name!r}, which {type(model).__name__} calls within torch.func.vmap: its code "
+                "hides an axis there. Tap a module around that call, or one outside."
+            )
+        shape = tuple(code.shape)
         per_sample = seen and batch and shape and shape[0] % seen == 0
         spots[spot] = (shape[0] // seen * batch, *shape[1:]) if per_sample else shape
     return spots

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
+from latentaug.tracing.outside import GENERATORS, OTHERS, generators_outside
 from latentaug.tracing.slots import ABSENT, Slot, slots_of
 from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
@@ -27,10 +28,6 @@ _ATOMS = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 
 
 _KEEPERS = (UserDict, UserList, WeakKeyDictionary, WeakValueDictionary)  # which keep what they hold in attributes
-
-
-# Packages whose objects are none that a model's authors have written to keep something.
-_OTHERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
 
 
 _FEW = 4096  # elements of a tensor that is copied in passing
@@ -89,13 +86,13 @@ class State:
         self._tensors: dict[int, tuple[str, Tensor, int | None]] = {}
         self._copies: dict[int, Tensor] = {}
         self._graphs: dict[int, tuple[bool, bool]] = {}
-        self._streams: dict[int, tuple[str, Any, Any]] = {}
+        self._streams: dict[tuple[int, str], tuple[str, Any, Any]] = {}  # by each name that they are known by
         self._slotted: dict[tuple[int, str], Slot] = {}
         self._objects: set[str] = set()
         self._copied, self._left_out, self._few = copied, left_out, _FEW if small else -1
         modules = named_modules_of(model)
         self._known = {id(module) for _, module in modules}
-        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - _OTHERS
+        self._packages = {type(module).__module__.partition(".")[0] for _, module in modules} - OTHERS
         self._slots = {id(tensor) for _, module in modules for tensor in module._buffers.values()}
         self._seen: set[int] = set()
         self._modules, self._hooks = modules, _hooks_of(modules)
@@ -120,10 +117,12 @@ class State:
             kept[key] = value
             self._add(name, value)
         self.attributes.append((path, attributes, kept))
+        for number, value in enumerate(generators_outside(module)):
+            self._add(f"{prefix}generator outside {number}", value)
 
     def _add(self, name: str, value: Any) -> None:
         kind = type(value)
-        if kind in _ATOMS or id(value) in self._seen:
+        if kind in _ATOMS or (id(value) in self._seen and not isinstance(value, GENERATORS)):
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor):
@@ -131,7 +130,7 @@ class State:
         elif isinstance(value, nn.Module):
             self._add_hidden(name, value)
         elif (stream := stream_of(value)) is not None:
-            self._streams[id(value)] = name, value, stream
+            self._streams[id(value), name] = name, value, stream
         elif isinstance(value, dict | list | set | deque):
             self._containers[id(value)] = name, value, value.copy()
             for part in value.values() if isinstance(value, dict) else value:
@@ -176,7 +175,7 @@ class State:
         if isinstance(value, type | Override) or not (hasattr(value, "__dict__") or slots_of(kind)):
             return False
         package = kind.__module__.partition(".")[0]
-        if kind is SimpleNamespace or package in _OTHERS:
+        if kind is SimpleNamespace or package in OTHERS:
             return kind is SimpleNamespace
         return package in self._packages or dataclasses.is_dataclass(kind)
 
@@ -203,8 +202,8 @@ class State:
             copy = before._copies.get(identity)
             if before._tensors[identity][2] != version or (copy is not None and not _equal(copy, tensor)):
                 changed.add(name)
-        for identity, (name, _, stream) in self._streams.items():
-            if identity in before._streams and not _stream_like(before._streams[identity][2], stream):
+        for known_by, (name, _, stream) in self._streams.items():
+            if known_by in before._streams and not _stream_like(before._streams[known_by][2], stream):
                 changed.add(name)
         return changed - set(before._left_out)
 

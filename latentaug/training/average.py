@@ -60,9 +60,13 @@ class Average:
             return
         kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
         for name, one in model.named_parameters():
+            average, now = local(self._values[name]), local(one.detach())
+            if not (one.is_floating_point() or one.is_complex()):
+                average.copy_(now)  # between whole numbers there is no mean
+                continue
             held, current = kinds.setdefault((one.dtype, one.device), ([], []))
-            held.append(local(self._values[name]))
-            current.append(local(one.detach()))
+            held.append(average)
+            current.append(now)
         for held, current in kinds.values():
             self._blend(held, current, 0)  # the number of updates doesn't enter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
@@ -12,8 +13,24 @@ from torch import Tensor
 
 from latentaug import ranks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
+from latentaug.tracing.tree import tensors_in
 
 T = TypeVar("T")
+
+
+def digest_of(batch: Any) -> str:
+    """Return what tells a batch from others: a digest of the tensors in it.
+
+    Example:
+        >>> one = {"image": torch.zeros(2, 1), "name": "a"}
+        >>> digest_of(one) == digest_of([torch.zeros(2, 1)]), digest_of(one) == digest_of([torch.ones(2, 1)])
+        (True, False)
+    """
+    found = hashlib.sha256()
+    for _, tensor in tensors_in(batch):
+        if tensor.layout == torch.strided and not tensor.is_quantized:
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def as_pair(batch: Any, who: str = "CooperativeTrainer") -> tuple[Tensor, Tensor]:

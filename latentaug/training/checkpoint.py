@@ -32,9 +32,12 @@ class Position:
     counted: int | Tensor = 0  # batches whose losses are in the sums: those that were finite
     length: int | None = None  # batches of the running epoch in all, where the loader says so
     elsewhere: bool = False  # whether another number of ranks began the running epoch
+    first_batch: str = ""  # digest of the running epoch's first batch
 
     def begin(self, length: int | None) -> None:
         """Go on with a loader of a length; an epoch that other ranks began, at the same fraction of it."""
+        if self.elsewhere:
+            self.first_batch = ""
         if self.elsewhere and self.length and length:
             self.batches = self.batches * length // self.length
         elif self.batches and length and length != (self.length or length):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from latentaug import ranks
+from latentaug.training.batches import digest_of
 from latentaug.training.checkpoint import Position
 from latentaug.training.finite import NotFiniteError
 from latentaug.training.interrupt import (
@@ -35,11 +36,12 @@ class Drawing:
         self._halfway = False
         self.under_way: list[tuple[Iterable[Any], Iterator[Any]]] = []
 
-    def batches(self, loader: Iterable[Any], batches: Iterator[Any]) -> Iterator[Any]:
+    def batches(self, loader: Iterable[Any], batches: Iterator[Any], position: Position | None = None) -> Iterator[Any]:
         """Yield batches of a loader; a signal that arrives while its workers are waited for takes effect at once.
 
-        Not so where there are other ranks: all stop after the same step.
+        Not so where there are other ranks: all stop after the same step. The first of an epoch is noted in `position`.
         """
+        first = position is not None and position.batches == 0
         self.under_way.append((loader, batches))
         while True:
             with self.interruption.at_once(getattr(loader, "num_workers", 0) > 0 and not ranks.several()):
@@ -47,6 +49,8 @@ class Drawing:
                     batch = next(batches)
                 except StopIteration:
                     break
+            if position is not None and first:
+                position.first_batch, first = digest_of(batch), False
             yield batch
         self.under_way.pop()
 
@@ -109,10 +113,24 @@ def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.devic
     with preserved_random_streams(device, loader):
         restore_random_state(position.epoch_start, device, loader)
         batches = iter(loader)
-        drawn = sum(1 for _ in islice(batches, position.batches))
+        drawn = 0
+        for batch in islice(batches, position.batches):
+            if drawn == 0:
+                _see_that_it_is_the_same(batch, position)
+            drawn += 1
     if drawn < position.batches:
         raise ValueError(
             f"fit needs the loader that this epoch was begun with, of which {position.batches} batches were used; "
             f"got one of {drawn}."
         )
     return batches
+
+
+def _see_that_it_is_the_same(batch: Any, position: Position) -> None:
+    """Say if the first batch of the running epoch is another one than it was."""
+    if position.first_batch not in ("", digest_of(batch)):
+        logger.warning(
+            "The running epoch begins with another batch than when the checkpoint was written, so the fit does not go "
+            "on as an uninterrupted one would. Pass the loader that it was begun with. If this is it, something in it "
+            "has a random stream, or a count of its epochs, that is not found: draw from the global streams there."
+        )

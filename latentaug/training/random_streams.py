@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Sampler
+from torch import Tensor, nn
 
 from latentaug.tracing.random_state import RandomState
 
@@ -20,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 Stream: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
-_HOLDERS = (
+_FIRST = (
+    "generator",
     "sampler",
     "batch_sampler",
     "base_sampler",
@@ -30,7 +33,9 @@ _HOLDERS = (
     "dataloader",
     "base_dataloader",
 )
-"""Attributes of a loader, and of what stands in them, that may hold a stream."""
+"""Attributes that are looked into first, in the order of older checkpoints."""
+_FEW, _MANY = 256, 10_000
+"""Longer lists are taken for data and not looked into; nor is more than so many objects."""
 
 
 def random_state(device: torch.device, loader: object) -> dict[str, Any]:
@@ -119,7 +124,10 @@ def preserved_random_streams(device: torch.device, loader: object) -> Iterator[N
 
 
 def streams_of(loader: object) -> list[Stream]:
-    """Find the streams that a loader draws from, beside the global ones: its own, its samplers' and its data set's.
+    """Find the streams that a loader draws from, beside the global ones.
+
+    It looks into attributes, short lists and mappings, partial functions, closures and methods, however deep: into
+    samplers, data sets and their transforms, and what puts batches together.
 
     Example:
         >>> from torch.utils.data import BatchSampler, DataLoader, RandomSampler
@@ -128,25 +136,49 @@ def streams_of(loader: object) -> list[Stream]:
         >>> streams_of(loader) == [own]
         True
     """
-    holders, found = [loader], list[Stream]()
+    holders, seen, found = [loader], {id(loader)}, list[Stream]()
     for holder in holders:  # which grows meanwhile
-        held = _attributes(holder)
-        found += [value for value in held.values() if isinstance(value, Stream) and not _is_in(value, found)]
-        nested = [held.get(name) for name in _HOLDERS if name in held]
-        nested += [value for value in held.values() if isinstance(value, Sampler)]
-        holders += [value for value in nested if value is not None and not _is_in(value, holders)]
+        held = [value for value in _held(holder) if id(value) not in seen and not isinstance(value, _ATOMS)]
+        for value in held:
+            if id(value) not in seen:
+                seen.add(id(value))
+                found += [value] if isinstance(value, Stream) else []
+                holders += [] if isinstance(value, Stream) or len(holders) > _MANY else [value]
     return found
 
 
-def _attributes(holder: object) -> dict[str, Any]:
-    """Return what stands in an object: `generator` first, as older checkpoints have it."""
+_ATOMS = (str, bytes, bool, int, float, complex, type(None), type, ModuleType, Tensor, np.ndarray, nn.Module)
+"""What is not looked into."""
+
+
+def _held(holder: object) -> Iterator[object]:
+    """Yield what an object holds, in an order that is the same for one that is made alike."""
+    if isinstance(holder, Mapping | list | tuple | deque):
+        if len(holder) <= _FEW:
+            yield from holder.values() if isinstance(holder, Mapping) else holder
+        return
+    if isinstance(holder, partial):
+        yield from (holder.func, holder.args, holder.keywords)
+    yield getattr(holder, "__self__", None)  # of a method
+    for cell in getattr(holder, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty one
+            yield cell.cell_contents
     own = dict(getattr(holder, "__dict__", {}))
-    first = {name: getattr(holder, name, None) for name in ("generator", *_HOLDERS[:1])}
-    return {name: value for name, value in {**first, **own}.items() if value is not None}
+    for name in _FIRST:
+        value = own.pop(name, None)
+        yield _property(holder, name) if value is None else value
+    own.pop("_iterator", None)  # of a loader whose workers live on, which has the same things again
+    yield from own.values()
+    for kind in type(holder).__mro__:  # such as the stream that MONAI's transforms share until they are seeded
+        yield from (value for value in vars(kind).values() if isinstance(value, Stream))
 
 
-def _is_in(value: object, others: list[Any]) -> bool:
-    return any(value is other for other in others)
+def _property(holder: object, name: str) -> object:
+    """Return a generator or a sampler that an object, such as a wrapped loader, hands out without having it."""
+    try:
+        return getattr(holder, name, None) if name in ("generator", "sampler") else None
+    except Exception:  # of whatever kind properties raise
+        return None
 
 
 def _state_of(stream: Stream) -> Any:

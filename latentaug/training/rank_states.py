@@ -15,7 +15,7 @@ from latentaug.training.random_streams import derived_random_state, derived_seed
 
 logger = logging.getLogger(__name__)
 
-_OF_POSITION = ("sums", "counted", "epoch_start")
+_OF_POSITION = ("sums", "counted", "epoch_start", "first_batch")
 
 
 def parts_of_ranks(state: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -252,7 +252,8 @@ class CooperativeTrainer:
                 started, complete = time.monotonic() - self._position.seconds, True
                 self._optimization.see_that_all_is_held()
                 self._position.length = length
-                drawn = self._drawing.batches(loader, rest_of_epoch(loader, self._position, self.device))
+                rest = rest_of_epoch(loader, self._position, self.device)
+                drawn = self._drawing.batches(loader, rest, self._position)
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
                     with undisturbed(), self._drawing.wholly():
@@ -340,8 +341,10 @@ class CooperativeTrainer:
         """Continue from a checkpoint: the next `fit` gives bit for bit what an uninterrupted one would have given.
 
         The loader of that fit must be the same. In the middle of an epoch, the batches that were already used are drawn
-        again and dropped. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that nobody
-        can restore.
+        again and dropped; if the first of them is another one, a warning says so. Generators that the loader, its
+        samplers, its data set and their transforms hold go on where they were; what `batch` and `step` draw should come
+        from the global streams. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that
+        nobody can restore.
 
         Under `torch.distributed`, to be called on all ranks, each goes on with its own random streams. Another number
         of ranks may go on, also of sharded models; a warning says what becomes of the streams then.

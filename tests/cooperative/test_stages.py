@@ -441,3 +441,51 @@ def test_the_image_decoder_works_at_half_the_resolution() -> None:
     output = cooperative_backward(coop, images, labels)
     assert {*sizes} == {(16, 24)}
     assert output.hard_images.shape == images.shape
+
+
+class OutOfPlace(nn.Module):
+    """Standardises its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU())
+        self.decoder = nn.ConvTranspose2d(8, 3, 4, 4)
+
+    def standardised(self, images: Tensor) -> Tensor:
+        return (images - 0.5) * 2
+
+    def forward(self, images: Tensor) -> Tensor:
+        decoded: Tensor = self.decoder(self.encoder(self.standardised(images)))
+        return decoded
+
+
+class InPlace(OutOfPlace):
+    """The same, and changes what it is given."""
+
+    def standardised(self, images: Tensor) -> Tensor:
+        return images.sub_(0.5).mul_(2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hard": HardExamples(every=1)},
+        {"reconstruction": True, "hard": HardExamples(mix=0.5)},
+        {"reconstruction": True, "hard": HardExamples(mix=1.0)},
+        {"reconstruction": True, "shape_prior": True, "hard": HardExamples(every=1, separate=False, noise=0.05)},
+        {"reconstruction": True, "hard": HardExamples(every=1)},
+    ],
+    ids=["default", "every batch", "mix", "mix all", "paper", "two passes"],
+)
+def test_a_model_that_changes_its_images_in_place_is_trained_as_one_that_does_not(options: dict[str, Any]) -> None:
+    images, labels = torch.rand(4, 1, 16, 16), torch.randint(3, (4, 16, 16))
+    found = []
+    for kind in (OutOfPlace, InPlace):
+        torch.manual_seed(0)
+        example = images.clone()
+        model = CooperativeModel(kind(), num_classes=3, example=example, **options)
+        assert torch.equal(example, images)
+        outputs = [cooperative_backward(model, images.clone(), labels, generator=seeded(n)) for n in range(3)]
+        found.append([{name: float(value) for name, value in output.losses.items()} for output in outputs])
+    assert found[0] == [pytest.approx(losses, rel=1e-6) for losses in found[1]]

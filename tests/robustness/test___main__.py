@@ -55,3 +55,22 @@ def test_what_it_cannot_find_is_told_in_a_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_measured(
+    mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    for place in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        assert main([f"{mine}:models", f"{mine}:nothing", "--num-classes", "2", "--output", str(place)]) == 2
+        assert "taken is no folder" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_take_the_images_is_told_so(
+    mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(mine).write_text(MINE.replace("torch.rand(2, 1,", "torch.rand(2, 3,"))
+    out = tmp_path / "out"
+    assert main([f"{mine}:models", f"{mine}:loader", "--num-classes", "2", "--output", str(out)]) == 2
+    assert "error: models['one'] was called with a tensor (2, 3, 16, 16)" in capsys.readouterr().err
+    assert not out.exists()

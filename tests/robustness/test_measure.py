@@ -152,3 +152,46 @@ def test_wrong_calls_are_told(changed: dict[str, Any], error: type[Exception], s
     given: dict[str, Any] = {"models": Threshold(), "loader": batches(1), "num_classes": 2} | changed
     with pytest.raises(error, match=said):
         measure(given.pop("models"), given.pop("loader"), **given)
+
+
+class InPlace(Threshold):
+    """Changes the images that it is given."""
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        found = super().forward(images)
+        images.sub_(3)
+        return found
+
+
+def test_a_model_or_a_standardisation_that_changes_its_images_in_place_changes_nobody_elses() -> None:
+    given, kept = batches(), batches()
+    shifts = {"darker": lambda images, severity, generator: images - 0.05 * severity}
+    expected = measure({"one": Threshold(), "other": Threshold()}, batches(), num_classes=2, shifts=shifts)
+    found = measure({"one": InPlace(), "other": Threshold()}, given, num_classes=2, shifts=shifts)
+    assert found.scores == expected.scores
+    found = measure(Threshold(0.0), given, num_classes=2, shifts=shifts, then=lambda images: images.sub_(0.5))
+    assert [found.cell("model", "darker", at).dice for at in (1, 5)] == [
+        expected.cell("one", "darker", at).dice for at in (1, 5)
+    ]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(given, kept, strict=True))
+
+
+def test_images_keep_their_precision_where_some_weight_has_it() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Conv2d(1, 2, 1))
+    model[0].table = nn.Parameter(torch.ones(1, dtype=torch.float16), requires_grad=False)
+    assert measure(model, batches(), num_classes=2, severities=[1]).cells
+    assert measure(nn.Conv2d(1, 2, 1).double(), batches(), num_classes=2, severities=[1]).cells
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["exported", "frozen"])
+def test_a_model_without_modes_is_measured_as_it_is(kind: str) -> None:
+    network = nn.Conv2d(1, 2, 1).eval()
+    images = batches()[0][0]
+    made = (
+        torch.export.export(network, (images,)).module()
+        if kind == "exported"
+        else torch.jit.freeze(torch.jit.trace(network, images))
+    )
+    expected = measure(network, batches(), num_classes=2, severities=[1])
+    assert measure(made, batches(), num_classes=2, severities=[1]).scores == expected.scores

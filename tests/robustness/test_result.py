@@ -84,3 +84,15 @@ def test_of_clean_images_alone_there_is_no_average() -> None:
     found = Robustness({("unet", "none", 0): [0.5, 0.7]})
     assert repr(found) == "Robustness(1 model, 0 shifts, 2 cases: unet 0.600)"
     assert len(found.cells) == 1
+
+
+def test_where_there_is_nothing_to_be_found_json_has_null_and_the_table_a_dash() -> None:
+    found = Robustness({("one", "none", 0): [math.nan], ("other", "none", 0): [math.nan]})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    read = json.loads(found.to_json(), parse_constant=refuse)
+    assert [cell["dice"] for cell in read["cells"]] == [None, None]
+    assert read["cells"][1]["gain"] is None
+    assert "| none |  | - | - | - |" in found.to_markdown()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.layout import CHANNELS_FIRST, CHANNELS_LAST, TOKENS
+from latentaug.tap.latent_tap import LatentTap
 from latentaug.tracing.location import (
     Location,
     Spot,
@@ -190,3 +191,16 @@ def test_spots_are_completed_by_two_samples_with_the_shapes_of_all() -> None:
     found = complete_spots(model, [("windows", None), ("table", None)], -1, (torch.zeros(6, 4, 8, 8),), {})
     assert found == {Spot("windows", ()): (24, 8, 8), Spot("table", ()): (3, 5)}
     assert seen == [2]
+
+
+def test_a_layer_within_vmap_is_refused() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Conv2d(1, 4, 4, 4), nn.ConvTranspose2d(4, 2, 4, 4)
+
+        def forward(self, images: Tensor) -> Any:
+            return self.decoder(torch.func.vmap(lambda image: self.encoder(image[None])[0])(images))
+
+    with pytest.raises(RuntimeError, match=r"cannot tap 'encoder', which Mapped calls within torch\.func\.vmap"):
+        LatentTap(Mapped(), "encoder", example=torch.rand(2, 1, 16, 16))

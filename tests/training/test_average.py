@@ -173,3 +173,13 @@ def test_an_average_of_another_model_is_refused_and_the_trainer_is_as_it_was(tmp
     with pytest.raises(ValueError, match=r"b\.pt .*is missing"):
         trainer.resume(tmp_path / "b.pt")
     assert same_weights(weights_of(trainer), before)
+
+
+def test_between_whole_numbers_there_is_no_mean() -> None:
+    model = nn.Linear(2, 2)
+    model.table = nn.Parameter(torch.arange(256, dtype=torch.uint8), requires_grad=False)
+    average = Average(0.9)
+    for _ in range(3):
+        average.update(model)
+    with average.weights(model):
+        assert torch.equal(model.table, torch.arange(256, dtype=torch.uint8))

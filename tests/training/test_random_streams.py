@@ -5,13 +5,24 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SubsetRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from latentaug.training.random_streams import check_random_state, random_state, restore_random_state, streams_of
 from tests.support.random_streams import seed_all
@@ -68,6 +79,51 @@ class Jittered(Dataset):
         return images + self.rng.random() / 30, labels
 
 
+class Shift:
+    """A transform with a stream of its own, within what holds others."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(1)
+
+    def __call__(self, images: Any) -> Any:
+        return images + self.rng.random() / 30
+
+
+class Transformed(Squares):
+    """A data set with a list of transforms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform = SimpleNamespace(transforms=[Shift()])
+
+    def __getitem__(self, index: int) -> Any:
+        images, labels = super().__getitem__(index)
+        return self.transform.transforms[0](images), labels
+
+
+def shifted_together() -> Callable[[Any], Any]:
+    """Return a closure that puts a batch together, and shifts it."""
+    shift = Shift()
+
+    def collate(samples: Any, by: float = 1) -> Any:
+        images, labels = default_collate(samples)
+        return by * shift(images), labels
+
+    return partial(collate, by=1.0)
+
+
+class ByEpoch(Shuffled):
+    """A sampler that shuffles by a count of its epochs."""
+
+    def __init__(self) -> None:
+        super().__init__(6, None)
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        return iter(np.random.default_rng(self.epoch).permutation(self.length).tolist())
+
+
 class Around:
     """A loader around another."""
 
@@ -99,6 +155,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
         Squares(), batch_size=2, sampler=RandomSampler(Squares(), generator=own()), generator=own()
     ),
     "data set": lambda: DataLoader(Jittered(), batch_size=2, shuffle=True),
+    "transform in a list": lambda: DataLoader(Transformed(), batch_size=2, shuffle=True),
+    "subset of a transformed set": lambda: DataLoader(Subset(Transformed(), range(6)), batch_size=2),
+    "what puts batches together": lambda: DataLoader(Squares(), batch_size=2, collate_fn=shifted_together()),
     "around another": lambda: Around(batches_of(RandomSampler(Squares(), generator=own()))),
 }
 
@@ -119,6 +178,28 @@ def test_resuming_is_exact_wherever_a_loader_holds_its_stream(tmp_path: Path, na
 @pytest.mark.parametrize(("name", "count"), [("both", 2), ("batch sampler", 1), ("data set", 1), ("around another", 1)])
 def test_each_stream_is_found_once(name: str, count: int) -> None:
     assert len(streams_of(LOADERS[name]())) == count
+
+
+def test_an_epoch_that_begins_with_another_batch_than_it_did_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def loader() -> DataLoader:
+        return DataLoader(Squares(), batch_size=2, sampler=ByEpoch())
+
+    for loaders, told in (((loader, loader), True), ((LOADERS["sampler"],) * 2, False)):
+        straight = tiny_trainer(headless_coop(), callbacks=[At(5, lambda trainer: trainer.save(tmp_path / "a.pt"))])
+        straight.fit(loaders[0](), epochs=2)
+        resumed = tiny_trainer(headless_coop())
+        resumed.resume(tmp_path / "a.pt")
+        caplog.clear()
+        resumed.fit(loaders[1](), epochs=2)
+        assert ("begins with another batch than when the checkpoint was written" in caplog.text) is told
+
+
+def test_a_long_list_is_taken_for_data_and_streams_are_found_beside_it() -> None:
+    data = Transformed()
+    data.paths = [{"image": str(number), "own": random.Random(number)} for number in range(1000)]
+    assert streams_of(DataLoader(data)) == [data.transform.transforms[0].rng]
 
 
 def test_a_loader_without_the_streams_of_the_checkpoint_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

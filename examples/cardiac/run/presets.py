@@ -25,7 +25,9 @@ class Preset:
     image_size: int = option(192, "side of the square that volumes are cropped to, and corrupted at")
     crop: int | None = option(None, "side of the centre of it that networks see; all around it counts as background")
     halve: bool = option(False, "let the networks see images at half that resolution")
-    depth: int = option(4, "levels of the network; its code has (image side / 2^depth)^2 spatial positions, 12 x 12 in the paper")
+    depth: int = option(
+        4, "levels of the network; its code has image side / 2^depth positions along an axis, 12 in the paper"
+    )
     width: int = option(16, "channels of the network's first level")
     batch_size: int = option(20, "slices per iteration: half of them augmented, half the same ones untouched")
     epochs: int = option(600, "passes over the training slices")

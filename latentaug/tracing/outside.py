@@ -1,0 +1,106 @@
+"""Random generators that a model draws from without holding them: globals of its code, and what its closures keep."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+GENERATORS = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+"""Kinds of random generators."""
+OTHERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
+"""Packages whose code and objects are none that a model's authors have written to keep something."""
+_MANY = 500  # functions of a class, and those that they call, that are looked into
+
+_READS: WeakKeyDictionary[type, list[Callable[[], Any]]] = WeakKeyDictionary()
+
+
+def generators_outside(module: nn.Module) -> list[Any]:
+    """Return the random generators that the methods of a module, and functions that they call, read from elsewhere.
+
+    Where the names are is looked up once for each class, what they stand for each time.
+
+    Example:
+        >>> own = random.Random(0)
+        >>> class Dropping(nn.Module):
+        ...     __module__ = "mine"
+        ...
+        ...     def forward(self, x):
+        ...         return x * (own.random() > 0.5)
+        >>> generators_outside(Dropping()) == [own]
+        True
+    """
+    kind = type(module)
+    if kind not in _READS:
+        _READS[kind] = list(_reads_of(kind))
+    found: list[Any] = []
+    for read in _READS[kind]:
+        value = read()
+        if isinstance(value, GENERATORS) and value is not torch.default_generator:
+            found += [] if any(value is other for other in found) else [value]
+    return found
+
+
+def _reads_of(kind: type) -> Iterator[Callable[[], Any]]:
+    waiting = [
+        function
+        for parent in kind.__mro__
+        if _package(parent.__module__) not in OTHERS
+        for value in list(vars(parent).values())
+        for function in _functions_in(value)
+    ]
+    for function in waiting:  # which grows meanwhile
+        for value, read in _values_in(function):
+            if isinstance(value, GENERATORS):
+                yield read
+            elif isinstance(value, FunctionType) and _package(value.__module__) not in OTHERS:
+                waiting += [value] if value not in waiting and len(waiting) < _MANY else []
+
+
+def _functions_in(value: Any) -> list[FunctionType]:
+    parts = [value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "__wrapped__", None)]
+    return [part for part in parts if isinstance(part, FunctionType)]
+
+
+def _values_in(function: FunctionType) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    """Yield what a function reads from its module, from others, from objects there and from around it, and how."""
+    names = {name for code in _codes_in(function.__code__) for name in code.co_names}
+    for cell in function.__closure__ or ():
+        try:
+            yield from _with_parts(cell.cell_contents, partial(getattr, cell, "cell_contents", None), names)
+        except ValueError:  # an empty one
+            continue
+    for name in sorted(names & function.__globals__.keys()):
+        yield from _with_parts(function.__globals__[name], partial(function.__globals__.get, name), names)
+
+
+def _with_parts(value: Any, read: Callable[[], Any], names: set[str]) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    yield value, read
+    package = value.__name__ if isinstance(value, ModuleType) else type(value).__module__
+    theirs = _package(package) in OTHERS and not isinstance(value, SimpleNamespace)
+    if theirs or isinstance(value, type | FunctionType | nn.Module | GENERATORS):
+        return
+    for name in sorted(names & getattr(value, "__dict__", {}).keys()):
+        yield vars(value)[name], partial(_part, read, name)
+
+
+def _part(read: Callable[[], Any], name: str) -> Any:
+    return getattr(read(), name, None)
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)
+
+
+def _package(name: str | None) -> str:
+    return (name or "").partition(".")[0]
