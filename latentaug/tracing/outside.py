@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 
-GENERATORS = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-"""Kinds of random generators."""
+Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+"""A random generator of any library."""
 OTHERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
 """Packages whose code and objects are none that a model's authors have written to keep something."""
 _MANY = 500  # functions of a class, and those that they call, that are looked into
@@ -43,25 +44,43 @@ def generators_outside(module: nn.Module) -> list[Any]:
     found: list[Any] = []
     for read in _READS[kind]:
         value = read()
-        if isinstance(value, GENERATORS) and value is not torch.default_generator:
+        if has_state(value) and value is not torch.default_generator:
             found += [] if any(value is other for other in found) else [value]
     return found
 
 
+def has_state(
+    value: object,
+) -> TypeGuard[torch.Generator | np.random.Generator | np.random.RandomState | random.Random]:
+    """Tell whether an object is a random generator with a state, which the system's own lacks."""
+    return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
+
+
 def _reads_of(kind: type) -> Iterator[Callable[[], Any]]:
-    waiting = [
-        function
-        for parent in kind.__mro__
-        if _package(parent.__module__) not in OTHERS
-        for value in list(vars(parent).values())
-        for function in _functions_in(value)
-    ]
+    waiting = [*_methods(kind, {"forward", "__call__"})]
     for function in waiting:  # which grows meanwhile
+        called = [*_methods(kind, _names_in(function))]
         for value, read in _values_in(function):
-            if isinstance(value, GENERATORS):
+            if isinstance(value, Generator):
                 yield read
-            elif isinstance(value, FunctionType) and _package(value.__module__) not in OTHERS:
-                waiting += [value] if value not in waiting and len(waiting) < _MANY else []
+            elif isinstance(value, FunctionType):
+                called.append(value)
+        for one in called:
+            if one not in waiting and len(waiting) < _MANY and _is_of_the_model(one.__module__):
+                waiting.append(one)
+
+
+def _methods(kind: type, names: set[str]) -> Iterator[FunctionType]:
+    """Yield the methods and properties of some names that are the model's authors' own."""
+    for parent in kind.__mro__:
+        if _is_of_the_model(parent.__module__):
+            for name in sorted(names & vars(parent).keys()):
+                yield from _functions_in(vars(parent)[name])
+
+
+def _is_of_the_model(module: str | None) -> bool:
+    package = _package(module)
+    return package not in OTHERS and package not in sys.stdlib_module_names
 
 
 def _functions_in(value: Any) -> list[FunctionType]:
@@ -71,7 +90,7 @@ def _functions_in(value: Any) -> list[FunctionType]:
 
 def _values_in(function: FunctionType) -> Iterator[tuple[Any, Callable[[], Any]]]:
     """Yield what a function reads from its module, from others, from objects there and from around it, and how."""
-    names = {name for code in _codes_in(function.__code__) for name in code.co_names}
+    names = _names_in(function)
     for cell in function.__closure__ or ():
         try:
             yield from _with_parts(cell.cell_contents, partial(getattr, cell, "cell_contents", None), names)
@@ -84,8 +103,8 @@ def _values_in(function: FunctionType) -> Iterator[tuple[Any, Callable[[], Any]]
 def _with_parts(value: Any, read: Callable[[], Any], names: set[str]) -> Iterator[tuple[Any, Callable[[], Any]]]:
     yield value, read
     package = value.__name__ if isinstance(value, ModuleType) else type(value).__module__
-    theirs = _package(package) in OTHERS and not isinstance(value, SimpleNamespace)
-    if theirs or isinstance(value, type | FunctionType | nn.Module | GENERATORS):
+    theirs = not (_is_of_the_model(package) or isinstance(value, SimpleNamespace))
+    if theirs or isinstance(value, type | FunctionType | nn.Module | Generator):
         return
     for name in sorted(names & getattr(value, "__dict__", {}).keys()):
         yield vars(value)[name], partial(_part, read, name)
@@ -93,6 +112,10 @@ def _with_parts(value: Any, read: Callable[[], Any], names: set[str]) -> Iterato
 
 def _part(read: Callable[[], Any], name: str) -> Any:
     return getattr(read(), name, None)
+
+
+def _names_in(function: FunctionType) -> set[str]:
+    return {name for code in _codes_in(function.__code__) for name in code.co_names}
 
 
 def _codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.outside import GENERATORS, OTHERS, generators_outside
+from latentaug.tracing.outside import OTHERS, Generator, generators_outside
 from latentaug.tracing.slots import ABSENT, Slot, slots_of
 from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
@@ -122,7 +122,7 @@ class State:
 
     def _add(self, name: str, value: Any) -> None:
         kind = type(value)
-        if kind in _ATOMS or (id(value) in self._seen and not isinstance(value, GENERATORS)):
+        if kind in _ATOMS or (id(value) in self._seen and not isinstance(value, Generator)):
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor):
@@ -347,7 +347,7 @@ def stream_of(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, random.Random):
-        return value.getstate()
+        return None if isinstance(value, random.SystemRandom) else value.getstate()
     if isinstance(value, np.random.Generator):
         return value.bit_generator.state
     if isinstance(value, np.random.RandomState):

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latentaug.tracing.outside import Generator as Stream
+from latentaug.tracing.outside import has_state
 from latentaug.tracing.random_state import RandomState
 
 logger = logging.getLogger(__name__)
-
-Stream: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 _FIRST = (
     "generator",
@@ -142,7 +142,7 @@ def streams_of(loader: object) -> list[Stream]:
         for value in held:
             if id(value) not in seen:
                 seen.add(id(value))
-                found += [value] if isinstance(value, Stream) else []
+                found += [value] if has_state(value) else []
                 holders += [] if isinstance(value, Stream) or len(holders) > _MANY else [value]
     return found
 

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from latentaug import LatentTap
 from latentaug.tracing.outside import generators_outside
 
-NUMPY, TORCH = np.random.default_rng(0), torch.Generator()
+NUMPY, TORCH, SYSTEM = np.random.default_rng(0), torch.Generator(), random.SystemRandom()
 HOLDER = SimpleNamespace(rng=random.Random(0))
 
 
 def drops() -> bool:
     return bool(NUMPY.random() < 0.3)
+
+
+def seed() -> int:
+    return SYSTEM.getrandbits(8)
 
 
 class Net(nn.Module):
@@ -93,6 +97,24 @@ def test_what_a_name_stands_for_is_looked_up_each_time(monkeypatch: pytest.Monke
     assert generators_outside(ByGlobal()) == [other]
 
 
-@pytest.mark.parametrize("model", [nn.Dropout(), nn.Conv2d(1, 1, 1), Net()], ids=["dropout", "conv", "net"])
+class Uses(Net):
+    """Draws from the system, which has no state, and has a method that no pass calls."""
+
+    def leaves_out(self) -> bool:
+        return seed() < 0
+
+    def other(self) -> bool:
+        return drops()
+
+
+@pytest.mark.parametrize("model", [nn.Dropout(), nn.Conv2d(1, 1, 1), Uses()], ids=["dropout", "conv", "system"])
 def test_others_have_none(model: nn.Module) -> None:
     assert generators_outside(model) == []
+
+
+def test_a_model_that_draws_from_the_system_is_followed() -> None:
+    model, images = Uses(), torch.rand(2, 1, 16, 16)
+    model.source = SYSTEM
+    with LatentTap(model, "encoder") as tap:
+        output = model(images)
+        assert torch.equal(tap.replay(None), output)
