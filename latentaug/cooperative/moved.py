@@ -1,4 +1,4 @@
-"""Arguments of version 0.1.0.dev that have moved: they work for one release, and say what to write."""
+"""Arguments of before version 0.1.0 that have moved: they work until 0.2.0, and say what to write."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def accepts_moved_arguments(init: Callable[P, None]) -> Callable[P, None]:
         moved = {name: kwargs.pop(name) for name in SPELLINGS if name in kwargs}
         for name in moved:
             warnings.warn(
-                f"CooperativeModel({name}=...) has moved and goes with the next release. Write {SPELLINGS[name]}.",
+                f"CooperativeModel({name}=...) has moved since 0.1.0, and goes with 0.2.0. Write {SPELLINGS[name]}.",
                 DeprecationWarning,
                 stacklevel=2,
             )

@@ -42,7 +42,7 @@ def test_what_has_moved_works_and_says_the_new_spelling(name: str) -> None:
     value, read, expected = CASES[name]
     spelling = SPELLINGS[name].split("=")[0]
     with pytest.warns(
-        DeprecationWarning, match=rf"CooperativeModel\({name}=...\) has moved .* Write {spelling}"
+        DeprecationWarning, match=rf"CooperativeModel\({name}=...\) has moved since 0.1.0, .* Write {spelling}"
     ) as said:
         coop = made(**{name: value})
     assert said[0].filename == __file__
