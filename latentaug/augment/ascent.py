@@ -251,6 +251,11 @@ class _OnlyStart(Context):
 
 
 def _gradients(objective: Callable[[dict[str, Tensor]], Tensor], variables: Variables, half: bool) -> dict[str, Tensor]:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "A transform climbs a loss by its gradient, which torch.inference_mode() has none of. Leave it; "
+            "torch.no_grad() will do."
+        )
     with torch.enable_grad():
         live = {name: value.detach().requires_grad_() for name, value in variables.items()}
         value = objective(live)

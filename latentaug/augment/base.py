@@ -242,3 +242,19 @@ class LatentTransform(nn.Module):
         if gate.is_cpu and not self.per_sample:  # known to Python already: nothing is computed for nothing
             return None if gate.any() else gate
         return gate if gate.is_cpu and not gate.any() else gate.to(context.device, non_blocking=gate.is_cpu)
+
+
+def mixes_labels(transform: LatentTransform) -> str | None:
+    """Name the transform that mixes labels, of one and those that it is made of; None if there is none.
+
+    Example:
+        >>> from latentaug import Compose, DropBlock, MoEx
+        >>> mixes_labels(Compose([DropBlock(), MoEx()])), mixes_labels(MoEx(labels="keep"))
+        ('MoEx', None)
+    """
+    for one in transform.modules():
+        made_of_others = any(isinstance(child, nn.ModuleList) for child in one.children())
+        mixes = isinstance(one, LatentTransform) and type(one).loss is not LatentTransform.loss
+        if mixes and not made_of_others and getattr(one, "labels", "mix") != "keep":
+            return type(one).__name__
+    return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentaug.augment.ranges import Range, draw, log_odds_of_beta, source_of
+from latentaug.augment.ranges import Range, draw, from_stream, log_odds_of_beta, source_of
 from latentaug.layout import Layout
 
 
@@ -114,11 +114,11 @@ class Context:
     def randn(self, *shape: int) -> Tensor:
         """Sample from N(0, 1)."""
         source = source_of(self.generator)
-        return self._moved(torch.randn(shape, generator=self.generator, device=source))
+        return self._moved(torch.randn(shape, device=source, **from_stream(self.generator)))
 
     def permutation(self, n: int) -> Tensor:
         """Sample an order of n samples."""
-        return self._moved(torch.randperm(n, generator=self.generator, device=source_of(self.generator)))
+        return self._moved(torch.randperm(n, device=source_of(self.generator), **from_stream(self.generator)))
 
     def beta(self, a: float, b: float, *shape: int) -> Tensor:
         """Sample from Beta(a, b)."""

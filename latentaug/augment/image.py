@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import at_least_float32
+from latentaug.augment.style import at_least_float32, full_precision
 from latentaug.checks import whole
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -241,7 +241,8 @@ def convolved(images: Tensor, weight: Tensor, shift: Tensor | None = None) -> Te
     side_by_side = images.reshape(1, -1, *images.shape[2:])
     bias = None if shift is None else shift.flatten()
     padding = tuple(k // 2 for k in weight.shape[3:])
-    result = _CONV[images.ndim - 2](side_by_side, weight.flatten(0, 1), bias, padding=padding, groups=batch)
+    with full_precision(images):
+        result = _CONV[images.ndim - 2](side_by_side, weight.flatten(0, 1), bias, padding=padding, groups=batch)
     return result.view(batch, after, *images.shape[2:])
 
 
@@ -289,7 +290,8 @@ def smooth_field(points: Tensor, size: Sequence[int]) -> Tensor:
         where = 0.5 + (n - 2) * (torch.arange(length, device=points.device, dtype=points.dtype) + 0.5) / length
         away = (where[:, None] - control).abs()
         basis = torch.where(away < 0.5, 0.75 - away**2, (1.5 - away).clamp_min(0) ** 2 / 2)
-        field = (field.movedim(axis, -1) @ basis.T).movedim(-1, axis)
+        with full_precision(points):
+            field = (field.movedim(axis, -1) @ basis.T).movedim(-1, axis)
     axes = tuple(range(1, points.ndim))
     low, high = field.amin(axes, keepdim=True), field.amax(axes, keepdim=True)
     return (field - low) / (high - low).clamp_min(torch.finfo(points.dtype).tiny)

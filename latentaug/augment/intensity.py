@@ -12,7 +12,7 @@ from torch import Tensor
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.image import check_axes, norm_over, with_moments_of
 from latentaug.augment.ranges import Range, as_range, draw, source_of
-from latentaug.augment.style import at_least_float32
+from latentaug.augment.style import at_least_float32, full_precision
 
 NOISE = (0.0, 0.1)
 """Deviation of noise, as a fraction of the image's own."""
@@ -179,7 +179,8 @@ def along_each_axis(images: Tensor, matrix: Callable[[int, int], Tensor]) -> Ten
     """
     for axis, length in enumerate(images.shape[2:]):
         rows = images.movedim(axis + 2, 2)
-        changed = matrix(axis, length) @ rows.reshape(*rows.shape[:3], -1)
+        with full_precision(images):
+            changed = matrix(axis, length) @ rows.reshape(*rows.shape[:3], -1)
         images = changed.reshape(rows.shape).movedim(2, axis + 2)
     return images
 

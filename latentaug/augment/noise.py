@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.masks import Masker
-from latentaug.augment.ranges import Range, as_range, draw, source_of
+from latentaug.augment.ranges import Range, as_range, draw, from_stream, source_of
 from latentaug.augment.style import along, at_least_float32, moments
 
 
@@ -96,6 +96,6 @@ class MultiplicativeNoise(Masker):
         """Sample the factor [B, C, 1, …]."""
         strength = draw(self.strength, (len(code), 1), code.device, generator)
         source = source_of(generator)
-        noise = torch.randn(code.shape[:2], generator=generator, device=source)
+        noise = torch.randn(code.shape[:2], device=source, **from_stream(generator))
         factor = 1 + strength * noise.to(code.device, non_blocking=noise.is_cpu)
         return factor.view(*factor.shape, *[1] * (code.ndim - 2))

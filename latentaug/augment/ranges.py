@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ Range: TypeAlias = float | tuple[float, float] | Schedule
 def source_of(generator: torch.Generator | None) -> torch.device:
     """Return the device that random numbers are made on: the generator's, or the CPU without one."""
     return torch.device("cpu") if generator is None else generator.device
+
+
+def from_stream(generator: torch.Generator | None) -> dict[str, Any]:
+    """Return what torch is to be told of a generator: nothing where there is none.
+
+    Compiled functions don't take a None where a shape is not known beforehand.
+    """
+    return {} if generator is None else {"generator": generator}
 
 
 def value_of(value: Range) -> float | tuple[float, float]:
@@ -37,7 +45,7 @@ def draw(value: Range, shape: Sequence[int], device: torch.device, generator: to
         return torch.full((), value, dtype=torch.float32, device=device)
     low, high = value
     source = source_of(generator)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device=source)
+    uniform = torch.rand(shape, dtype=torch.float32, device=source, **from_stream(generator))
     # Without blocking only towards a GPU: a copy from it could be read before it has arrived.
     return (low + (high - low) * uniform).to(device, non_blocking=source.type == "cpu")
 
@@ -50,8 +58,8 @@ def log_odds_of_beta(a: float, b: float, shape: Sequence[int], generator: torch.
     """
     source = source_of(generator)
     both = torch.tensor([a, b], dtype=torch.float64, device=source).expand(*shape, 2).contiguous()
-    gammas: Tensor = torch._standard_gamma(both + 1, generator=generator)
-    uniform = torch.rand(both.shape, dtype=both.dtype, device=source, generator=generator)
+    gammas: Tensor = torch._standard_gamma(both + 1, **from_stream(generator))
+    uniform = torch.rand(both.shape, dtype=both.dtype, device=source, **from_stream(generator))
     first, second = (gammas.log() + torch.log1p(-uniform) / both).unbind(-1)
     return first - second
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -327,6 +328,13 @@ def along(sampled: Tensor, code: Tensor) -> Tensor:
 def at_least_float32(code: Tensor) -> Tensor:
     """Return a code in the precision that statistics need."""
     return code.to(torch.promote_types(code.dtype, torch.float32))
+
+
+def full_precision(code: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which autocast doesn't round what is computed, or let it overflow."""
+    kind = code.device.type
+    works = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if works else nullcontext()
 
 
 def as_eps(eps: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from latentaug.augment.base import LatentTransform
+from latentaug.augment.base import LatentTransform, mixes_labels
 from latentaug.augment.compose import paper_masks
 from latentaug.cooperative.labels import between_classes, of_size, whole_numbers
 from latentaug.discovery.codes import Codes, find_codes, find_levels
@@ -143,6 +143,11 @@ def transform_pair(augment: object) -> tuple[LatentTransform, LatentTransform]:
             raise TypeError(
                 f"augment must change one code; {type(one).__name__} mixes the samples of a whole pass. Use it with "
                 "LatentTap or augmented."
+            )
+        if (mixing := mixes_labels(one)) is not None:
+            raise TypeError(
+                f"augment must keep labels as they are; {mixing} mixes them, of which a CooperativeModel doesn't know. "
+                "Use it with augmented, whose loss(criterion, logits, labels) mixes them too."
             )
         if needs := set(one.needs) - {"saliency"}:
             raise TypeError(

@@ -54,6 +54,8 @@ def explained(
     """Make hard examples of a batch in eval mode, without noise, and return every step of their making."""
     maker, losses = model.maker, model.objective.losses()
     with preserved_modes(model), torch.enable_grad(), model.eval().tapped() as taps:
+        for transform in (model.image_transform, model.shape_transform):
+            transform.train()  # most act in train mode only
         predicted = model.reader.read(model.model(images), images.shape[2:], [*taps.codes.values()])
         losses.add("segmentation", predicted.loss(model.loss, labels))
         reconstructed = None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentaug.checks import whole
 from latentaug.cooperative.model import CooperativeModel
 
 HEADS = "latentaug_heads.pt"
@@ -53,7 +54,10 @@ class CooperativeForSegmentation(nn.Module):
         from transformers.modeling_outputs import SemanticSegmenterOutput
 
         if labels is None and self.training:
-            raise ValueError("CooperativeForSegmentation needs `labels` in train mode; got None.")
+            raise ValueError(
+                "CooperativeForSegmentation needs `labels` in train mode; got None. Let batches have them, and leave "
+                "label_smoothing_factor and compute_loss_func out: for these Trainer takes labels from the batch."
+            )
         if labels is None:
             return SemanticSegmenterOutput(logits=self._logits(pixel_values))
         output = self.coop(pixel_values, labels)
@@ -62,15 +66,28 @@ class CooperativeForSegmentation(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         return self.coop.reader.main(self.coop(images), images.shape[2:])
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
         """Compute activations of the model's own blocks again in the backward pass, and do not keep them.
 
         The blocks are those that transformers would checkpoint. They are checkpointed by `CooperativeModel`, whose
         replays know of it, and not by transformers; so `gradient_checkpointing_kwargs` do nothing.
 
+        Args:
+            gradient_checkpointing_kwargs: Ignored.
+            every_n_layers: Checkpoint every so many blocks, beginning with the first.
+            offload: Refused, as what is kept stays where it is.
+
         Raises:
-            ValueError: The model has no such blocks.
+            ValueError: The model has no such blocks, or `offload` is asked for.
         """
+        whole("every_n_layers", every_n_layers)
+        if offload:
+            raise ValueError("CooperativeForSegmentation keeps activations where they are; got offload=True. Leave it.")
         blocks = [name for name, module in self.coop.model.named_modules() if _is_block(module)]
         outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
         if not outer:
@@ -78,11 +95,24 @@ class CooperativeForSegmentation(nn.Module):
                 f"{type(self.coop.model).__name__} has no blocks that transformers would checkpoint. Name some: "
                 'model.coop.checkpointed = ["model...."].'
             )
-        self.coop.checkpointed = [f"model.{name}" for name in outer]
+        self.coop.checkpointed = [f"model.{name}" for name in outer[::every_n_layers]]
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Do what `gradient_checkpointing_enable` does, by its newer name."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
         self.coop.checkpointed = ()
+
+    def activation_checkpointing_disable(self) -> None:
+        """Do what `gradient_checkpointing_disable` does."""
+        self.gradient_checkpointing_disable()
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save the model, as it is used without latentaug, and what stands beside it in a file of its own.

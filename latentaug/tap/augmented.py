@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -18,7 +18,13 @@ from latentaug.layout import Layout
 from latentaug.tap.capture import modules_down_to
 from latentaug.tap.plan_cache import cache_of
 from latentaug.tap.sampling import Layer, Sampled, Sampler
-from latentaug.tap.whole_pass import ChangedReads, Unmixed, has_its_own_backward, see_that_rows_are_samples
+from latentaug.tap.whole_pass import (
+    ChangedReads,
+    Unmixed,
+    has_its_own_backward,
+    is_checkpointed,
+    see_that_rows_are_samples,
+)
 from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import Override, is_compiled, stand_in
 from latentaug.tracing.lazy import initialise
@@ -90,6 +96,9 @@ class Augmented:
         self._reads: ChangedReads | None = None
         self._proving = False
         self._streams: deque[int] = deque(maxlen=_STREAMS)
+        self._differentiable = False
+        self._expected: Counter[bool] = Counter()  # of checkpointed calls: whether they were computed again
+        self._lost = False  # whether none was, so that a later backward pass would be of another function
         self._undo: Callable[[], None] | None = None
 
     def _set(self, transforms: Any) -> None:
@@ -140,7 +149,8 @@ class Augmented:
             if self._undo is not None:
                 self._undo()
             self._undo = None
-            self._changes = []
+            self._lost = self._expected[False] > 0 and not self._expected[True]
+            self._changes, self._expected = [], Counter()
         except KeyboardInterrupt:
             self.remove()
             raise
@@ -166,6 +176,12 @@ class Augmented:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+        if self._lost and error is None:
+            raise RuntimeError(
+                f"A layer of {type(self._root).__name__} that is augmented is in a part that is checkpointed: the "
+                "backward pass computes it again, and without its change once `augmented` has ended. Call backward() "
+                "within the `with` block; passes that need none belong under torch.no_grad()."
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Augmented:
         raise TypeError("What `augmented` returns cannot be copied: call `augmented` on the copied model.")
@@ -222,6 +238,7 @@ class Augmented:
             if self._unplaced is not None:
                 self._put(self._unplaced, args, kwargs)
         self._shared[shared.busy] = {}
+        self._differentiable = torch.is_grad_enabled() and not shared.busy
         image = image_in((args, kwargs))
         self._image = () if image is None else tuple(image.shape)
         try:
@@ -253,11 +270,15 @@ class Augmented:
 
     def _tapped(self, layers: list[_Layer], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a tapped layer, and change what it returns."""
-        output = original(*args, **kwargs)
-        if not layers[0].module.training:
-            return output
         again, ours = _is_again(), self._proving or cache_of(self._root).busy
+        acts = layers[0].module.training
+        self._expected[True] += acts and again  # before the call, which checkpointing ends once it has all it needs
+        output = original(*args, **kwargs)
+        if not acts:
+            return output
         self._follow_the_stream(layers[0], again)
+        if self._differentiable and not (again or ours) and is_checkpointed():
+            self._expected[False] += 1
         put: dict[int, Tensor] = {}
         for layer in layers:
             code = layer.code_in(output)

@@ -100,11 +100,13 @@ class PlanCache:
 _SHARED: weakref.WeakKeyDictionary[nn.Module, PlanCache] = weakref.WeakKeyDictionary()
 
 
-_REGISTRY = threading.Lock()
+_REGISTRY = threading.RLock()  # which Ctrl-C at the end of a `with` block leaves usable
 
 
 def cache_of(model: nn.Module) -> PlanCache:
     """Return what the taps of a model share."""
+    if (found := _SHARED.get(model)) is not None:
+        return found
     with _REGISTRY:
         return _SHARED.setdefault(model, PlanCache())
 

@@ -329,6 +329,14 @@ def has_its_own_backward() -> bool:
     return False
 
 
+def is_checkpointed() -> bool:
+    """Tell whether activation checkpointing called us."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _forwards(kind: type[Function]) -> set[Any]:
     """Collect the code of all autograd functions written in Python."""
     own = {getattr(kind.forward, "__code__", None)}

@@ -192,3 +192,16 @@ def test_what_a_transform_asks_for_follows_from_its_steps() -> None:
 def test_a_transform_that_does_not_start_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"Adversarial needs a method start\(code, context\)"):
         Adversarial(1, 0.1, None)(torch.ones(2, 3, 4), loss_at=lambda new: new.sum())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_there_or_missed_by_their_reason(mode: Any) -> None:
+    def climb() -> Any:
+        return ascend(lambda at: at["x"].sum(), {"x": torch.zeros(2)}, steps=1, lr=1.0)
+
+    with mode():
+        if mode is torch.no_grad:
+            assert climb()["x"].gt(0).all()
+            return
+        with pytest.raises(RuntimeError, match=r"torch\.inference_mode\(\) has none of\. Leave it"):
+            climb()

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf
+from latentaug.augment.drop import DropBlock
+from latentaug.augment.image import GIN
+from latentaug.augment.intensity import StrongIntensity
+from latentaug.augment.masks import RandomChannelMask
+from latentaug.augment.noise import AdditiveNoise
 from latentaug.augment.ranges import log_odds_of_beta
+from latentaug.augment.style import DSU
 from latentaug.layout import CHANNELS_FIRST, Layout
 from tests.support.codes import KINDS, Kind, seeded
 
@@ -192,3 +198,27 @@ def test_beta_of_any_parameters_is_a_number_in_its_range(alpha: float) -> None:
 
 def test_beta_of_no_shape_is_one_number() -> None:
     assert context_of(seeded()).beta(2.0, 2.0).shape == ()
+
+
+class Beside(nn.Module):
+    """Holds a transform, and calls it in its pass."""
+
+    def __init__(self, transform: LatentTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, images: Tensor) -> Tensor:
+        changed: Tensor = self.transform(images).apply(images)
+        return changed
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [DSU(p=1.0), DropBlock(0.3, 3), RandomChannelMask(), AdditiveNoise(), StrongIntensity(), GIN()],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_a_compiled_function_takes_batches_of_several_sizes(transform: LatentTransform) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(Beside(transform), backend="eager")
+    for size in (4, 3, 2):
+        assert compiled(torch.rand(size, 1, 16, 16)).shape == (size, 1, 16, 16)

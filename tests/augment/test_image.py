@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from latentaug.augment.base import LatentTransform
 from latentaug.augment.image import GIN, IPA, RandConv, convolved, smooth_field, with_moments_of
+from latentaug.augment.intensity import StrongIntensity
 from tests.support.codes import KINDS, Kind, seeded
 from tests.support.oracles.image import bump, field_by_loop, filtered_by_loop, gin, ipa, randconv, randconv_by_loop
 
@@ -262,3 +263,17 @@ def test_options_and_images_out_of_range_are_refused() -> None:
             kind()(torch.ones(1, 1, 2, 2, 2, 2))
         with pytest.raises(TypeError, match=r"floating-point code; got torch.uint8"):
             kind().augment(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "transform", [GIN(), IPA(), RandConv(), StrongIntensity()], ids=lambda transform: type(transform).__name__
+)
+def test_autocast_changes_no_number_of_images_of_any_scale(transform: LatentTransform, dtype: torch.dtype) -> None:
+    for scale in (1.0, 255.0, 1000.0):
+        images = scale * torch.rand(2, 1, 24, 20, generator=seeded())
+        for seed in range(5):
+            expected = transform.augment(images, generator=seeded(seed))
+            with torch.autocast("cpu", dtype):
+                found = transform.augment(images, generator=seeded(seed))
+            assert torch.equal(found, expected)

@@ -13,11 +13,14 @@ from torch.nn import functional as F
 from latentaug import (
     FTN,
     Codes,
+    Compose,
     CooperativeModel,
     DropBlock,
     HardExamples,
     ManifoldMixup,
     MixStyle,
+    MoEx,
+    RandomApply,
     ReconstructionHead,
     cooperative_backward,
     find_codes,
@@ -317,3 +320,13 @@ def test_naming_an_image_code_asks_for_an_image_decoder() -> None:
     assert coop.reconstruction is not None
     with pytest.raises(ValueError, match=r"codes\['image'\] takes an image decoder; got reconstruction=False"):
         made(codes={"image": "2"}, reconstruction=False)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [MoEx(), Compose([DropBlock(0.1, 3), MoEx()]), OneOf([MoEx(), DropBlock(0.1, 3)]), RandomApply(MoEx())],
+)
+def test_a_transform_that_mixes_labels_is_refused(transform: LatentTransform) -> None:
+    with pytest.raises(TypeError, match=r"augment must keep labels as they are; MoEx mixes them, .* Use it with augm"):
+        cooperative(augment=transform)
+    cooperative(augment=MoEx(labels="keep"))

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentaug.augment.base import LatentTransform
+from latentaug.augment.drop import DropBlock
 from latentaug.augment.masks import RandomChannelMask
+from latentaug.augment.style import MixStyle
 
 # Eval mode ------------------------------------------------------------------------------------------------------------
 from latentaug.cooperative.explanation import Explanation
@@ -78,3 +81,14 @@ def test_without_a_mask_the_hard_segmentation_is_the_prediction() -> None:
 def test_an_explanation_is_shown_by_what_it_has_and_not_by_its_numbers() -> None:
     shown = repr(Explanation(*[torch.rand(5, 2, 4, 4)] * 8))
     assert shown == f"Explanation of 5 hard examples: {', '.join(Explanation._fields)}"
+
+
+@pytest.mark.parametrize("transform", [DropBlock(0.5, 1), MixStyle(p=1.0)], ids=["DropBlock", "MixStyle"])
+def test_what_acts_in_train_mode_only_is_shown_too_and_keeps_its_mode(transform: LatentTransform) -> None:
+    coop = cooperative(augment=transform)
+    images, labels = batch()
+    for mode in (True, False):
+        coop.train(mode)
+        shown = coop.explain(images, labels, generator=seeded())
+        assert not torch.equal(shown.hard_segmentation, shown.logits)
+        assert transform.training is mode

@@ -374,12 +374,12 @@ def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
     [
         ("the network alone", "none", "plain, fine-tuned"),
         ("the network alone, on `GIN`", "gin", "plain + gin, fine-tuned"),
-        ("as above: wrapped, on `GIN`", "gin", "default + gin, fine-tuned"),
+        ("wrapped, on `GIN`", "gin", "default + gin, fine-tuned"),
     ],
 )
 def test_gains_of_fine_tuning_are_those_of_the_scores(line: str, augment: str, method: str) -> None:
     points = []
-    for folder, domain, draws in ((CARDIAC / "wrapped", "ACDC", {0}), (KEPT, "fluo256", {0, 1, 2})):
+    for folder, domain, draws in ((CARDIAC / "wrapped", "ACDC", {0}), (NUCLEI, "fluo256", {0, 1, 2})):
         folders = [folder / "none", folder / "finetuned" / augment]
         both = (difference(folders, method, column=column, draws=draws) for column in (domain, SHIFTED))
         points += in_points(*(found.mean for found in both))

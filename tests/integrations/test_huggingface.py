@@ -120,6 +120,32 @@ def test_checkpointed_blocks_have_the_same_gradients() -> None:
     assert not checkpointed.coop.checkpointed
 
 
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}])
+def test_trainer_turns_checkpointing_on(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = cooperative()
+    given = arguments(tmp_path, gradient_checkpointing=True, max_steps=1, **options)
+    Trainer(model, given, train_dataset=samples()).train()
+    assert model.coop.checkpointed
+
+
+def test_every_so_many_blocks_are_checkpointed() -> None:
+    model = cooperative()
+    model.activation_checkpointing_enable(every_n_layers=1)
+    every = model.coop.checkpointed
+    model.activation_checkpointing_enable(every_n_layers=2)
+    assert model.coop.checkpointed == every[::2]
+    model.activation_checkpointing_disable()
+    assert not model.coop.checkpointed
+    with pytest.raises(ValueError, match="got offload=True"):
+        model.gradient_checkpointing_enable(offload=True)
+
+
+def test_settings_that_take_the_labels_away_are_named(tmp_path: Path) -> None:
+    trainer = Trainer(cooperative(), arguments(tmp_path, label_smoothing_factor=0.1), train_dataset=samples())
+    with pytest.raises(ValueError, match="leave label_smoothing_factor and compute_loss_func out"):
+        trainer.train()
+
+
 def test_a_model_without_blocks_has_none_to_checkpoint() -> None:
     with pytest.raises(ValueError, match="Sequential has no blocks that transformers would checkpoint"):
         cooperative(unet()).gradient_checkpointing_enable()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from latentaug.training.lock import FolderInUseError
 from study.data.frame import DataError
 from study.report import compare_runs
 
@@ -30,7 +31,7 @@ def run_study(
         folders = [str(folder) for folder in runs(arguments, command)]
         if len(folders) > 1:
             return compare_runs.main([*folders, *compared])
-    except DataError as error:
+    except (DataError, FolderInUseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from latentaug.augment.base import LatentTransform
+from latentaug.augment.base import LatentTransform, mixes_labels
 from latentaug.augment.schedule import advance
 from latentaug.checks import random_source, shown
 from latentaug.cooperative.model import CooperativeModel
@@ -160,18 +160,11 @@ def _check_transform(transform: Any) -> None:
             f"{name} asks for the {transform.needs[0]}, for which one pass is not enough. Train a CooperativeModule, "
             "CooperativeModel(augment=...), which replays."
         )
-    if mixing := [type(one).__name__ for one in transform.modules() if _mixes_labels(one)]:
+    if (mixing := mixes_labels(transform)) is not None:
         raise ValueError(
-            f"{mixing[0]} mixes labels, of which a callback doesn't know. Write in training_step: with "
+            f"{mixing} mixes labels, of which a callback doesn't know. Write in training_step: with "
             f"augmented(self.model, {name}()) as run: return run.loss(criterion, self.model(images), labels)."
         )
-
-
-def _mixes_labels(module: nn.Module) -> bool:
-    """Tell whether a transform mixes labels by itself, and not by those that it is made of."""
-    if not isinstance(module, LatentTransform) or any(isinstance(one, nn.ModuleList) for one in module.children()):
-        return False
-    return type(module).loss is not LatentTransform.loss and getattr(module, "labels", "mix") != "keep"
 
 
 def _belongs_on_images(transforms: Any) -> bool:

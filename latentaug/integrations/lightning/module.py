@@ -206,6 +206,11 @@ class CooperativeModule(LightningModule):
 
     def _frugal_step(self, images: Tensor, labels: Tensor, batch_idx: int) -> CooperativeOutput:
         optimizer: Any = self.optimizers()
+        if isinstance(optimizer, list):
+            raise ValueError(
+                "CooperativeModule with frugal=True steps one optimizer; configure_optimizers returned "
+                f"{len(optimizer)}. Return one, with a parameter group for each part, or write a training_step."
+            )
         if batch_idx % self.accumulate == 0:
             optimizer.zero_grad()
         accumulated = batch_idx % self.accumulate > 0

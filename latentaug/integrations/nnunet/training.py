@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from latentaug.augment.base import LatentTransform
+from latentaug.augment.base import LatentTransform, mixes_labels
 from latentaug.cooperative.given_loss import OutputLoss
 from latentaug.cooperative.hard_examples import HardExamples
 from latentaug.cooperative.model import CooperativeModel
@@ -174,8 +174,18 @@ class Transforms(Stock):
 
     @cached_property
     def transform(self) -> LatentTransform:
-        """The transform of this training."""
-        return self.new_transform()
+        """The transform of this training.
+
+        Raises:
+            ValueError: It mixes labels, of which nnU-Net's step doesn't know.
+        """
+        transform = self.new_transform()
+        if (mixing := mixes_labels(transform)) is not None:
+            raise ValueError(
+                f"{type(self).__name__} trains on labels as they are, and {mixing} mixes them. Return another "
+                'transform; MoEx(labels="keep") keeps them.'
+            )
+        return transform
 
 
 class ChangesCodes(Transforms):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from latentaug.training.lock import FolderInUseError
 from study.data.frame import DataError
 from study.report import compare_runs
 from study.report.command import run_study
@@ -28,8 +29,12 @@ def test_several_runs_are_compared_with_the_flags_and_one_is_not(monkeypatch: py
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(DataError("no such folder"), 2, "error: no such folder"), (KeyboardInterrupt(), 130, "to go on: python ")],
-    ids=["data", "Ctrl-C"],
+    [
+        (DataError("no such folder"), 2, "error: no such folder"),
+        (FolderInUseError("runs is used by another trainer"), 2, "error: runs is used by another trainer"),
+        (KeyboardInterrupt(), 130, "to go on: python "),
+    ],
+    ids=["data", "in use", "Ctrl-C"],
 )
 def test_what_stops_a_run_is_said_in_a_line(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]

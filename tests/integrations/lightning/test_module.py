@@ -267,3 +267,13 @@ def test_a_frugal_scheduler_watches_what_is_logged(options: dict[str, str]) -> N
     trained = module(frugal=True, scheduler=lambda one: {"scheduler": ReduceLROnPlateau(one), **options})
     with pytest.raises(ValueError, match=r"needs a metric that is logged; got monitor=.* with one of loss, .*val_dice"):
         trainer().fit(trained, loader(2), loader(2))
+
+
+def test_several_optimizers_are_refused_where_the_module_steps_itself() -> None:
+    class Several(CooperativeModule):
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
+
+    several = Several(module().coop, frugal=True)
+    with pytest.raises(ValueError, match="steps one optimizer; configure_optimizers returned 2"):
+        trainer(max_epochs=1).fit(several, loader())

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentaug import GIN, CooperativeModel, HardExamples, LatentTransform, MixStyle, OutputLoss, cooperative_backward
+from latentaug import (
+    GIN,
+    Compose,
+    CooperativeModel,
+    HardExamples,
+    LatentTransform,
+    MixStyle,
+    MoEx,
+    OutputLoss,
+    cooperative_backward,
+)
 from latentaug.integrations.nnunet.training import (
     ChangesCodes,
     ChangesImages,
@@ -228,3 +238,13 @@ def test_the_command_prints_one_folder_that_holds_the_trainers_alone() -> None:
     folder = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.removesuffix("\n"))
     names = {path.name for path in folder.iterdir()} - {"__pycache__"}
     assert names == {"latentaug_trainers.py"}
+
+
+@pytest.mark.parametrize("kind", [ChangesCodes, ChangesImages])
+def test_a_transform_that_mixes_labels_is_refused(kind: type, tmp_path: Path) -> None:
+    class Mixes(kind, Stand):
+        def new_transform(self) -> LatentTransform:
+            return Compose([MoEx()])
+
+    with pytest.raises(ValueError, match=r"Mixes trains on labels as they are, and MoEx mixes them"):
+        Mixes(tmp_path).train_step(batch())
