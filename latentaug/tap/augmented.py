@@ -277,7 +277,8 @@ class Augmented:
         if not acts:
             return output
         self._follow_the_stream(layers[0], again)
-        if self._differentiable and not (again or ours) and is_checkpointed():
+        of_codes = not all(layer.transform.whole_pass for layer in layers)  # others mix outside of such parts
+        if of_codes and self._differentiable and not (again or ours) and is_checkpointed():
             self._expected[False] += 1
         put: dict[int, Tensor] = {}
         for layer in layers:

@@ -27,7 +27,12 @@ _BEAT = 10.0
 
 
 class FolderInUseError(RuntimeError):
-    """Another trainer writes to the folder."""
+    """Another trainer writes to the folder.
+
+    Example:
+        >>> issubclass(FolderInUseError, RuntimeError)
+        True
+    """
 
 
 class FolderLock:

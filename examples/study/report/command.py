@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from latentaug.training.lock import FolderInUseError
+from latentaug import FolderInUseError
 from study.data.frame import DataError
 from study.report import compare_runs
 
