@@ -70,7 +70,6 @@ from latentaug.tracing.location import Location
 if TYPE_CHECKING:
     from latentaug.training.allocator import tune_allocator
     from latentaug.training.callbacks import Callback, Ramp
-    from latentaug.training.lock import FolderInUseError
     from latentaug.training.optimization import PerStep, is_native
     from latentaug.training.trainer import CooperativeTrainer
     from latentaug.training.watching import HardExampleLog, ShowHardExamples
@@ -78,7 +77,6 @@ else:
     _LOOP = {
         "Callback": "callbacks",
         "CooperativeTrainer": "trainer",
-        "FolderInUseError": "lock",
         "HardExampleLog": "watching",
         "is_native": "optimization",
         "PerStep": "optimization",
@@ -132,7 +130,6 @@ __all__ = [
     "DropBlock",
     "EFDMix",
     "Explanation",
-    "FolderInUseError",
     "HardExampleLog",
     "HardExamples",
     "LatentMask",

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from latentaug import FolderInUseError
 from study.data.frame import DataError
 from study.report import compare_runs
 
@@ -31,7 +30,12 @@ def run_study(
         folders = [str(folder) for folder in runs(arguments, command)]
         if len(folders) > 1:
             return compare_runs.main([*folders, *compared])
-    except (DataError, FolderInUseError) as error:
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "FolderInUseError":  # of a trainer, which has no public name
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

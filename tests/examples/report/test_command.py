@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentaug import FolderInUseError
+from latentaug.training.lock import FolderInUseError
 from study.data.frame import DataError
 from study.report import compare_runs
 from study.report.command import run_study
