@@ -87,6 +87,7 @@ class State:
         self._copies: dict[int, Tensor] = {}
         self._graphs: dict[int, tuple[bool, bool]] = {}
         self._streams: dict[tuple[int, str], tuple[str, Any, Any]] = {}  # by each name that they are known by
+        self._outside: dict[type, list[Any]] = {}
         self._slotted: dict[tuple[int, str], Slot] = {}
         self._objects: set[str] = set()
         self._copied, self._left_out, self._few = copied, left_out, _FEW if small else -1
@@ -117,7 +118,10 @@ class State:
             kept[key] = value
             self._add(name, value)
         self.attributes.append((path, attributes, kept))
-        for number, value in enumerate(generators_outside(module)):
+        kind = type(module)
+        if kind not in self._outside:
+            self._outside[kind] = generators_outside(module)
+        for number, value in enumerate(self._outside[kind]):
             self._add(f"{prefix}generator outside {number}", value)
 
     def _add(self, name: str, value: Any) -> None:
