@@ -249,7 +249,6 @@ def mixes_labels(transform: LatentTransform) -> str | None:
 
     Example:
         >>> from latentaug import Compose, DropBlock, MoEx
-        >>> from latentaug.augment.base import mixes_labels  # the one that these are made of
         >>> mixes_labels(Compose([DropBlock(), MoEx()])), mixes_labels(MoEx(labels="keep"))
         ('MoEx', None)
     """
