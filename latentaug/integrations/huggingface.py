@@ -98,13 +98,10 @@ class CooperativeForSegmentation(nn.Module):
         self.coop.checkpointed = [f"model.{name}" for name in outer[::every_n_layers]]
 
     def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """Do what `gradient_checkpointing_enable` does, by its newer name."""
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""

@@ -27,7 +27,6 @@ from latentaug.tap.whole_pass import (
 )
 from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import Override, is_compiled, stand_in
-from latentaug.tracing.lazy import initialise
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, image_in, layout_of, spot_in, unwrap
 from latentaug.tracing.tree import item_at, map_tensors
 
@@ -206,7 +205,6 @@ class Augmented:
         key = name, getattr(transform, "place", "")
         if key not in shared.suggested:
             with shared.ours():
-                initialise(self._root, args, kwargs)
                 shared.suggested[key] = suggest(self._root, args, kwargs, transform)
             logger.info("augmented puts %s of %s at %s.", name, type(self._root).__name__, shared.suggested[key])
         layers = shared.suggested[key].layers

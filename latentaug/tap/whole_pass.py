@@ -316,8 +316,7 @@ def _uncompiled() -> Iterator[None]:
 
 def has_its_own_backward() -> bool:
     """Tell whether activation checkpointing, or an autograd function written in Python, called us."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in _callers():
         code = frame.f_code
         if code.co_filename == torch.utils.checkpoint.__file__:
             return True
@@ -325,16 +324,20 @@ def has_its_own_backward() -> bool:
             return True
         if not torch.is_grad_enabled() and code.co_name == "forward" and code in _forwards(Function):
             return True  # one that gets its context later
-        frame = frame.f_back
     return False
 
 
 def is_checkpointed() -> bool:
     """Tell whether activation checkpointing called us."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+    return any(frame.f_code.co_filename == torch.utils.checkpoint.__file__ for frame in _callers())
+
+
+def _callers() -> Iterator[FrameType]:
+    """Yield the frames of whoever called, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame is not None
 
 
 def _forwards(kind: type[Function]) -> set[Any]:

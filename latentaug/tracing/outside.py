@@ -49,9 +49,7 @@ def generators_outside(module: nn.Module) -> list[Any]:
     return found
 
 
-def has_state(
-    value: object,
-) -> TypeGuard[torch.Generator | np.random.Generator | np.random.RandomState | random.Random]:
+def has_state(value: object) -> TypeGuard[Generator]:
     """Tell whether an object is a random generator with a state, which the system's own lacks."""
     return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
 

@@ -27,12 +27,7 @@ _BEAT = 10.0
 
 
 class FolderInUseError(RuntimeError):
-    """Another trainer writes to the folder.
-
-    Example:
-        >>> issubclass(FolderInUseError, RuntimeError)
-        True
-    """
+    """Another trainer writes to the folder."""
 
 
 class FolderLock:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentaug.tracing.outside import Generator as Stream
 from latentaug.tracing.outside import has_state
@@ -147,7 +147,7 @@ def streams_of(loader: object) -> list[Stream]:
     return found
 
 
-_ATOMS = (str, bytes, bool, int, float, complex, type(None), type, ModuleType, Tensor, np.ndarray, nn.Module)
+_ATOMS = (str, bytes, bool, int, float, complex, type(None), type, ModuleType, Tensor, np.ndarray)
 """What is not looked into."""
 
 

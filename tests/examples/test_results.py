@@ -184,6 +184,10 @@ def test_how_validation_ranks_is_quoted_right() -> None:
 NUCLEI = RESULTS / "nuclei_cpu"
 
 
+def nuclei_page() -> str:
+    return (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+
+
 def difference(
     folders: Sequence[Path],
     method: str,
@@ -251,7 +255,7 @@ def test_what_renewed_statistics_change_is_quoted_right() -> None:
         }
         for folder in (NUCLEI / "sizes" / "30" / name for name in ("kept", "none"))
     )
-    page = " ".join((EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().split())
+    page = " ".join(nuclei_page().split())
     hit = "default", 1
     assert f"`default`, draw 1, had a Dice of {left[hit]:.3f} on its validation images, and {renewed[hit]:.3f}" in page
     low, *_, high = sorted(renewed[key] - left[key] for key in left if key != hit)
@@ -266,7 +270,7 @@ def test_what_a_shorter_training_has_is_quoted_right() -> None:
         [summary_lines([NUCLEI / name], {draw})["plain"]["shifts"] for draw in (0, 1)]
         for name in ("shorter/gin", "gin")
     )
-    page = (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+    page = nuclei_page()
     assert f"{' and '.join(shorter)} in draws 0 and 1 for 345 iterations, {' and '.join(usual)} for 400" in page
 
 
@@ -336,7 +340,7 @@ def test_differences_of_single_trainings_on_nuclei_are_quoted_right(
 ) -> None:
     names = ("none", "gin", "recipes/nnunet", "recipes/randconv", "recipes/gin", "time/recipes")
     kept = summary_lines([NUCLEI / name for name in names], {0})
-    page = " ".join((EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().split())
+    page = " ".join(nuclei_page().split())
     assert quoted in page
     number = re.findall(r"\d+\.\d", quoted)[0]
     # of figures that are rounded to a tenth of a point
@@ -394,7 +398,7 @@ def test_how_validation_ranks_nuclei_is_quoted_right() -> None:
             found.append((validated["dice"], validated["shifted dice"], float(line["shifts"])))
     as_they_are, under_shifts, tested = zip(*found, strict=True)
     ranks = [stats.spearmanr(one, tested).statistic for one in (under_shifts, as_they_are)]
-    page = " ".join((EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text().split())
+    page = " ".join(nuclei_page().split())
     assert len(found) == 15
     assert f"the tests' shifts is {ranks[0]:.2f} over the fifteen rows" in page
     assert f"Validation images as they are rank better: {ranks[1]:+.2f}." in page
@@ -438,7 +442,7 @@ def test_differences_on_nuclei_are_those_of_the_scores(
     folders: tuple[str, ...], method: str, reference: str, quoted: str
 ) -> None:
     found = difference([NUCLEI / name for name in folders], method, reference)
-    assert quoted in (EXAMPLES.parent / "docs" / "explanation" / "nuclei-example.md").read_text()
+    assert quoted in nuclei_page()
     assert re.findall(r"\d+\.\d", quoted) == [
         f"{100 * abs(value):.1f}" for value in (found.mean, *found.draws.values())
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -89,12 +90,22 @@ class Shift:
         return images + self.rng.random() / 30
 
 
+class ShiftModule(nn.Module, Shift):
+    """The same as a module, as transforms of libraries are."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        Shift.__init__(self)
+
+    __call__ = Shift.__call__
+
+
 class Transformed(Squares):
     """A data set with a list of transforms."""
 
-    def __init__(self) -> None:
+    def __init__(self, transform: Callable[[], Any] = Shift) -> None:
         super().__init__()
-        self.transform = SimpleNamespace(transforms=[Shift()])
+        self.transform = SimpleNamespace(transforms=[transform()])
 
     def __getitem__(self, index: int) -> Any:
         images, labels = super().__getitem__(index)
@@ -156,6 +167,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     ),
     "data set": lambda: DataLoader(Jittered(), batch_size=2, shuffle=True),
     "transform in a list": lambda: DataLoader(Transformed(), batch_size=2, shuffle=True),
+    "transform that is a module": lambda: DataLoader(Transformed(ShiftModule), batch_size=2, shuffle=True),
     "subset of a transformed set": lambda: DataLoader(Subset(Transformed(), range(6)), batch_size=2),
     "what puts batches together": lambda: DataLoader(Squares(), batch_size=2, collate_fn=shifted_together()),
     "around another": lambda: Around(batches_of(RandomSampler(Squares(), generator=own()))),

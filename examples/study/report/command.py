@@ -30,11 +30,8 @@ def run_study(
         folders = [str(folder) for folder in runs(arguments, command)]
         if len(folders) > 1:
             return compare_runs.main([*folders, *compared])
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "FolderInUseError":  # of a trainer, which has no public name
+    except (DataError, RuntimeError) as error:
+        if not (isinstance(error, DataError) or type(error).__name__ == "FolderInUseError"):  # which is not public
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
