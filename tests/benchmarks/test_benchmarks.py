@@ -39,6 +39,17 @@ def test_the_arithmetic_that_the_docs_quote_is_what_was_counted() -> None:
     assert counted == [" | ".join(f"{value:.2f}" for value in values) for values in steps["rows"].values()]
 
 
+def test_the_seconds_that_the_docs_quote_are_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    steps, *_, options, _ = json.loads((root / "benchmarks" / "results" / "cpu" / "paper.json").read_text())["tables"]
+    page = (root / "docs" / "explanation" / "costs.md").read_text()
+    for name, (seconds, _, over_bare, over_standard, peak, *_) in steps["rows"].items():
+        row = f"| {name} | {seconds:.2f} | {over_bare:.3g} | {over_standard:.2f} | {peak:.1f} GB |"
+        assert row.replace("1.00", "1") in page
+    quoted = re.findall(r"^\| [^|]+ \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|", page[page.index("## Options") :], re.MULTILINE)
+    assert quoted == [f"{seconds:.2f}" for seconds, *_ in options["rows"].values()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", sorted({*PARTS} - {"paper"} - ON_A_GPU))
 def test_every_part_runs_and_writes_its_results(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
