@@ -218,6 +218,11 @@ def layout_of(
     Raises:
         ValueError: They don't tell.
     """
+    if 0 in (*shape, *image):
+        raise ValueError(
+            f"LatentTap cannot tell channels from sites in a code {shape} of an image {image}, taken at {name!r}: one "
+            "of them is empty. Pass at least one sample."
+        )
     fit = infer_layout(shape, image)
     if fit is None:
         raise ValueError(

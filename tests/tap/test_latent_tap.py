@@ -187,6 +187,14 @@ def test_a_code_of_unknown_layout_needs_a_location() -> None:
         assert tap.layout == CHANNELS_FIRST
 
 
+def test_an_empty_batch_is_refused_for_what_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 1))
+    with LatentTap(model, "0") as tap:
+        model(torch.randn(0, 1, 8, 8))
+        with pytest.raises(ValueError, match=r"a code \(0, 2, 8, 8\) .*, taken at '0': one of them is empty"):
+            tap.replay(MixStyle())
+
+
 def test_layouts_follow_the_code(images: Tensor) -> None:
     for name, layout in (("ChannelsLast", CHANNELS_LAST), ("TokensWithPrefix", Layout(-1, 1))):
         case = CASES[name]
