@@ -1,4 +1,4 @@
-"""Random generators that a model draws from without holding them: globals of its code, and what its closures keep."""
+"""Random generators that code draws from without holding them: globals of a model's code, and what closures keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import CodeType, FunctionType, ModuleType, SimpleNamespace
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -18,15 +18,18 @@ Generator: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomS
 """A random generator of any library."""
 OTHERS = {"torch", "numpy", "builtins", "latentaug", "collections", "functools", "typing", "types", "inspect"}
 """Packages whose code and objects are none that a model's authors have written to keep something."""
+_WITH_PARTS = {"builtins", "types", "functools", "collections", "argparse"}
+"""Modules of Python whose objects hold those of others."""
 _MANY = 500  # functions of a class, and those that they call, that are looked into
 
 _READS: WeakKeyDictionary[type, list[Callable[[], Any]]] = WeakKeyDictionary()
 
 
-def generators_outside(module: nn.Module) -> list[Any]:
-    """Return the random generators that the methods of a module, and functions that they call, read from elsewhere.
+def generators_outside(module: object) -> list[Any]:
+    """Return the random generators that a module, or a function, and functions that it calls, read from elsewhere.
 
-    Where the names are is looked up once for each class, what they stand for each time.
+    The methods are those by which others call a module, or read a data set. Where the names are is looked up once for
+    each class, what they stand for each time.
 
     Example:
         >>> own = random.Random(0)
@@ -39,14 +42,44 @@ def generators_outside(module: nn.Module) -> list[Any]:
         True
     """
     kind = type(module)
-    if kind not in _READS:
-        _READS[kind] = list(_reads_of(kind))
+    if isinstance(module, FunctionType):  # not kept: what a function closes over may hold the function
+        reads = [*_reads_of(module)]
+    elif (kept := _READS.get(kind)) is not None:
+        reads = kept
+    else:
+        reads = _READS[kind] = list(_reads_of(kind))
     found: list[Any] = []
-    for read in _READS[kind]:
+    for read in reads:
         value = read()
         if has_state(value) and value is not torch.default_generator:
             found += [] if any(value is other for other in found) else [value]
     return found
+
+
+def generators_of_hook(hook: object) -> list[Any]:
+    """Return the random generators that a hook of the model's authors holds, or reads from elsewhere.
+
+    Example:
+        >>> own = random.Random(0)
+        >>> def noise(module, images, own):
+        ...     return (images[0] * own.random(),)
+        >>> generators_of_hook(partial(noise, own=own)) == [own]
+        True
+    """
+    held: list[Any] = []
+    while isinstance(hook, partial):
+        held += (*hook.args, *hook.keywords.values())
+        hook = hook.func
+    if isinstance(hook, MethodType):
+        held += _attributes(hook.__self__)
+        hook = hook.__func__
+    held += generators_outside(hook) if isinstance(hook, FunctionType) else _attributes(hook)
+    return [value for number, value in enumerate(held) if has_state(value) and value not in held[:number]]
+
+
+def _attributes(owner: object) -> list[Any]:
+    theirs = _is_of_the_model(type(owner).__module__)
+    return [*getattr(owner, "__dict__", {}).values(), *generators_outside(owner)] if theirs else []
 
 
 def has_state(value: object) -> TypeGuard[Generator]:
@@ -54,8 +87,35 @@ def has_state(value: object) -> TypeGuard[Generator]:
     return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
 
 
-def _reads_of(kind: type) -> Iterator[Callable[[], Any]]:
-    waiting = [*_methods(kind, {"forward", "__call__"})]
+def read_by(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function reads from its module, from others, and from around it; of one of a library, nothing.
+
+    Example:
+        >>> own = random.Random(0)
+        >>> def noise():
+        ...     return own.random()
+        >>> noise.__module__ = "mine"
+        >>> own in read_by(noise)
+        True
+    """
+    if _is_of_the_model(function.__module__):
+        yield from (value for value, _ in _values_in(function))
+
+
+def is_of_the_system(value: object) -> bool:
+    """Tell whether an object is of Python's own library, and no function, method or namespace.
+
+    Example:
+        >>> import logging
+        >>> is_of_the_system(logging.getLogger()), is_of_the_system(SimpleNamespace(a=1)), is_of_the_system(len)
+        (True, False, False)
+    """
+    package = _package(type(value).__module__)
+    return package in sys.stdlib_module_names and package not in _WITH_PARTS
+
+
+def _reads_of(kind: type | FunctionType) -> Iterator[Callable[[], Any]]:
+    waiting = [*_methods(kind, {"forward", "__call__", "__getitem__", "__iter__"})]
     for function in waiting:  # which grows meanwhile
         called = [*_methods(kind, _names_in(function))]
         for value, read in _values_in(function):
@@ -68,8 +128,11 @@ def _reads_of(kind: type) -> Iterator[Callable[[], Any]]:
                 waiting.append(one)
 
 
-def _methods(kind: type, names: set[str]) -> Iterator[FunctionType]:
-    """Yield the methods and properties of some names that are the model's authors' own."""
+def _methods(kind: type | FunctionType, names: set[str]) -> Iterator[FunctionType]:
+    """Yield the methods and properties of some names that are the model's authors' own; of a function, itself."""
+    if isinstance(kind, FunctionType):
+        yield from [kind] if _is_of_the_model(kind.__module__) else []
+        return
     for parent in kind.__mro__:
         if _is_of_the_model(parent.__module__):
             for name in sorted(names & vars(parent).keys()):

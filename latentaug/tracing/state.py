@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.tracing.intercept import Override
-from latentaug.tracing.outside import OTHERS, Generator, generators_outside
+from latentaug.tracing.outside import OTHERS, Generator, generators_of_hook, generators_outside
 from latentaug.tracing.slots import ABSENT, Slot, slots_of
 from latentaug.tracing.tree import copied, map_tensors, storage_of, tensors_in, version_of
 
@@ -123,6 +123,9 @@ class State:
             self._outside[kind] = generators_outside(module)
         for number, value in enumerate(self._outside[kind]):
             self._add(f"{prefix}generator outside {number}", value)
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            for number, value in enumerate(generators_of_hook(hook)):
+                self._add(f"{prefix}generator {number} of a hook", value)
 
     def _add(self, name: str, value: Any) -> None:
         kind = type(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -98,8 +98,16 @@ def _keep_after(error: BaseException, keep: Callable[[], None]) -> None:
         logger.warning("What was trained before this %s could not be kept: %s", type(error).__name__, other)
 
 
-def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.device) -> Iterator[Any]:
+def rest_of_epoch(
+    loader: Iterable[Any], position: Position, device: torch.device, others: Sequence[object] = ()
+) -> Iterator[Any]:
     """Iterate over the running epoch's batches, from where it was left.
+
+    Args:
+        loader: What yields them.
+        position: Where the epoch is.
+        device: Whose random stream counts beside the others.
+        others: What else draws from streams of its own, such as the model.
 
     Raises:
         ValueError: The loader has fewer batches than were drawn already.
@@ -108,10 +116,10 @@ def rest_of_epoch(loader: Iterable[Any], position: Position, device: torch.devic
     if set_epoch is not None:
         set_epoch(position.epoch)
     if position.batches == 0:
-        position.epoch_start = random_state(device, loader)
+        position.epoch_start = random_state(device, loader, *others)
         return iter(loader)
-    with preserved_random_streams(device, loader):
-        restore_random_state(position.epoch_start, device, loader)
+    with preserved_random_streams(device, loader, *others):
+        restore_random_state(position.epoch_start, device, loader, *others)
         batches = iter(loader)
         drawn = 0
         for batch in islice(batches, position.batches):

@@ -1,4 +1,4 @@
-"""The random streams that a training draws from, as plain data: the global ones, and a loader's own."""
+"""The random streams that a training draws from, as plain data: the global ones, and those of its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentaug.tracing.outside import Generator as Stream
-from latentaug.tracing.outside import has_state
+from latentaug.tracing.outside import generators_outside, has_state, is_of_the_system, read_by
 from latentaug.tracing.random_state import RandomState
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ _FEW, _MANY = 256, 10_000
 """Longer lists are taken for data and not looked into; nor is more than so many objects."""
 
 
-def random_state(device: torch.device, loader: object) -> dict[str, Any]:
-    """Return the state of the global random streams, and of a loader's own, as tensors and plain data.
+def random_state(device: torch.device, *parts: object) -> dict[str, Any]:
+    """Return the state of the global random streams, and of those that parts hold, as tensors and plain data.
 
     Args:
         device: Whose stream to take beside those of the CPU, Python and NumPy.
-        loader: Anything; the streams that a `DataLoader`, its samplers and its data set hold are found.
+        parts: Anything that draws, such as a loader: the streams that `streams_of` finds.
 
     Example:
         >>> device, loader = torch.device("cpu"), [1, 2]
@@ -60,20 +60,21 @@ def random_state(device: torch.device, loader: object) -> dict[str, Any]:
         "accelerator": state.accelerator,
         "python": state.python,
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "loader": [_state_of(stream) for stream in streams_of(loader)],
+        "loader": [_state_of(stream) for stream in streams_of(*parts)],
     }
 
 
-def restore_random_state(state: Mapping[str, Any], device: torch.device, loader: object) -> None:
+def restore_random_state(state: Mapping[str, Any], device: torch.device, *parts: object) -> None:
     """Set the streams back to what `random_state` returned."""
     name, keys, *rest = state["numpy"]
     numpy_state = (name, keys.numpy().astype(np.uint32), *rest)
     RandomState(state["cpu"], device, state["accelerator"], state["python"], numpy_state).restore()
-    streams, states = streams_of(loader), state["loader"]
+    streams, states = streams_of(*parts), state["loader"]
     if len(streams) != len(states):
         logger.warning(
-            "The loader holds %d random generators, and the checkpoint has the states of %d: the order of its batches "
-            "may be another one than that of an uninterrupted run. Pass the loader that it was written with.",
+            "The loader, batch=, step= and the model hold %d random generators, and the checkpoint has the states of "
+            "%d: batches, or what is drawn for them, may be others than those of an uninterrupted run. Pass what it "
+            "was written with.",
             len(streams),
             len(states),
         )
@@ -92,11 +93,11 @@ def derived_random_state(state: Mapping[str, Any], device: torch.device, number:
         False
     """
     seed = derived_seed(state["cpu"], number)
-    with preserved_random_streams(device, ()):
+    with preserved_random_streams(device):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the global stream is what is seeded
-        return {**random_state(device, ()), "loader": state["loader"]}
+        return {**random_state(device), "loader": state["loader"]}
 
 
 def derived_seed(state: Tensor, number: int) -> int:
@@ -109,25 +110,28 @@ def check_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     """See that a state can be restored, and leave the streams as they are."""
     if not isinstance(state["loader"], list):
         raise ValueError(f"the states of a loader's generators are no list, but a {type(state['loader']).__name__}.")
-    with preserved_random_streams(device, ()):
-        restore_random_state({**state, "loader": []}, device, ())
+    with preserved_random_streams(device):
+        restore_random_state({**state, "loader": []}, device)
 
 
 @contextmanager
-def preserved_random_streams(device: torch.device, loader: object) -> Iterator[None]:
-    """Leave the global random streams and the loader's own as they were found."""
-    state = random_state(device, loader)
+def preserved_random_streams(device: torch.device, *parts: object) -> Iterator[None]:
+    """Leave the global random streams, and those that parts hold, as they were found."""
+    state = random_state(device, *parts)
     try:
         yield
     finally:
-        restore_random_state(state, device, loader)
+        restore_random_state(state, device, *parts)
 
 
-def streams_of(loader: object) -> list[Stream]:
-    """Find the streams that a loader draws from, beside the global ones.
+def streams_of(*parts: object) -> list[Stream]:
+    """Find the streams that parts of a training draw from, beside the global ones.
 
-    It looks into attributes, short lists and mappings, partial functions, closures and methods, however deep: into
-    samplers, data sets and their transforms, and what puts batches together.
+    It looks into attributes, short lists and mappings, partial functions, methods, closures, and what functions read of
+    their modules, however deep: into samplers, data sets and their transforms, and what puts batches together.
+
+    Args:
+        parts: Loaders, functions, models, in an order that is always the same.
 
     Example:
         >>> from torch.utils.data import BatchSampler, DataLoader, RandomSampler
@@ -136,13 +140,15 @@ def streams_of(loader: object) -> list[Stream]:
         >>> streams_of(loader) == [own]
         True
     """
-    holders, seen, found = [loader], {id(loader)}, list[Stream]()
-    for holder in holders:  # which grows meanwhile
-        held = [value for value in _held(holder) if id(value) not in seen and not isinstance(value, _ATOMS)]
-        for value in held:
-            if id(value) not in seen:
+    seen, found = set[int](), list[Stream]()
+    for part in parts:
+        holders = [part]
+        for holder in holders:  # which grows meanwhile
+            for value in _held(holder):
+                if id(value) in seen or isinstance(value, _ATOMS):
+                    continue
                 seen.add(id(value))
-                found += [value] if has_state(value) else []
+                found += [value] if has_state(value) and value is not torch.default_generator else []
                 holders += [] if isinstance(value, Stream) or len(holders) > _MANY else [value]
     return found
 
@@ -159,7 +165,10 @@ def _held(holder: object) -> Iterator[object]:
         return
     if isinstance(holder, partial):
         yield from (holder.func, holder.args, holder.keywords)
+    elif is_of_the_system(holder):
+        return
     yield getattr(holder, "__self__", None)  # of a method
+    yield getattr(holder, "__func__", None)
     for cell in getattr(holder, "__closure__", None) or ():
         with suppress(ValueError):  # an empty one
             yield cell.cell_contents
@@ -171,6 +180,7 @@ def _held(holder: object) -> Iterator[object]:
     yield from own.values()
     for kind in type(holder).__mro__:  # such as the stream that MONAI's transforms share until they are seeded
         yield from (value for value in vars(kind).values() if isinstance(value, Stream))
+    yield from read_by(holder) if isinstance(holder, FunctionType) else generators_outside(holder)
 
 
 def _property(holder: object, name: str) -> object:

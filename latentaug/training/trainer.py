@@ -154,6 +154,7 @@ class CooperativeTrainer:
         self._updates = Updates(step, self._optimization, self._guard, self._average, self.generator)
         self._kept = Kept(folder)
         self._accumulate, self._allocator = accumulate, allocator
+        self._batch, self._step = batch, step
         self._told_of_modes = False
         self._position = Position()
         self._resumed_random: dict[str, Any] | None = None
@@ -252,7 +253,7 @@ class CooperativeTrainer:
                 started, complete = time.monotonic() - self._position.seconds, True
                 self._optimization.see_that_all_is_held()
                 self._position.length = length
-                rest = rest_of_epoch(loader, self._position, self.device)
+                rest = rest_of_epoch(loader, self._position, self.device, self._others)
                 drawn = self._drawing.batches(loader, rest, self._position)
                 groups = grouped(map(self._checked, drawn), self._accumulate)
                 for group in drawn_together(groups, self._drawing.interruption):
@@ -285,7 +286,12 @@ class CooperativeTrainer:
         """
         model = self._built("evaluate")
         check_loader("loader", loader)
-        with self._scored(), preserved_modes(model), preserved_random_streams(self.device, loader), torch.no_grad():
+        with (
+            self._scored(),
+            preserved_modes(model),
+            preserved_random_streams(self.device, loader, *self._others),
+            torch.no_grad(),
+        ):
             return evaluate(model, self._scored_batches(loader), self.device, self._optimization.autocast)
 
     def predict(self, images: Tensor, refine: int = 1) -> Tensor:
@@ -326,7 +332,7 @@ class CooperativeTrainer:
                 "model": model.state_dict(),
                 "optimization": self._optimization.state_dict(),
                 "generator": None if self.generator is None else self.generator.get_state(),
-                "random": random_state(self.device, self._loader),
+                "random": random_state(self.device, self._loader, *self._others),
                 "position": vars(self._position),
                 "best": None if self.best is None else self.best._asdict(),
                 "average": None if self._average is None else self._average.state_dict(),
@@ -342,9 +348,9 @@ class CooperativeTrainer:
 
         The loader of that fit must be the same. In the middle of an epoch, the batches that were already used are drawn
         again and dropped; if the first of them is another one, a warning says so. Generators that the loader, its
-        samplers, its data set and their transforms hold go on where they were; what `batch` and `step` draw should come
-        from the global streams. Loader workers that outlive an epoch (`persistent_workers`) keep random streams that
-        nobody can restore.
+        samplers, its data set and their transforms hold go on where they were, and so do those that `batch`, `step` and
+        the model hold, or read from their modules. Loader workers that outlive an epoch (`persistent_workers`) keep
+        random streams that nobody can restore.
 
         Under `torch.distributed`, to be called on all ranks, each goes on with its own random streams. Another number
         of ranks may go on, also of sharded models; a warning says what becomes of the streams then.
@@ -434,7 +440,7 @@ class CooperativeTrainer:
             stack.enter_context(self._kept.locked())
             take_weights_from_first(self.model)
             if self._resumed_random is not None:
-                restore_random_state(self._resumed_random, self.device, loader)
+                restore_random_state(self._resumed_random, self.device, loader, *self._others)
                 self._resumed_random = None
             stack.enter_context(preserved_modes(self.model))
             put = put_in_train_mode(self.model, self._built("fit").model)
@@ -456,7 +462,7 @@ class CooperativeTrainer:
     def _keep_what_there_is(self) -> None:
         """Save a fit that is stopped."""
         if self._position.batches == 0 and self._position.epoch_start:  # the epoch begins anew
-            restore_random_state(self._position.epoch_start, self.device, self._loader)
+            restore_random_state(self._position.epoch_start, self.device, self._loader, *self._others)
         self._save_last()
 
     def _beat(self) -> None:
@@ -536,6 +542,11 @@ class CooperativeTrainer:
                 images, labels = (one.to(self.device, non_blocking=True) for one in batch[:2])
                 yield images, labels
             self._kept.beat()
+
+    @property
+    def _others(self) -> tuple[object, ...]:
+        """What may draw from random streams of its own, beside a loader."""
+        return self._batch, self._step, self.model
 
     def _checked(self, drawn: Any) -> Batch:
         return self._wrapped.checked(drawn, self._guard)

@@ -50,7 +50,7 @@ class Wrapped:
         self.outer = model.to(self.device)
         inner = getattr(model, "module", model)
         self.inner = inner if isinstance(inner, CooperativeModel) else None
-        self._to_pair = made_by(batch)
+        self._batch, self._to_pair = batch, made_by(batch)
         if self.inner is not None:
             if num_classes not in (None, self.inner.num_classes):
                 raise ValueError(
@@ -87,14 +87,14 @@ class Wrapped:
         return self.inner
 
     def first_images(self, loader: Iterable[Any]) -> Tensor:
-        """Return the images of a loader's first batch, and leave its random streams alone.
+        """Return the images of a loader's first batch, and leave the random streams alone.
 
         Raises:
             ValueError: It has none, or could not give the batch again.
         """
         if isinstance(loader, Iterator) or _is_read_once(loader):
             raise ValueError("fit can't size the heads from a generator without losing its first batch. Pass example=.")
-        with preserved_random_streams(self.device, loader):
+        with preserved_random_streams(self.device, loader, self._batch):
             for batch in loader:
                 images, labels = self._to_pair(batch)
                 check_batch(images, labels, self._num_classes, ignore_index=-100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug import LatentTap
+from latentaug import LatentTap, find_bottleneck
 from latentaug.tracing.outside import generators_outside
+from tests.models.unet import unet
+from tests.support.random_streams import seed_all
 
 NUMPY, TORCH, SYSTEM = np.random.default_rng(0), torch.Generator(), random.SystemRandom()
 HOLDER = SimpleNamespace(rng=random.Random(0))
@@ -118,3 +121,51 @@ def test_a_model_that_draws_from_the_system_is_followed() -> None:
     with LatentTap(model, "encoder") as tap:
         output = model(images)
         assert torch.equal(tap.replay(None), output)
+
+
+# Hooks ----------------------------------------------------------------------------------------------------------------
+
+
+def noise(module: nn.Module, args: tuple[Tensor, ...], own: torch.Generator | None = None) -> tuple[Tensor]:
+    return (args[0] * torch.rand(args[0].shape, generator=STREAM if own is None else own),)
+
+
+class Noise:
+    def __init__(self, own: torch.Generator) -> None:
+        self.own = own
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return noise(module, args, self.own)
+
+    method = __call__
+
+
+STREAM = torch.Generator()
+HOOKS: dict[str, Callable[[torch.Generator], Callable[..., tuple[Tensor]]]] = {
+    "a closure": lambda own: lambda module, args: noise(module, args, own),
+    "a partial": lambda own: partial(noise, own=own),
+    "an object": Noise,
+    "a method": lambda own: Noise(own).method,
+    "a global": lambda own: noise,
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_streams_of_a_hook_are_where_they_would_be_without_us(name: str) -> None:
+    images, own = torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0)
+    STREAM.manual_seed(0)
+    model = unet().float()
+    model.register_forward_pre_hook(HOOKS[name](own))
+    before = own.get_state(), STREAM.get_state()
+    find_bottleneck(model, images)
+    assert all(torch.equal(*pair) for pair in zip(before, (own.get_state(), STREAM.get_state()), strict=True))
+    seed_all(1)
+    expected = model(images)
+    after = own.get_state(), STREAM.get_state()
+    own.set_state(before[0])
+    STREAM.set_state(before[1])
+    seed_all(1)
+    with LatentTap(model) as tap:
+        assert torch.equal(model(images), expected)
+        assert torch.equal(tap.replay(tap.code), expected)
+    assert all(torch.equal(*pair) for pair in zip(after, (own.get_state(), STREAM.get_state()), strict=True))

@@ -25,6 +25,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from latentaug import CooperativeModel, CooperativeOutput, CooperativeTrainer, cooperative_backward
 from latentaug.training.random_streams import check_random_state, random_state, restore_random_state, streams_of
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import At, Squares, headless_coop, same_weights, tiny_trainer, weights_of
@@ -208,6 +209,92 @@ def test_an_epoch_that_begins_with_another_batch_than_it_did_is_told_of(
         assert ("begins with another batch than when the checkpoint was written" in caplog.text) is told
 
 
+# What else draws from streams of its own ------------------------------------------------------------------------------
+
+
+OUTSIDE = torch.Generator()
+
+
+def dimmed(images: torch.Tensor, own: torch.Generator) -> torch.Tensor:
+    return images * torch.rand(images.shape, generator=own)
+
+
+def dimmed_by_a_global(drawn: Any) -> Any:
+    return dimmed(drawn[0], OUTSIDE), drawn[1]
+
+
+def dimmed_by(drawn: Any, own: torch.Generator) -> Any:
+    return dimmed(drawn[0], own), drawn[1]
+
+
+class Dimming:
+    """Changes batches, by a stream of its own or by one of its module."""
+
+    def __init__(self, own: torch.Generator | None) -> None:
+        self.own = own
+
+    def __call__(self, drawn: Any) -> Any:
+        return dimmed(drawn[0], OUTSIDE if self.own is None else self.own), drawn[1]
+
+    def method(self, drawn: Any) -> Any:
+        return self(drawn)
+
+
+def with_own_stream(model: CooperativeModel, own: torch.Generator) -> CooperativeModel:
+    """Let a model change its images by a stream that a hook in it holds."""
+    model.model.register_forward_pre_hook(lambda module, args: (dimmed(args[0], own),) if module.training else None)
+    return model
+
+
+def drawing_step(own: torch.Generator) -> Callable[..., CooperativeOutput]:
+    def step(model: CooperativeModel, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> CooperativeOutput:
+        return cooperative_backward(model, dimmed(images, own), labels, **options)
+
+    return step
+
+
+DRAWING: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
+    "batch, by a closure": lambda own: {"batch": lambda drawn: (dimmed(drawn[0], own), drawn[1])},
+    "batch, by a default": lambda own: {
+        "batch": partial(lambda drawn, own: (dimmed(drawn[0], own), drawn[1]), own=own)
+    },
+    "batch, by a global": lambda own: {"batch": dimmed_by_a_global},
+    "batch, an object": lambda own: {"batch": Dimming(own)},
+    "batch, an object by a global": lambda own: {"batch": Dimming(None)},
+    "batch, a method": lambda own: {"batch": Dimming(own).method},
+    "step": lambda own: {"step": drawing_step(own)},
+    "model": lambda own: {"model": with_own_stream(headless_coop(), own)},
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("saved_after", [2, 3])
+def test_streams_beside_the_loader_go_on_and_scoring_leaves_them_alone(
+    name: str, saved_after: int, tmp_path: Path
+) -> None:
+    """Save after some updates of three in an epoch, and go on."""
+
+    def trainer(**more: Any) -> CooperativeTrainer:
+        seed_all(0)
+        OUTSIDE.manual_seed(5)
+        options = {"model": headless_coop()} | DRAWING[name](torch.Generator().manual_seed(3))
+        return tiny_trainer(**options, **more)
+
+    loader = LOADERS["both"]
+    straight = trainer(callbacks=[At(saved_after, lambda trainer: trainer.save(tmp_path / "a.pt"))])
+    straight.fit(loader(), epochs=3)
+    resumed = trainer()
+    resumed.resume(tmp_path / "a.pt")
+    resumed.fit(loader(), loader(), epochs=3)
+    assert same_weights(weights_of(straight), weights_of(resumed))
+
+
+def test_objects_of_pythons_own_library_are_not_looked_into() -> None:
+    logging.getLogger("latentaug.tests").own = random.Random(0)
+    assert streams_of({"logger": logging.getLogger("latentaug.tests"), "own": partial(print, random.Random(1))})
+    assert len(streams_of({"logger": logging.getLogger("latentaug.tests")})) == 0
+
+
 def test_a_long_list_is_taken_for_data_and_streams_are_found_beside_it() -> None:
     data = Transformed()
     data.paths = [{"image": str(number), "own": random.Random(number)} for number in range(1000)]
@@ -219,7 +306,7 @@ def test_a_loader_without_the_streams_of_the_checkpoint_is_told_of(caplog: pytes
     restore_random_state(state, CPU, LOADERS["batch sampler"]())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "holds 1 random generators, and the checkpoint has the states of 2" in record.message
+    assert "hold 1 random generators, and the checkpoint has the states of 2" in record.message
 
 
 @pytest.mark.parametrize("part", ["cpu", "python", "numpy", "loader"])
