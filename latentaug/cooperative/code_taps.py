@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from latentaug.tap.latent_tap import LatentTap
 from latentaug.tap.plan_cache import cache_of
+from latentaug.tap.reader import CodeReader
 from latentaug.tap.replaying import NewCode
 from latentaug.tracing.location import Location, unwrap
 
@@ -48,7 +49,7 @@ class CodeTaps:
     ) -> None:
         self._model = model
         self._shapes = LatentTap(model, shape_codes) if shape_codes else None
-        self._image = None if image_code is None or image_code in shape_codes else LatentTap(model, image_code)
+        self._image = None if image_code is None or image_code in shape_codes else CodeReader(model, image_code)
         self._locations = [*shape_codes, *filter(None, [None if self._image is None else image_code])]
         if cut and self._shapes is not None:
             self._shapes.cut()

@@ -21,7 +21,7 @@ from latentaug.cooperative.logits import LogitsReader, Prediction
 from latentaug.cooperative.shortcuts import Every, draw_samples, normal_noise, scaled_size, taken
 from latentaug.nets.functional import resize, scaled_by, shrink
 from latentaug.tap.plan_cache import moving_in
-from latentaug.tap.prefix import code_of
+from latentaug.tap.prefix import calls_in, code_of
 from latentaug.tracing.location import Location, unwrap
 from latentaug.tracing.moving import held_still
 
@@ -88,6 +88,7 @@ class HardExampleMaker:
         self.transforms = transforms
         self.reader = reader
         self.image_range = image_range
+        self._image_calls: int | None = None  # of the image code's layer in a pass, once that has been counted
 
     @property
     def image_transform(self) -> LatentTransform:
@@ -191,7 +192,10 @@ class HardExampleMaker:
         samples = draw_samples(len(images), self.settings.mix, images.device, generator)
         chosen = taken(images, samples)
         with torch.no_grad(), held_still(unwrap(model), moving_in(unwrap(model))), held_still(decode):
-            code = code_of(model, self.image_code, chosen.clone())  # which the model may change
+            if self._image_calls is None:
+                self._image_calls = calls_in(model, self.image_code.name, chosen[:2].clone())
+            # A copy, which the model may change. Images are decoded from the layer's last call.
+            code = code_of(model, self.image_code, chosen.clone(), call=self._image_calls - 1)
             noise = functools.partial(normal_noise, code.float(), generator)
             change: Change = self.transforms[0](code, noise, layout=self.image_code.layout, generator=generator)
             # Together, so that both are normalised alike.

@@ -149,7 +149,7 @@ def _prior_losses(model: CooperativeModel, logits: Tensor, labels: Tensor, losse
         hot = _as_probabilities(model, labels, logits)
         losses.end("shape_from_labels", model.loss(prior(hot), labels))
     if not weights["shape_from_logits"]:
-        return logits
+        return logits if model.training else _refined(model, logits)
     refined = _refined(model, losses.start("shape_from_logits", logits))
     losses.end("shape_from_logits", model.loss(refined, labels))
     return refined

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentaug import ranks
-from latentaug.cooperative.labels import squeeze_labels
+from latentaug.cooperative.labels import squeeze_labels, whole_numbers
 from latentaug.nets.functional import to_labels
 
 
@@ -40,9 +40,9 @@ class Overlap:
         """Count a batch.
 
         Shape:
-            logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S], class indices.
+            logits: [B, C, *S].   labels: [B, *S] or [B, 1, *S], class indices of any type; rounded to whole numbers.
         """
-        labels = squeeze_labels(labels, logits.ndim - 2).long()
+        labels = whole_numbers(squeeze_labels(labels, logits.ndim - 2)).long()
         outside = self.counts.numel()  # a cell of its own for ignored pixels: selecting the others would synchronise
         cells = torch.where(
             labels == self.ignore_index, outside, labels * len(self.counts) + to_labels(logits)
@@ -91,6 +91,7 @@ class RegionOverlap(Overlap):
         Shape:
             logits, labels: [B, C, *S]; labels 0 and 1.
         """
+        labels = whole_numbers(labels)
         valid = labels != self.ignore_index
         predicted, labelled = to_labels(logits, regions=True).bool() & valid, (labels > 0.5) & valid
         both = (labelled & predicted, labelled, predicted)

@@ -429,6 +429,28 @@ def test_hard_images_are_the_images_and_what_the_change_makes_of_what_is_decoded
     assert places.tolist() == [0, 1, 2]
 
 
+def test_they_come_of_the_code_that_the_decoder_learns_from_where_a_layer_is_called_again() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.block, self.up = nn.Conv2d(1, 4, 4, 4), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 3, 4, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.up(self.block(self.block(self.down(images))))
+
+    images, labels = levels_batch()
+    hard, mask = HardExamples(mix=1.0), RandomChannelMask(0.0)
+    options = {"codes": "block", "reconstruction": True, "hard": hard, "augment": mask}
+    coop = CooperativeModel(Again().double(), num_classes=3, example=images, **options)
+    seen: list[Tensor] = []
+    coop.reconstruction.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for _ in range(2):
+        seen.clear()
+        cooperative_backward(coop, images, labels)
+        of_the_mix, of_the_pass = seen
+        assert torch.equal(of_the_mix[: len(images)], of_the_pass)  # the mask changes nothing
+
+
 def test_mixing_takes_an_image_decoder() -> None:
     with pytest.raises(ValueError, match="mix makes hard images, which takes an image decoder"):
         headless(hard=HardExamples(mix=0.5))
@@ -489,3 +511,11 @@ def test_a_model_that_changes_its_images_in_place_is_trained_as_one_that_does_no
         outputs = [cooperative_backward(model, images.clone(), labels, generator=seeded(n)) for n in range(3)]
         found.append([{name: float(value) for name, value in output.losses.items()} for output in outputs])
     assert found[0] == [pytest.approx(losses, rel=1e-6) for losses in found[1]]
+
+
+def test_what_is_scored_is_corrected_whatever_the_corrections_weigh_in_training() -> None:
+    coop, (images, labels) = headless(shape_prior=True, weights={"shape_from_logits": 0.0}), levels_batch()
+    output = coop.eval()(images, labels)
+    assert torch.equal(output.refined, coop.refine(output.logits))
+    assert "shape_from_logits" not in output.losses
+    assert coop.train()(images, labels).refined is not None

@@ -51,6 +51,18 @@ def test_evaluate_scores_both_outputs_as_counting_pixels_does(num_classes: int) 
     assert scores["loss"] == pytest.approx(means)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8, torch.bool])
+def test_labels_are_rounded_and_not_cut_off(dtype: torch.dtype) -> None:
+    labels = torch.randint(2, (2, 4, 4))
+    given = (labels - 1e-5 if dtype.is_floating_point else labels).to(dtype)
+    for overlap, logits, own in (
+        (Overlap(2), torch.stack([1.0 - labels, 1.0 * labels], 1), given),
+        (RegionOverlap(1), (labels[:, None] - 0.5), given[:, None]),
+    ):
+        overlap.add(logits, own)
+        assert overlap.scores()["dice"] == 1
+
+
 @pytest.mark.parametrize("ignored", [0, 2])
 def test_an_ignored_class_enters_no_mean(ignored: int) -> None:
     coop = tiny_coop(3, ignore_index=ignored)
