@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.ranges import Range, draw, from_stream, log_odds_of_beta, source_of
+from latentaug.checks import scalar
 from latentaug.layout import Layout
 
 
@@ -144,8 +145,7 @@ class Context:
                 f"{self.asked_by} needs `{name}`, a callable that returns {what}; got None. Pass it, or let "
                 "LatentTap.draw(transform, objective=...) make it by replays."
             )
-        result: Tensor = function(self._layout.put_back(code, self._code))
-        return result
+        return scalar(name, function(self._layout.put_back(code, self._code)), who=self.asked_by)
 
     def _checked(self, given: object) -> Tensor:
         if not isinstance(given, Tensor):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latentaug.checks import described, ignored_label, module, number, random_source, shown, tensor, whole
 from latentaug.tracing.isolation import preserved_modes, sandbox
+from latentaug.tracing.location import unwrap
 
 
 def check_model(
@@ -26,7 +27,8 @@ def check_model(
         TypeError: One is not.
         ValueError: A number is out of range, or the example is no batch of images.
     """
-    module("model", model, who="CooperativeModel")
+    if hasattr(unwrap(module("model", model, who="CooperativeModel")), "has_second_stage"):
+        raise TypeError("model is a CooperativeModel already. Pass the network that it wraps, or use it as it is.")
     whole("num_classes", num_classes)
     check_images("example", example)
     ignored_label(ignore_index)
@@ -69,8 +71,8 @@ def check_images(name: str, images: object) -> Tensor:
     return checked
 
 
-def check_decoder(decoder: nn.Module, code: Tensor, example: Tensor) -> None:
-    """See that a user's image decoder makes images like the example from a code.
+def check_decoder(decoder: nn.Module, code: Tensor, example: Tensor, size: tuple[int, ...]) -> None:
+    """See that a user's image decoder makes images like the example from a code, at the size that it is asked for.
 
     Raises:
         TypeError: It cannot be called with a code and a size.
@@ -78,15 +80,16 @@ def check_decoder(decoder: nn.Module, code: Tensor, example: Tensor) -> None:
     """
     try:
         with preserved_modes(decoder), sandbox(decoder, example.device), torch.no_grad():
-            images = decoder.eval()(code, example.shape[2:])
+            images = decoder.eval()(code, size)
     except Exception as error:
         raise TypeError(
             f"reconstruction must be a module (code, size) -> images; {type(decoder).__name__} called with a code "
-            f"{tuple(code.shape)} and the size {tuple(example.shape[2:])} raised {type(error).__name__}: {error}"
+            f"{tuple(code.shape)} and the size {size} raised {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(images, Tensor) or images.shape != example.shape:
+    expected = (*example.shape[:2], *size)
+    if not isinstance(images, Tensor) or images.shape != expected:
         raise ValueError(
-            f"reconstruction must return images of shape {tuple(example.shape)} for the example; "
+            f"reconstruction must return images of shape {expected} for the example and the size {size}; "
             f"{type(decoder).__name__} returned {described(images)}."
         )
 

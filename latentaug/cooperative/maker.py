@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -191,7 +192,7 @@ class HardExampleMaker:
         assert self.settings.mix is not None
         samples = draw_samples(len(images), self.settings.mix, images.device, generator)
         chosen = taken(images, samples)
-        with torch.no_grad(), held_still(unwrap(model), moving_in(unwrap(model))), held_still(decode):
+        with without_graph(images.device), held_still(unwrap(model), moving_in(unwrap(model))), held_still(decode):
             if self._image_calls is None:
                 self._image_calls = calls_in(model, self.image_code.name, chosen[:2].clone())
             # A copy, which the model may change. Images are decoded from the layer's last call.
@@ -233,7 +234,7 @@ class HardExampleMaker:
         Where a style changes them, `loss` returns the loss of the segmentation of such images.
         """
         style, size, dtype = self.settings.style, decoded_size(decode, images.shape[2:]), images.dtype
-        with torch.no_grad(), held_still(decode):
+        with without_graph(images.device), held_still(decode):
             code = taken(changed.change.apply(changed.code), samples)
             if style is None:
                 decoded = decode(code, size).to(dtype)
@@ -323,6 +324,22 @@ class HardExampleMaker:
         return changed
 
 
+@contextmanager
+def without_graph(device: torch.device) -> Iterator[None]:
+    """Compute without gradients, and leave no weights in autocast's cache, where a pass with gradients would find them.
+
+    Newer versions of PyTorch see to that themselves.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu", device.type}:
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
+                stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+        yield
+
+
 def decoded_size(decode: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
-    """Return the size at which an image decoder is called for images of a size: smaller if it has a `scale`."""
-    return scaled_by(size, float(getattr(decode, "scale", 1.0)))
+    """Return the size at which an image decoder is called for images of a size: smaller if its `scale` is a float."""
+    scale = getattr(decode, "scale", 1.0)
+    return scaled_by(size, scale if isinstance(scale, float) and 0 < scale <= 1 else 1.0)

@@ -109,8 +109,8 @@ class CooperativeModel(nn.Module):
         ignore_index: Label of pixels that don't count; the shape prior sees zeros there.
         hard: How hard examples are made; see `HardExamples`.
         reconstruction: The image decoder: True for a head at half of the images' resolution; False for none; or a
-            module (code, size) -> images of your own, called with a smaller size if it has a `scale` below 1. Default
-            None: what the model declares; a head where `codes` names an image code; or none.
+            module (code, size) -> images of your own, called with a smaller size if it has a `scale`, a float in
+            (0, 1]. Default None: what the model declares; a head where `codes` names an image code; or none.
         shape_prior: True for one that fits, at half of the images' resolution; False for none; or a `ShapePrior` of
             your own. Default None: one for a model that declares its codes, at their resolution, and none for any
             other. Without one, "refined" is the model's own segmentation.

@@ -15,6 +15,7 @@ from latentaug.checks import scalar
 from latentaug.cooperative.arguments import check_decoder
 from latentaug.cooperative.given_loss import GivenLoss
 from latentaug.cooperative.logits import finest, read_logits
+from latentaug.cooperative.maker import decoded_size
 from latentaug.nets.functional import shrink
 from latentaug.tracing.isolation import preserved_modes, sandbox
 from latentaug.tracing.location import unwrap
@@ -45,7 +46,8 @@ def try_on_example(model: CooperativeModel, example: Tensor, *, own_decoder: boo
             with model.tapped() as taps:
                 reader.read(model.model(example.clone()), example.shape[2:], [*taps.codes.values()])
                 if own_decoder and model.reconstruction is not None and model.image_code is not None:
-                    check_decoder(model.reconstruction, taps.codes[model.image_code].detach(), example)
+                    size = decoded_size(model.reconstruction, example.shape[2:])
+                    check_decoder(model.reconstruction, taps.codes[model.image_code].detach(), example, size)
         _try_size(model, example)
         if isinstance(model.loss, GivenLoss):
             logits = outputs[0].new_zeros((len(example), model.num_classes, *example.shape[2:]))

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from latentaug.discovery.bottleneck import bottleneck
 from latentaug.saliency import latent_saliency
+from latentaug.tap.plan_cache import cache_of
 from latentaug.tracing.compiled import uncompiled
 from latentaug.tracing.intercept import is_compiled, stand_in
 from latentaug.tracing.location import Location, compiled_wrappers, find_spot, spot_in, unwrap
@@ -115,6 +116,8 @@ class SaliencyCalculator:
         self._attach(location.name)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if depth_of(self._model) or cache_of(self._model).busy:  # a pass of the library's own
+            return None
         self._path = spot_in(self._name, self._path, output).path
         found = item_at(output, self._path)
         code = found

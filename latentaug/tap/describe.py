@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate, results_of
 from latentaug.discovery.codes import fine_code
 from latentaug.table import html_table
-from latentaug.tap.plan import make_plan
+from latentaug.tap.plan import Clock, make_plan
 from latentaug.tap.proof import captured, relative_change
 from latentaug.tracing.isolation import preserved_modes, sandbox
 from latentaug.tracing.location import Location, Spot, as_inputs, device_of, image_in, unwrap
@@ -206,14 +205,16 @@ def _effect(
 ) -> tuple[float, float | None]:
     plan = make_plan(model, (spot,), -1, *inputs)
     forward, replay = math.inf, math.inf
+    device = device_of(model, *inputs)
     with torch.no_grad():
         for _ in range(_REPEATS):
             own: Inputs = map_tensors(inputs, torch.clone)  # which the model may change
-            start = time.perf_counter()
+            clock = Clock(device)
             capture, output = captured(model, plan, *own)
-            middle = time.perf_counter()
+            forward = min(forward, clock.seconds())
+            clock = Clock(device)
             without = capture.replay([torch.zeros_like])
-            forward, replay = min(forward, middle - start), min(replay, time.perf_counter() - middle)
+            replay = min(replay, clock.seconds())
         read = functools.partial(results_of, logits=logits)
         influence = relative_change(read(without), read(output))
         if influence < _FAINT:

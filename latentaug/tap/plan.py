@@ -56,13 +56,13 @@ def make_plan(
     inputs, device = (args, kwargs), device_of(model, args, kwargs)
     with sandbox(model, device):
         # A proof starts from what the model keeps now, as the next pass will: what is drawn once is drawn in it, too.
-        clock, kept = _Clock(device), State(model)
+        clock, kept = Clock(device), State(model)
         sample, obstacle = first_samples(inputs, few_samples(model)), ""
         try:
             seen, _ = _seen(model, spots, call, sample)
         except Exception as error:  # a model that insists on the batch it was called with; if it fails again, so be it
             obstacle = f"it refuses two images ({_first_line(error)})"
-            clock = _Clock(device)
+            clock = Clock(device)
             sample = first_samples(inputs, None)
             seen, _ = _seen(model, spots, call, sample)
         fraction, once = _size(sample) / _size(inputs), clock.seconds()
@@ -98,7 +98,7 @@ def _tell(model: nn.Module, reason: str, seconds: float, passes: float) -> None:
         logger.info(message, seconds, passes, type(model).__name__, reason)
 
 
-class _Clock:
+class Clock:
     """Seconds since it was made, with what a device still had to do."""
 
     def __init__(self, device: torch.device):
@@ -111,6 +111,7 @@ class _Clock:
         return time.perf_counter()
 
     def seconds(self) -> float:
+        """Return how many have passed."""
         return self._now() - self._started
 
 

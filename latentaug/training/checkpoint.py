@@ -118,6 +118,35 @@ def load_checkpoint(path: Path, keys: set[str]) -> dict[str, Any]:
     return {name: restored(part) for name, part in state.items()}
 
 
+_COUNTING = ("hard_schedule", "saliency_schedule", "image_transform", "shape_transform", "style")
+"""Parts of a `CooperativeModel` that count batches, if they are scheduled: settings, and no weights."""
+
+
+def with_own_counts(weights: Any, model: nn.Module) -> Any:
+    """Return weights that were read, with the counts of batches that the model has, whatever was scheduled then.
+
+    A count that the file lacks stays as it is, and one that the model lacks is left out. So is what version 0.1.0 had
+    among a model's weights: those of a loss that is a module.
+
+    Example:
+        >>> from latentaug.cooperative.shortcuts import Every
+        >>> model, weights = nn.Module(), {"style.0._extra_state": torch.tensor(7)}
+        >>> model.hard_schedule = Every(3)
+        >>> with_own_counts(weights, model)
+        {'hard_schedule._extra_state': tensor(0)}
+    """
+    if not isinstance(weights, dict):
+        return weights
+    own = model.state_dict()
+    counts = {name: value for name, value in own.items() if _is_count(name) and name not in weights}
+    left_out = {name for name in weights if (_is_count(name) or name.startswith("loss.")) and name not in own}
+    return {**{name: value for name, value in weights.items() if name not in left_out}, **counts}
+
+
+def _is_count(name: str) -> bool:
+    return name.partition(".")[0] in _COUNTING and name.endswith("._extra_state")
+
+
 def check_weights(model: nn.Module, weights: object, source: str) -> None:
     """Refuse weights that aren't this model's, before any is loaded.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentaug import ranks
 from latentaug.training.best import Best
-from latentaug.training.checkpoint import Position, check_weights
+from latentaug.training.checkpoint import Position, check_weights, with_own_counts
 from latentaug.training.optimization import Optimization
 from latentaug.training.random_streams import check_random_state
 from latentaug.training.rank_states import as_of_this_rank
@@ -52,7 +52,7 @@ def checked(
     """
     with refusing(path):
         state = as_of_this_rank(state, device)
-        weights = _without_loss(state["model"], model)
+        weights = with_own_counts(state["model"], model)
         check_weights(model, weights, str(path))
         for name, own in settings.items():
             if name == "parameters":
@@ -175,11 +175,3 @@ def _checked_position(state: Any, device: torch.device) -> Position:
     if isinstance(position.counted, Tensor):
         position.counted = position.counted.to(device)
     return position
-
-
-def _without_loss(weights: Any, model: nn.Module) -> Any:
-    """Leave out what version 0.1.0 had among a model's weights: those of a loss that is a module."""
-    if not isinstance(weights, dict):
-        return weights
-    own = model.state_dict()
-    return {name: value for name, value in weights.items() if name in own or not name.startswith("loss.")}

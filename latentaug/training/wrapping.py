@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from latentaug.cooperative.compiling import opened
 from latentaug.cooperative.model import CooperativeModel
 from latentaug.training.batches import check_batch, made_by
 from latentaug.training.finite import FiniteGuard
@@ -47,8 +48,8 @@ class Wrapped:
         check_sharding(model)
         given = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.device = given if device is None else torch.device(device)
-        self.outer = model.to(self.device)
-        inner = getattr(model, "module", model)
+        self.outer = opened(model).to(self.device)
+        inner = getattr(self.outer, "module", self.outer)
         self.inner = inner if isinstance(inner, CooperativeModel) else None
         self._batch, self._to_pair = batch, made_by(batch)
         if self.inner is not None:

@@ -90,6 +90,8 @@ def test_rsc_keeps_the_masks_of_the_samples_whose_loss_they_raise_most(
     chosen = sorted(range(4), key=lambda i: -rises[i])[:changed]
     for i in range(4):
         assert torch.equal(mask.apply(code)[i], everybody.apply(code)[i] if i in chosen else code[i])
+    listed = {"layout": kind.layout, "loss_at": lambda code: loss_of_each(code).mean(0, keepdim=True)}
+    assert torch.equal(transform(code, saliency, **listed).apply(code), mask.apply(code))
 
 
 def test_rsc_asks_for_one_loss_a_sample_and_for_none_without_being_told() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from latentaug import CooperativeModel
+from latentaug import CooperativeModel, HardExamples, cooperative_backward
 from latentaug.cooperative.arguments import Expected, check_decoder, check_images, check_step
 from latentaug.nets.ftn import FTN
 
@@ -45,11 +47,42 @@ def test_a_decoder_is_tried_and_left_as_it_was() -> None:
 
     decoder, code = Decoder(), torch.rand(2, 8, 4, 4)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
-    check_decoder(decoder, code, torch.rand(2, 1, 16, 16))
+    check_decoder(decoder, code, torch.rand(2, 1, 16, 16), (16, 16))
     assert decoder.training
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
-    with pytest.raises(ValueError, match=r"must return images of shape \(2, 1, 12, 12\) for the example; Decoder ret"):
-        check_decoder(decoder, code, torch.rand(2, 1, 12, 12))
+    with pytest.raises(ValueError, match=r"images of shape \(2, 1, 12, 12\) for the example and the size"):
+        check_decoder(decoder, code, torch.rand(2, 1, 12, 12), (12, 12))
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"), [(0.5, (8, 8)), (1.0, (16, 16)), (nn.Parameter(torch.tensor(0.5)), (16, 16)), ((2, 2), (16, 16))]
+)
+def test_a_decoder_is_called_for_smaller_images_if_it_says_so_by_a_number(scale: Any, size: tuple[int, int]) -> None:
+    sizes = []
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.scale = nn.Conv2d(8, 1, 1), scale
+
+        def forward(self, code: Tensor, size: tuple[int, ...]) -> Tensor:
+            sizes.append(size)
+            return nn.functional.interpolate(self.out(code), size)
+
+    net = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 2, 4, 4))
+    images, labels = torch.rand(2, 1, 16, 16), torch.randint(2, (2, 16, 16))
+    for hard in (HardExamples(), HardExamples(mix=0.5), HardExamples(every=1)):
+        coop = CooperativeModel(net, num_classes=2, example=images, codes="0", reconstruction=Decoder(), hard=hard)
+        cooperative_backward(coop, images, labels)
+    assert {*sizes} == {size}
+
+
+def test_a_cooperative_model_is_not_wrapped_again() -> None:
+    images = torch.rand(2, 1, 16, 16)
+    coop = CooperativeModel(FTN(width=2, depth=2), num_classes=4, example=images)
+    for model in (coop, torch.compile(coop)):
+        with pytest.raises(TypeError, match="model is a CooperativeModel already"):
+            CooperativeModel(model, num_classes=4, example=images)
 
 
 def test_steps_take_cooperative_models_and_what_wraps_them() -> None:

@@ -519,3 +519,22 @@ def test_what_is_scored_is_corrected_whatever_the_corrections_weigh_in_training(
     assert torch.equal(output.refined, coop.refine(output.logits))
     assert "shape_from_logits" not in output.losses
     assert coop.train()(images, labels).refined is not None
+
+
+@pytest.mark.parametrize("hard", [HardExamples(mix=0.5), HardExamples(every=1)], ids=["in the pass", "two passes"])
+def test_hard_images_leave_no_cast_weights_to_the_pass_with_gradients(hard: HardExamples) -> None:
+    coop, (images, labels) = headless(reconstruction=True, hard=hard), levels_batch()
+    coop, images, cached = coop.float(), images.float(), list[bool]()
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        if not torch.is_grad_enabled():
+            cached.append(torch.is_autocast_cache_enabled())
+
+    for part in (coop.reconstruction, coop.model):
+        part.register_forward_pre_hook(note)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            coop(images, labels)
+            assert torch.is_autocast_cache_enabled()
+    assert cached
+    assert not any(cached)

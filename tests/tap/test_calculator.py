@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latentaug import LatentTap, RandomChannelMask
 from latentaug.discovery.bottleneck import find_bottleneck
 from latentaug.layout import CHANNELS_FIRST
 from latentaug.tap.calculator import SaliencyCalculator
@@ -256,3 +257,16 @@ def test_a_layer_that_returns_what_it_was_given_leaves_the_pass_as_it_is(inplace
                 calculator(output.sum())
         else:
             assert torch.equal(calculator(output.sum()), (calculator.code > 0).float())  # without the skip's own part
+
+
+def test_passes_of_the_librarys_own_leave_the_code_that_of_the_users(images: Tensor) -> None:
+    model = Net()
+    with SaliencyCalculator(model, "encoder[1]") as calculator:
+        loss, code = model(images).mean(), calculator.code
+        find_bottleneck(model, images)
+        assert calculator.code is code
+        with LatentTap(model, "encoder[1]") as tap:
+            loss, code = model(images).mean(), calculator.code
+            tap.replay(RandomChannelMask())
+        assert calculator.code is code
+        assert calculator(loss).shape == code.shape

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import SequentialLR, StepLR
 
+from latentaug import DropBlock, HardExamples, Schedule
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.tiny_training import At, headless_coop, same_weights, squares, tiny_coop, tiny_trainer, weights_of
 
@@ -207,3 +208,42 @@ def test_a_seed_that_has_no_effect_is_said(tmp_path: Path, caplog: pytest.LogCap
     assert "seed" not in caplog.text
     tiny_trainer(headless_coop(), seed=2).resume(tmp_path / "a.pt")
     assert "of seed 1; this call's seed=2 has no effect" in caplog.text
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "every batch": {"hard": HardExamples(every=1)},
+    "every third": {"hard": HardExamples(every=3)},
+    "rare saliency": {"hard": HardExamples(every=1, saliency_every=2)},
+    "a transform": {"augment": DropBlock(0.1)},
+    "a scheduled transform": {"augment": DropBlock(Schedule(0.0, 0.1, iterations=5))},
+}
+
+
+@pytest.mark.parametrize("now", SETTINGS)
+@pytest.mark.parametrize("then", SETTINGS)
+def test_hard_examples_and_transforms_are_those_of_this_call(then: str, now: str, tmp_path: Path) -> None:
+    first = tiny_trainer(tiny_coop(**SETTINGS[then]), folder=tmp_path)
+    first.fit(squares(), squares(), epochs=1)
+    second = tiny_trainer(tiny_coop(**SETTINGS[now]))
+    second.resume(tmp_path / "last.pt")
+    weights, own = weights_of(first), weights_of(second)
+    shared = [name for name in own if not name.endswith("_extra_state")]
+    assert all(torch.equal(weights[name], own[name]) for name in shared)
+    second.load_best()
+    second.fit(squares(), epochs=2)
+
+
+def test_what_another_module_keeps_beside_its_weights_is_no_setting(tmp_path: Path) -> None:
+    class Keeping(torch.nn.Module):
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.ones(1)
+
+        def set_extra_state(self, state: torch.Tensor) -> None:
+            pass
+
+    model = headless_coop()
+    tiny_trainer(model).save(tmp_path / "a.pt")
+    other = headless_coop()
+    other.model.keeping = Keeping()
+    with pytest.raises(ValueError, match=r"'model\.keeping\._extra_state' is missing"):
+        tiny_trainer(other).resume(tmp_path / "a.pt")

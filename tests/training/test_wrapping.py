@@ -80,3 +80,9 @@ def test_batches_are_checked_but_for_those_that_are_lost() -> None:
     assert lost.lost == ["images"]
     with pytest.raises(ValueError, match=r"labels must be in 0 … 2"):
         one.checked({"image": images, "label": labels + 7}, guard)
+
+
+def test_a_cooperative_model_that_was_compiled_as_a_whole_is_known() -> None:
+    coop = tiny_coop()
+    compiled = wrapped(torch.compile(coop, backend="eager"))
+    assert compiled.inner is compiled.outer is coop

@@ -58,7 +58,8 @@ class CooperativeModule(LightningModule):
             one: {"scheduler": ..., "interval": "step"}. A bare scheduler advances once per epoch.
         batch: Callable that turns what a loader yields into (images, labels). Default: it yields such pairs.
         frugal: Whether a step backpropagates each loss as its branch ends, in little memory; on one device or with DDP.
-        accumulate: Batches per update, where frugal; the gradient is their mean. Otherwise say it to the Trainer.
+        accumulate: Batches per update, where frugal; the gradient is their sum divided by this number, as Lightning has
+            it, also for the last group of an epoch, which may have fewer. Otherwise say it to the Trainer.
         clip_norm: Largest norm of the gradient, where frugal; a larger one is scaled down. Otherwise say it to the
             Trainer.
 
