@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -64,6 +65,8 @@ from latentaug.tracing.isolation import (
 )
 from latentaug.tracing.location import Location, unwrap
 from latentaug.tracing.record import ancestors
+
+logger = logging.getLogger("latentaug")
 
 
 class CooperativeModel(nn.Module):
@@ -249,6 +252,12 @@ class CooperativeModel(nn.Module):
                     )
         elif hard.style is not None:
             style_layers(self.reconstruction, hard.style_layers)
+        if idle := hard.idle(decodes=self.reconstruction is not None, corrects=self.shape_prior is not None):
+            logger.warning(
+                "HardExamples(%s) changes nothing here: this model makes no hard images, or has no shape prior. Pass "
+                "reconstruction=True or shape_prior=True, or leave it out.",
+                ", ".join(f"{name}={getattr(hard, name)!r}" for name in idle),
+            )
         self.style = hard.style  # so that its schedules advance, and are kept in the state dict
         self.saliency_schedule = None if hard.saliency_every == 1 else Every(hard.saliency_every)
         self.maker.settings, self.maker.schedule = hard, self.saliency_schedule

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from latentaug.augment.adversarial import MaxStyle
 from latentaug.cooperative.hard_examples import HardExamples
+from latentaug.cooperative.model import CooperativeModel
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, "2"])
@@ -70,3 +74,17 @@ def test_other_switches_than_true_and_false_are_refused(name: str) -> None:
 def test_styles_climb_what_mixed_images_have_not() -> None:
     with pytest.raises(ValueError, match="style climbs the loss of hard images"):
         HardExamples(style=MaxStyle(), mix=0.5)
+
+
+def test_options_that_change_nothing_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, 2, 4, 4))
+    made = functools.partial(CooperativeModel, net, num_classes=2, example=torch.rand(2, 1, 16, 16))
+    made(hard=HardExamples(every=2))
+    made(shape_prior=True, hard=HardExamples(fraction=0.5, scale=0.5, separate=True))
+    made(reconstruction=True, hard=HardExamples(fraction=0.5, residual=0.3, separate_decoder=True))
+    assert not caplog.records
+    coop = made(hard=HardExamples(fraction=0.5, residual=0.3))
+    (record,) = caplog.records
+    assert "HardExamples(residual=0.3, fraction=0.5) changes nothing here" in record.message
+    coop.hard = HardExamples(separate=True)
+    assert "HardExamples(separate=True) changes nothing here" in caplog.records[-1].message
