@@ -99,7 +99,10 @@ class Context:
         """
         labels: Tensor | None = self._given.get("labels")
         if labels is None:
-            raise ValueError(f"{self.asked_by} needs `labels`; got None. Pass the labels of the batch.")
+            raise ValueError(
+                f"{self.asked_by} needs `labels`; got None. Pass labels= where you call the transform: taps and "
+                "`augmented`, which call it themselves, have none to hand on."
+            )
         return labels
 
     # Random numbers -----------------------------------------------------------------------------------------------

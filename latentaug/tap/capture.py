@@ -240,7 +240,8 @@ class Capture:
         )
         if not self.fits:
             self.records = {}
-        self._print = Fingerprint([tensor for entry in self.records.values() for tensor, _ in entry.versions])
+        recorded = [tensor for entry in self.records.values() for tensor, _ in entry.versions]
+        self._print = Fingerprint(recorded, elsewhere=False)
 
     @property
     def codes(self) -> list[Tensor]:

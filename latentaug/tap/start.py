@@ -57,7 +57,7 @@ class Start:
         ]
         self.verdicts: list[Verdict] = []
         self._inputs = InputWatch(*inputs)
-        self._inputs_print = Fingerprint([tensor for _, tensor in tensors_in(inputs)])
+        self._inputs_print = Fingerprint([tensor for _, tensor in tensors_in(inputs)], elsewhere=False)
         self._movers = self._find_movers()
 
     def _find_movers(self) -> list[tuple[str, dict[str, Any], str]]:

@@ -31,6 +31,7 @@ class Fingerprint:
         tensors: Any tensors. Those whose memory cannot be looked at (sparse, quantised, nested, of classes of their
             own) are left out.
         entries: How many entries to look at in each, at most.
+        elsewhere: Whether to look at those on accelerators too; not where nobody asks for their `verdict`.
 
     Example:
         >>> weight = torch.zeros(1000)
@@ -41,7 +42,7 @@ class Fingerprint:
         (torch.Size([1000]), [True])
     """
 
-    def __init__(self, tensors: Sequence[Tensor], entries: int = ENTRIES) -> None:
+    def __init__(self, tensors: Sequence[Tensor], entries: int = ENTRIES, *, elsewhere: bool = True) -> None:
         self._entries = entries
         self._groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for tensor in tensors:
@@ -49,6 +50,7 @@ class Fingerprint:
                 type(tensor) in _PLAIN
                 and tensor.layout is torch.strided
                 and not tensor.is_meta
+                and (elsewhere or tensor.is_cpu)
                 and _is_readable(tensor)
             ):
                 self._groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)

@@ -74,7 +74,7 @@ class PassTensors:
                 self.starts[index] = copied(slot.value)
         self.note()
         watched = {id(slot.value) for slot in self._watched()}
-        self._buffers_print = Fingerprint([buffer for buffer in plain if id(buffer) in watched])
+        self._buffers_print = Fingerprint([buffer for buffer in plain if id(buffer) in watched], elsewhere=False)
 
     def _add(self, path: str, key: str, holder: dict[str, Any], value: Any) -> None:
         if isinstance(value, Tensor):

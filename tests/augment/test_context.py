@@ -111,7 +111,7 @@ def test_labels_are_those_of_the_caller() -> None:
             lambda code, context: context.divergence_at(code),
             r"Asking needs `divergence_at`, a callable that returns the",
         ),
-        (lambda code, context: context.labels, r"Asking needs `labels`; got None\. Pass the labels of the batch"),
+        (lambda code, context: context.labels, r"Asking needs `labels`; got None\. Pass labels= where you call"),
     ],
 )
 def test_what_was_not_given_is_named(ask: Callable[[Tensor, Context], Any], message: str) -> None:
