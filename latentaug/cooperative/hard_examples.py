@@ -29,12 +29,6 @@ class HardExamples:
     prior learn from it without a gradient into it.
 
     Args:
-        mix: Fraction of the batch, in (0, 1], that hard images take the place of before the one pass of the model. They
-            are made without gradients, from a pass up to the image code alone, changed at random places; so a step
-            costs little more than one of the model alone. Default None: hard images have a pass of their own.
-        every: Batches from one that hard examples are made of to the next. The state dict keeps the count. Default
-            None: 1 for a model that declares its codes and with `mix`; 3 for any other, so that a step costs a
-            tenth to a quarter more than one of the model alone, and not a half.
         residual: Fraction of the residual that hard images keep: of what the image has beyond its reconstruction. 0,
             the paper's: a hard image is what the changed code decodes to, and as blurred. 1: the image itself, changed
             by as much as its reconstruction is. A pair is sampled from uniformly, for each sample. Default None: 0 for
@@ -61,6 +55,12 @@ class HardExamples:
         separate: Stop the gradient from the shape prior into the model. Default None: not for a model that declares its
             codes (where it is an ablation of the paper), and for any other.
         separate_decoder: Stop the gradient from the image decoder into the model. Default None: the same.
+        mix: Fraction of the batch, in (0, 1], that hard images take the place of before the one pass of the model. They
+            are made without gradients, from a pass up to the image code alone, changed at random places; so a step
+            costs little more than one of the model alone. Default None: hard images have a pass of their own.
+        every: Batches from one that hard examples are made of to the next. The state dict keeps the count. Default
+            None: 1 for a model that declares its codes and with `mix`; 3 for any other, so that a step costs a
+            tenth to a quarter more than one of the model alone, and not a half.
 
     Raises:
         ValueError: A number is out of range.

@@ -11,7 +11,7 @@ from latentaug.checks import called_on_example
 from latentaug.discovery.bottleneck import ranked
 from latentaug.discovery.candidates import Candidate
 from latentaug.tracing.location import Location, as_inputs, unwrap
-from latentaug.tracing.record import Call, ancestors
+from latentaug.tracing.record import ancestors
 
 FINE = 8
 """Largest stride of a fine code, along any axis. What a U-Net's deeper codes hold of an image decodes to mush, as its
@@ -114,14 +114,10 @@ def fine_code(bottleneck: Candidate, others: Sequence[Candidate]) -> Candidate:
         return bottleneck
     before = ancestors([bottleneck.node])
     fine = [c for c in others if c.node in before and c.learned and max(c.stride) <= FINE]
-    fine.sort(key=lambda c: (c.sites, _depth(c.call), _may_be_skipped(c), -len(ancestors([c.node]))))
+    fine.sort(key=lambda c: (c.sites, c.call.depth, _may_be_skipped(c), -len(ancestors([c.node]))))
     return next((c for c in fine if bottleneck.ways.all_over(c.node, bottleneck.node)), bottleneck)
 
 
 def _may_be_skipped(candidate: Candidate) -> bool:
     """Tell whether a call returns what it is given in shape, as blocks do that stochastic depth leaves out."""
     return tuple(candidate.tensor.shape) in candidate.call.given
-
-
-def _depth(call: Call) -> int:
-    return 0 if call.parent is None else 1 + _depth(call.parent)

@@ -155,7 +155,7 @@ class _Road:
             entered = self._is_entered(candidate) or (not whole and self._is_most(candidate.call))
             if not entered and (only is None or candidate.node in only):
                 nodes.setdefault(candidate.node, []).append(candidate)
-        outermost = [min(same, key=lambda c: (_depth(c.call), c.call.finish)) for same in nodes.values()]
+        outermost = [min(same, key=lambda c: (c.call.depth, c.call.finish)) for same in nodes.values()]
         calls = {c.call for c in outermost}
         return [c for c in outermost if not any(c.call is not call and is_within(c.call, call) for call in calls)]
 
@@ -233,7 +233,3 @@ class _Road:
 def _level(candidate: Candidate) -> int:
     """Count how often the input's grid was halved along an axis; padding makes no difference."""
     return round(-math.log2(candidate.sites))
-
-
-def _depth(call: Call) -> int:
-    return 0 if call.parent is None else 1 + _depth(call.parent)

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentaug.tracing.isolation import is_norm_statistic, sandbox, submodules
-from latentaug.tracing.location import device_of, image_in
+from latentaug.tracing.location import batch_of, device_of
 from latentaug.tracing.tree import is_differentiable, map_tensors, storage_of, tensors_in, version_of
 
 
@@ -285,14 +285,6 @@ def see_that_rows_are_samples(model: nn.Module, where: Hashable, inputs: Any, ru
                 "whole pass takes to see which axis is the batch. Use a transform of the code alone."
             ) from error
     proved.add(key)
-
-
-def batch_of(inputs: Any) -> int | None:
-    """Return the number of samples in a model's inputs; None if they don't tell."""
-    floats = (tensor for _, tensor in tensors_in(inputs) if tensor.is_floating_point() and tensor.ndim)
-    image = image_in(inputs)
-    first = next(floats, None) if image is None else image
-    return None if first is None else len(first)
 
 
 @contextmanager

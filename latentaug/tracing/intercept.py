@@ -18,16 +18,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from latentaug.tracing.slots import ABSENT
+
 Handler: TypeAlias = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-
-_ABSENT = object()
 
 
 class Override:
     """Callable that stands in for one module's `forward` while a pass is watched or replayed."""
 
-    def __init__(self, name: str, original: Callable[..., Any], handler: Handler, before: Any = _ABSENT):
+    def __init__(self, name: str, original: Callable[..., Any], handler: Handler, before: Any = ABSENT):
         self.name = name
         self.handler: Handler | None = handler
         self.original = original
@@ -186,7 +185,7 @@ def _place(modules: Mapping[str, nn.Module], handler: Handler, kind: type[Overri
 
     def put(name: str, module: nn.Module, key: str, original: Callable[..., Any], handler: Handler) -> None:
         attributes = module.__dict__
-        placed.append((attributes, key, kind(name, original, handler, attributes.get(key, _ABSENT))))
+        placed.append((attributes, key, kind(name, original, handler, attributes.get(key, ABSENT))))
         attributes[key] = placed[-1][2]
 
     for name, module in modules.items():
@@ -205,7 +204,7 @@ def _withdraw(attributes: dict[str, Any], key: str, one: Override) -> None:
     one.handler = None
     front = attributes.get(key)
     if front is one:
-        if one.before is _ABSENT:
+        if one.before is ABSENT:
             del attributes[key]
         else:
             attributes[key] = one.before

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latentaug.tracing.fingerprint import Fingerprint
 from latentaug.tracing.isolation import frozen_norm_statistics, is_moved_by_its_norm, is_norm_statistic
 from latentaug.tracing.keeping import is_spread
+from latentaug.tracing.slots import ABSENT
 from latentaug.tracing.state import State, named_modules_of
 from latentaug.tracing.tree import copied, version_of
 
@@ -156,14 +157,14 @@ class PassTensors:
             # Weights that are gathered within a pass stand elsewhere now. With nothing to start from, all may move.
             elif fixed and not self.spread and (starts or slot.holder.get(slot.key) is not slot.value):
                 lent.append((slot, slot.value))
-        now = [(slot, slot.holder.get(slot.key, _ABSENT)) for slot, _ in lent]
+        now = [(slot, slot.holder.get(slot.key, ABSENT)) for slot, _ in lent]
         try:
             for slot, value in lent:
                 slot.holder[slot.key] = value
             yield
         finally:
             for slot, value in now:
-                if value is _ABSENT:
+                if value is ABSENT:
                     slot.holder.pop(slot.key, None)
                 elif slot.holder.get(slot.key) is not value:
                     slot.holder[slot.key] = value
@@ -171,9 +172,6 @@ class PassTensors:
     def _start(self, index: int, value: Tensor) -> Tensor:
         copy = copied(self.starts[index])
         return nn.Parameter(copy, requires_grad=False) if isinstance(value, nn.Parameter) else copy
-
-
-_ABSENT = object()
 
 
 class Before:

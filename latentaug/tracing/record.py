@@ -61,6 +61,11 @@ class Call:
     apart: bool = False  # nothing that it computed, was given or returned comes from the sources of the recorded pass
 
     @property
+    def depth(self) -> int:
+        """Within how many other calls this one was made."""
+        return 0 if self.parent is None else 1 + self.parent.depth
+
+    @property
     def parent(self) -> Call | None:
         """The call that this one was made in, while somebody holds the tree."""
         return None if self.within is None else self.within()

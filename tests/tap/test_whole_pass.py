@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from latentaug import LatentTap, augmented
-from latentaug.tap.whole_pass import CannotFollow, ChangedReads, Unmixed, batch_of
+from latentaug.tap.whole_pass import CannotFollow, ChangedReads, Unmixed
+from latentaug.tracing.location import batch_of
 from tests.models import mixing
 from tests.models.case import Case
 from tests.models.hostile import table as hostile
