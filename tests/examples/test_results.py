@@ -472,12 +472,77 @@ def test_what_hard_images_in_the_pass_gain_is_quoted_right() -> None:
 )
 def test_gains_of_fine_tuning_are_those_of_the_scores(line: str, augment: str, method: str) -> None:
     points = []
-    for folder, domain, draws in ((CARDIAC / "wrapped", "ACDC", {0}), (NUCLEI, "fluo256", {0, 1, 2})):
-        folders = [folder / "none", folder / "finetuned" / augment]
-        both = (difference(folders, method, column=column, draws=draws) for column in (domain, SHIFTED))
+    for folder, start, domain in ((CARDIAC / "wrapped", "calibrated/none", "ACDC"), (NUCLEI, "none", "fluo256")):
+        folders = [folder / start, folder / "finetuned" / augment]
+        both = (difference(folders, method, column=column) for column in (domain, SHIFTED))
         points += in_points(*(found.mean for found in both))
     page = (EXAMPLES.parent / "docs" / "how-to" / "make-a-trained-network-robust.md").read_text()
     assert f"| {line} | {' | '.join(points)} |" in page.replace("**", "")
+
+
+@pytest.mark.parametrize(
+    ("augment", "method", "quoted"),
+    [
+        ("gin", "plain + gin, fine-tuned", "+2.6, +2.8 and +1.2, and"),
+        ("gin", "default + gin, fine-tuned", "and +2.3, +2.9 and +1.6 ("),
+        ("none", "plain, fine-tuned", "and +0.5, -0.8 and -0.1 on the tests"),
+    ],
+)
+def test_what_fine_tuning_gains_on_hearts_is_quoted_right(augment: str, method: str, quoted: str) -> None:
+    start, tuned = CARDIAC / "wrapped" / "calibrated" / "none", CARDIAC / "wrapped" / "finetuned" / augment
+    assert quoted in recipes_page()
+    assert re.findall(r"[+-]\d\.\d", quoted) == in_points(*difference([start, tuned], method).draws.values())
+    on_validation = []
+    for draw in range(3):
+        place = Path(method.partition(" ")[0].strip(","), f"draw-{draw}", "done.json")
+        before, after = (
+            json.loads((folder / one).read_text())["validated"]["shifted dice"]
+            for folder, one in ((start, Path("plain", *place.parts[1:])), (tuned, place))
+        )
+        on_validation.append(after - before)
+    one, other, last = in_points(*on_validation)
+    assert f"{one}, {other} and {last}" in " ".join(recipes_page().split())
+
+
+EQUAL_TIME = {
+    "hard-codes": "`hard-codes` -1.4, and -1.2 on the tests",
+    "rsc": "`RSC` -1.9, and -3.9;",
+    "maxstyle": "`MaxStyle` -2.0, and -5.8;",
+    "cooperative": "`cooperative` -7.6, and -13.0.",
+}
+
+
+@pytest.mark.parametrize("method", EQUAL_TIME)
+def test_what_is_dear_is_quoted_right_at_equal_time(method: str) -> None:
+    folder, kept = CARDIAC / "wrapped" / "time" / "recipes" / "gin", EQUAL_TIME[method]
+    done = json.loads((folder / method / "draw-0" / "done.json").read_text())
+    plain = json.loads((CARDIAC / "wrapped" / "gin" / "plain" / "draw-0" / "done.json").read_text())
+    lines = summary_lines([CARDIAC / "wrapped" / "gin", folder], {0})
+    tested = [float(lines[name]["shifts"]) for name in (f"{method}, equal time", "plain")]
+    page = " ".join(recipes_page().split())
+    assert kept in page
+    validated, shifted = (float(number) for number in re.findall(r"-\d+\.\d", kept))
+    assert in_points(done["validated"]["shifted dice"] - plain["validated"]["shifted dice"]) == [f"{validated:+.1f}"]
+    assert shifted == pytest.approx(100 * (tested[0] - tested[1]), abs=0.11)  # of figures that are rounded
+    assert "1001, 975, 674 and 480 iterations in place of 1500" in page
+    assert str(done["iterations"]) in page
+
+
+def test_how_well_networks_know_hearts_is_quoted_right() -> None:
+    kept = summary_lines([CARDIAC / "wrapped" / "calibrated" / name for name in ("none", "time")])
+    plain, default = kept["plain"], kept["default, equal time"]
+    page = " ".join(recipes_page().split())
+    for words in (
+        f"of plain training is {plain['ECE, ACDC']} on ACDC and {plain['ECE, shifts']} on the shifts",
+        f"that of `default` {default['ECE, ACDC']} and {default['ECE, shifts']};",
+        f"correlate by {plain['correlation, ACDC']} and {plain['correlation, shifts']}, and by "
+        f"{default['correlation, ACDC']} and {default['correlation, shifts']}.",
+        f"Total failures are {plain['failures, shifts']} of the shifted cases, and {default['failures, shifts']}.",
+    ):
+        assert words in page
+    found = difference([CARDIAC / "wrapped" / "calibrated" / name for name in ("none", "time")], "default, equal time")
+    one, other, last = (value.strip("-") for value in in_points(*found.draws.values()))
+    assert f"`default` is {one}, {other} and {last} behind on the shifts" in page
 
 
 @pytest.mark.parametrize(
