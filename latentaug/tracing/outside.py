@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias, TypeGuard
@@ -25,7 +25,7 @@ _MANY = 500  # functions of a class, and those that they call, that are looked i
 _READS: WeakKeyDictionary[type, list[Callable[[], Any]]] = WeakKeyDictionary()
 
 
-def generators_outside(module: object) -> list[Any]:
+def generators_outside(reader: object) -> list[Any]:
     """Return the random generators that a module, or a function, and functions that it calls, read from elsewhere.
 
     The methods are those by which others call a module, or read a data set. Where the names are is looked up once for
@@ -41,19 +41,12 @@ def generators_outside(module: object) -> list[Any]:
         >>> generators_outside(Dropping()) == [own]
         True
     """
-    kind = type(module)
-    if isinstance(module, FunctionType):  # not kept: what a function closes over may hold the function
-        reads = [*_reads_of(module)]
-    elif (kept := _READS.get(kind)) is not None:
-        reads = kept
-    else:
-        reads = _READS[kind] = list(_reads_of(kind))
-    found: list[Any] = []
-    for read in reads:
-        value = read()
-        if has_state(value) and value is not torch.default_generator:
-            found += [] if any(value is other for other in found) else [value]
-    return found
+    if isinstance(reader, FunctionType):  # not kept: what a function closes over may hold the function
+        return _generators_in(read() for read in _reads_of(reader))
+    kind = type(reader)
+    if kind not in _READS:
+        _READS[kind] = list(_reads_of(kind))
+    return _generators_in(read() for read in _READS[kind])
 
 
 def generators_of_hook(hook: object) -> list[Any]:
@@ -74,7 +67,13 @@ def generators_of_hook(hook: object) -> list[Any]:
         held += _attributes(hook.__self__)
         hook = hook.__func__
     held += generators_outside(hook) if isinstance(hook, FunctionType) else _attributes(hook)
-    return [value for number, value in enumerate(held) if has_state(value) and value not in held[:number]]
+    return _generators_in(held)
+
+
+def _generators_in(values: Iterable[Any]) -> list[Any]:
+    """Return the generators among values, each once, but for the global one."""
+    found = {id(value): value for value in values if has_state(value) and value is not torch.default_generator}
+    return [*found.values()]
 
 
 def _attributes(owner: object) -> list[Any]:
