@@ -112,9 +112,7 @@ def rest_of_epoch(
     Raises:
         ValueError: The loader has fewer batches than were drawn already.
     """
-    set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-    if set_epoch is not None:
-        set_epoch(position.epoch)
+    _tell_samplers(loader, position.epoch)
     if position.batches == 0:
         position.epoch_start = random_state(device, loader, *others)
         return iter(loader)
@@ -132,6 +130,16 @@ def rest_of_epoch(
             f"got one of {drawn}."
         )
     return batches
+
+
+def _tell_samplers(loader: Iterable[Any], epoch: int) -> None:
+    """Tell samplers that order each epoch by its number which one it is, those in a batch sampler too, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    for sampler in {id(one): one for one in samplers}.values():
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
 
 def _see_that_it_is_the_same(batch: Any, position: Position) -> None:

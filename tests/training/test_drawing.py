@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from latentaug.training.drawing import Drawing
+from latentaug.training.checkpoint import Position
+from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.interrupt import Interrupted
 from tests.support.tiny_training import At, headless_coop, squares, tiny_trainer
 
@@ -26,6 +29,36 @@ def test_epochs_of_a_distributed_sampler_are_set() -> None:
 
     tiny_trainer().fit(Loader(squares()), epochs=3)
     assert epochs == [0, 1, 2]
+
+
+def test_epochs_of_samplers_in_batch_samplers_are_set_each_once() -> None:
+    epochs: list[tuple[str, int]] = []
+
+    class Epochs:
+        def set_epoch(self, epoch: int) -> None:
+            epochs.append((type(self).__name__, epoch))
+
+    class Ordered(Epochs, SequentialSampler): ...
+
+    class Grouped(Epochs, BatchSampler): ...
+
+    data = [(images[0], labels[0]) for images, labels in squares(batch_size=1)]
+    batches = Grouped(Ordered(data), 4, drop_last=False)
+    trainer = tiny_trainer()
+    trainer.fit(DataLoader(data, batch_sampler=batches), epochs=2)
+    assert sorted(epochs) == [("Grouped", 0), ("Grouped", 1), ("Ordered", 0), ("Ordered", 1)]
+    epochs.clear()
+    trainer.fit(DataLoader(data, batch_size=4, sampler=Ordered(data)), epochs=3)  # which is in a batch sampler, too
+    assert epochs == [("Ordered", 2)]
+
+
+def test_batches_of_a_distributed_sampler_in_a_batch_sampler_differ_by_epoch() -> None:
+    data = torch.arange(16)
+    order = DistributedSampler(data, num_replicas=1, rank=0)  # type: ignore[arg-type]
+    loader = DataLoader(data, batch_sampler=BatchSampler(order, 4, drop_last=False))  # type: ignore[arg-type]
+    drawn = [torch.cat([*rest_of_epoch(loader, Position(epoch), torch.device("cpu"))]) for epoch in (0, 1, 0)]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
 
 
 def test_another_loader_in_the_middle_of_an_epoch_is_noticed(tmp_path: Path) -> None:
