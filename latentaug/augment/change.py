@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,26 +133,30 @@ def packed(value: Any) -> Any:
     """Return parameters in plain containers: a change among them by its state."""
     if isinstance(value, Change):
         return {_CHANGE: value.state_dict()}
-    if isinstance(value, Mapping):
-        return {name: packed(one) for name, one in value.items()}
-    return [packed(one) for one in value] if isinstance(value, list | tuple) else value
+    return _rebuilt(tuple(value) if isinstance(value, tuple) else value, packed)
 
 
 def unpacked(value: Any, transform: LatentTransform) -> Any:
     """Return what was packed; changes are looked up among the transforms that `transform` is made of."""
-    if isinstance(value, Mapping):
-        if _CHANGE in value:
-            return transform.change_from(value[_CHANGE])
-        return {name: unpacked(one, transform) for name, one in value.items()}
-    return [unpacked(one, transform) for one in value] if isinstance(value, list) else value
+    if isinstance(value, Mapping) and _CHANGE in value:
+        return transform.change_from(value[_CHANGE])
+    return _rebuilt(value, lambda one: unpacked(one, transform))
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | Change):
-        return value.to(device)
+    return value.to(device) if isinstance(value, Tensor | Change) else _rebuilt(value, lambda one: _moved(one, device))
+
+
+def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a container of what a function makes of its items, of the same kind; what is none is returned."""
     if isinstance(value, Mapping):
-        return {name: _moved(one, device) for name, one in value.items()}
-    return [_moved(one, device) for one in value] if isinstance(value, list) else value
+        return {name: function(one) for name, one in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    items = [function(one) for one in value]
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from latentaug import (
     IPA,
     Change,
     Compose,
+    Context,
     DropBlock,
     LatentMask,
     LatentTransform,
@@ -104,6 +105,39 @@ def test_moving_to_another_device_moves_all_that_was_sampled(transform: LatentTr
     assert all(one.is_meta for one in tensors(moved))
     assert not any(one.is_meta for one in tensors(change))
     assert len(tensors(moved)) == len(tensors(change))
+
+
+class Named(NamedTuple):
+    factor: Tensor
+    rest: tuple[()]
+
+
+class InContainers(LatentTransform):
+    """A transform whose parameters are in containers of all kinds, one within the other."""
+
+    def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
+        factor = context.rand(len(code))
+        nested = {"name": Named(factor, ()), "size": torch.Size([3])}
+        return {"pair": (factor, [factor, (2, factor)]), "by": nested}
+
+    def transform(self, code: Tensor, **params: Any) -> Tensor:
+        factor, [_, (times, _)] = params["pair"]
+        return code * (times * factor).view(-1, 1, 1)
+
+
+def test_containers_of_parameters_are_kept_and_moved() -> None:
+    code, transform = torch.ones(2, 3, 4), InContainers()
+    change = transform(code)
+    again = transform.change_from(from_disk(change.state_dict()))
+    assert repr(again) == repr(change)
+    assert torch.equal(again.apply(code), change.apply(code))
+    moved = change.to("meta")
+    for one, kind in ((again, tuple), (moved, Named)):
+        factor, [inner, deep] = one.params["pair"]
+        named = one.params["by"]["name"]
+        assert (type(one.params["pair"]), type(deep), type(named)) == (tuple, tuple, kind)
+        assert (deep[0], named[1], one.params["by"]["size"]) == (2, (), (3,))
+        assert {tensor.is_meta for tensor in (factor, inner, deep[1], named[0])} == {one is moved}
 
 
 def test_a_change_of_one_layout_is_made_in_another() -> None:
