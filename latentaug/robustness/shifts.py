@@ -158,10 +158,12 @@ def _changed(transform: Any, image: Tensor, generator: torch.Generator) -> Tenso
     scaled = ((image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)).float().cpu()
     flat = scaled.ndim == 3
     state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        found: Tensor = transform(scaled[..., None] if flat else scaled)
-    random.setstate(state)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            found: Tensor = transform(scaled[..., None] if flat else scaled)
+    finally:
+        random.setstate(state)
     found = found[..., 0] if flat else found
     return found.clamp(0, 1).to(image) * (high - low) + low

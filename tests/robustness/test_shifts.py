@@ -48,6 +48,15 @@ def test_images_keep_shape_and_are_finite_and_one_seed_gives_the_same(name: str,
     assert random.getstate() == python
 
 
+def test_streams_are_left_alone_where_torchio_fails() -> None:
+    shift, signals = named("motion"), torch.rand(2, 1, 8)  # it has no images of one axis
+    state, python = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ValueError, match="4D tensor"):
+        changed(shift, signals, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python
+
+
 @pytest.mark.parametrize("name", [*INTENSITY, "bias field", "spike", "ghosting"])
 def test_the_more_severe_the_further_from_the_image(name: str) -> None:
     shift, given = named(name), images(count=16)
