@@ -11,8 +11,8 @@ from torch import Tensor
 from latentaug.augment.ascent import Adversarial, Rule, ascend, unit
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import along, as_eps, at_least_float32, moments, restyled
-from latentaug.checks import whole
+from latentaug.augment.style import along, at_least_float32, moments, restyled
+from latentaug.checks import number, whole
 
 Norm: TypeAlias = Literal["inf", "2"]
 """What measures what is added: its largest entry, or its length."""
@@ -73,7 +73,7 @@ class MaxStyle(Adversarial):
     ) -> None:
         super().__init__(steps, lr, radius, p=p)
         self.noise = noise
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
         if not noise:
             self.learned = ("own",)
 
@@ -144,9 +144,9 @@ class AdvStyle(Adversarial):
     place = "early"
 
     def __init__(self, strength: Range = 0.3, *, steps: int = 1, p: Range = 1.0, eps: float = 1e-6) -> None:
-        super().__init__(steps, 1.0 / max(steps, 1), 1.0, p=p)
+        super().__init__(steps, 1.0 / max(whole("steps", steps, least=0), 1), 1.0, p=p)
         self.strength = as_range("strength", strength, most=math.inf)
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def start(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Begin at the code's own statistics."""
@@ -200,7 +200,7 @@ class FGSM(Adversarial):
     def __init__(self, strength: Range = 0.1, *, norm: Norm = "inf", steps: int = 1, p: Range = 1.0) -> None:
         if norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}; got {norm!r}.")
-        super().__init__(steps, 1.0 / max(steps, 1), 1.0, p=p)
+        super().__init__(steps, 1.0 / max(whole("steps", steps, least=0), 1), 1.0, p=p)
         self.strength = as_range("strength", strength, most=math.inf)
         self.norm = norm
         self.rule = "sign" if norm == "inf" else "gradient"
@@ -254,11 +254,9 @@ class VAT(LatentTransform):
 
     def __init__(self, strength: Range = 0.1, *, steps: int = 1, xi: float = 1e-2, p: Range = 1.0) -> None:
         super().__init__(p=p)
-        if not 0 < xi < math.inf:
-            raise ValueError(f"xi must be above 0; got {xi}.")
         self.strength = as_range("strength", strength, most=math.inf)
         self.steps = whole("steps", steps)
-        self.xi = xi
+        self.xi = number("xi", xi, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Find the direction."""

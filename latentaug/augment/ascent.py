@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latentaug.augment.base import Change, Context, LatentTransform
-from latentaug.augment.ranges import Range, as_number, as_range
-from latentaug.checks import whole
+from latentaug.augment.ranges import Range, as_range
+from latentaug.checks import number, whole
 from latentaug.layout import Layout
 
 Rule: TypeAlias = Literal["adam", "sign", "gradient", "power"]
@@ -64,6 +64,9 @@ def ascend(
         tensor([2., 2.])
     """
     whole("steps", steps, least=0)
+    number("lr", lr, least=0)
+    if radius is not None and not isinstance(radius, Tensor):
+        number("radius", radius, least=0)
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(map(repr, get_args(Rule)))}; got {rule!r}.")
     variables = {name: value.detach().clone() for name, value in start.items()}
@@ -134,7 +137,7 @@ class Adversarial(LatentTransform):
     def __init__(self, steps: int, lr: float, radius: Range | None, *, p: Range = 1.0) -> None:
         super().__init__(p=p)
         self.steps = whole("steps", steps, least=0)
-        self.lr = as_number("lr", lr, most=math.inf)
+        self.lr = number("lr", lr, least=0)
         self.radius = None if radius is None else as_range("radius", radius, most=math.inf)
         first = ("saliency",) if self.starts_at_identity and steps else ()
         self.needs = (*first, "loss_at") if steps > len(first) else first

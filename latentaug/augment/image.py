@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
 from latentaug.augment.style import at_least_float32, full_precision
-from latentaug.checks import whole
+from latentaug.checks import shown, whole
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -297,7 +298,11 @@ def smooth_field(points: Tensor, size: Sequence[int]) -> Tensor:
     return (field - low) / (high - low).clamp_min(torch.finfo(points.dtype).tiny)
 
 
-def _odd_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    if not (kept := tuple(sizes)) or any(size < 1 or size % 2 == 0 for size in kept):
-        raise ValueError(f"kernel_sizes must be odd numbers, such as (1, 3); got {sizes!r}.")
+def _odd_sizes(sizes: object) -> tuple[int, ...]:
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise TypeError(f"kernel_sizes must be a list of odd numbers, such as (1, 3); got {shown(sizes)}.")
+    kept = tuple(sizes)
+    whole_numbers = all(isinstance(size, Integral) and not isinstance(size, bool) for size in kept)
+    if not kept or not whole_numbers or any(size < 1 or size % 2 == 0 for size in kept):
+        raise ValueError(f"kernel_sizes must be odd numbers, such as (1, 3); got {shown(sizes)}.")
     return kept

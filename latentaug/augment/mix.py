@@ -9,7 +9,8 @@ from torch import Tensor
 
 from latentaug.augment.base import Context, Criterion, LatentTransform
 from latentaug.augment.ranges import Range, as_range
-from latentaug.augment.style import as_eps, at_least_float32, moments, restyled
+from latentaug.augment.style import at_least_float32, moments, restyled
+from latentaug.checks import number
 
 Statistics = Literal["positional", "instance", "layer"]
 """What a mean and a deviation are taken over; see `MoEx`."""
@@ -59,9 +60,7 @@ class ManifoldMixup(LatentTransform):
 
     def __init__(self, alpha: float = 2.0, *, p: Range = 1.0) -> None:
         super().__init__(p=p)
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0; got {alpha}. The paper takes 2.")
-        self.alpha = float(alpha)
+        self.alpha = number("alpha", alpha, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the partners, and λ: the fraction that is a sample's own."""
@@ -137,7 +136,7 @@ class MoEx(LatentTransform):
         self.lam = as_range("lam", lam)
         self.labels = labels
         self.detach_statistics = detach_statistics
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the partners, and λ: the fraction of a sample's own labels."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.ranges import Range, as_range
+from latentaug.checks import number
 
 Partner = Literal["random", "crossdomain"]
 """Whose style a sample is given: anybody's, or that of a sample from the other half of the batch."""
@@ -26,11 +27,9 @@ class StyleMixer(LatentTransform):
         self, p: Range = 0.5, alpha: float = 0.1, *, partner: Partner = "random", per_sample: bool = False
     ) -> None:
         super().__init__(p=p, per_sample=per_sample)
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0; got {alpha}. The paper takes 0.1.")
         if partner not in get_args(Partner):
             raise ValueError(f"partner must be one of {', '.join(map(repr, get_args(Partner)))}; got {partner!r}.")
-        self.alpha = float(alpha)
+        self.alpha = number("alpha", alpha, above=0)
         self.partner = partner
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class MixStyle(StyleMixer):
     ) -> None:
         super().__init__(p, alpha, partner=partner, per_sample=per_sample)
         self.detach_statistics = detach_statistics
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def transform(self, code: Tensor, **params: Any) -> Tensor:
         """Exchange means and deviations."""
@@ -141,7 +140,7 @@ class DSU(LatentTransform):
     ) -> None:
         super().__init__(p=p, per_sample=per_sample)
         self.detach_statistics = detach_statistics
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample ε, for the means, and ε', for the deviations."""
@@ -199,7 +198,7 @@ class PermutedStyle(LatentTransform):
     ) -> None:
         super().__init__(p=p, per_sample=per_sample)
         self.detach_statistics = detach_statistics
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the partners."""
@@ -269,7 +268,7 @@ class TriD(LatentTransform):
         self.quantiles = quantiles
         self.needs_partner = quantiles is not None
         self.fraction = as_range("fraction", fraction)
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample which channels change, and the means and deviations that they are given."""
@@ -335,17 +334,6 @@ def full_precision(code: Tensor) -> AbstractContextManager[Any]:
     kind = code.device.type
     works = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if works else nullcontext()
-
-
-def as_eps(eps: float) -> float:
-    """Check what is added to variances.
-
-    Raises:
-        ValueError: It is not above 0.
-    """
-    if not eps > 0:
-        raise ValueError(f"eps must be above 0; got {eps}.")
-    return eps
 
 
 def _across(batch: int, context: Context) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from latentaug.augment.base import Context, LatentTransform
 from latentaug.augment.boxes import inside, sampled_boxes
 from latentaug.augment.ranges import Range, as_share
-from latentaug.augment.style import StyleMixer, along, as_eps, at_least_float32, moments, restyled
+from latentaug.augment.style import StyleMixer, along, at_least_float32, moments, restyled
+from latentaug.checks import number
 
 Crop = Literal["neither", "style", "content", "both"]
 """Of whom a box stands for the whole: of nobody, of the partner, of the sample itself, or of both."""
@@ -114,13 +115,11 @@ class CrossNorm(LatentTransform):
         super().__init__(p=p, per_sample=per_sample)
         if crop not in get_args(Crop):
             raise ValueError(f"crop must be one of {', '.join(map(repr, get_args(Crop)))}; got {crop!r}.")
-        if not beta > 0:
-            raise ValueError(f"beta must be above 0; got {beta}. The authors' code takes 1.")
         self.crop = crop
-        self.beta = float(beta)
+        self.beta = number("beta", beta, above=0)
         self.least = as_share("least", least)
         self.detach_statistics = detach_statistics
-        self.eps = as_eps(eps)
+        self.eps = number("eps", eps, above=0)
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Sample the partners, and the boxes: "content" in the samples, "style" in their partners."""

@@ -246,19 +246,19 @@ def test_options_out_of_range_are_refused() -> None:
         MaxStyle(steps=-1)
     with pytest.raises(ValueError, match=r"steps must be a whole number, 1 or more; got 0"):
         VAT(steps=0)
-    with pytest.raises(ValueError, match=r"lr must be 0 or more, and finite; got -1"):
+    with pytest.raises(ValueError, match=r"lr must be a finite number, 0 or more; got -1"):
         MaxStyle(lr=-1)
     with pytest.raises(ValueError, match=r"radius must be 0 or more, and finite; got -1"):
         MaxStyle(radius=-1)
-    with pytest.raises(ValueError, match=r"eps must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"eps must be a finite number above 0; got 0"):
         MaxStyle(eps=0)
-    with pytest.raises(ValueError, match=r"eps must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"eps must be a finite number above 0; got 0"):
         AdvStyle(eps=0)
     with pytest.raises(ValueError, match=r"strength must be 0 or more, and finite; got -0.1"):
         FGSM(-0.1)
     with pytest.raises(ValueError, match=r"norm must be one of 'inf', '2'; got '1'"):
         FGSM(norm="1")
-    with pytest.raises(ValueError, match=r"xi must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"xi must be a finite number above 0; got 0"):
         VAT(xi=0)
 
 

@@ -157,6 +157,10 @@ def test_an_objective_that_does_not_see_the_variables_leaves_them() -> None:
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"steps must be a whole number, 0 or more; got -1"):
         ascend(hill, {"x": torch.zeros(1)}, steps=-1, lr=0.1)
+    with pytest.raises(ValueError, match=r"lr must be a finite number, 0 or more; got -0.1"):
+        ascend(hill, {"x": torch.zeros(1)}, steps=1, lr=-0.1)
+    with pytest.raises(TypeError, match=r"radius must be a number; got 'wide'"):
+        ascend(hill, {"x": torch.zeros(1)}, steps=1, lr=0.1, radius="wide")
     with pytest.raises(ValueError, match=r"rule must be one of 'adam', 'sign', 'gradient', 'power'; got 'sgd'"):
         ascend(hill, {"x": torch.zeros(1)}, steps=1, lr=0.1, rule="sgd")
     with pytest.raises(ValueError, match=r"ascend needs a scalar to climb; got shape \(2,\)"):

@@ -251,7 +251,9 @@ def test_options_and_images_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"intervals must be a whole number, 1 or more; got 2.5"):
         IPA(intervals=2.5)  # type: ignore[arg-type]
     for kind in (RandConv, GIN, IPA):
-        for sizes in ((), (2,), (0, 1)):
+        with pytest.raises(TypeError, match=r"kernel_sizes must be a list of odd numbers, such as \(1, 3\); got 5"):
+            kind(kernel_sizes=5)
+        for sizes in ((), (2,), (0, 1), (-1,), (3.0,), ("3",), (True,)):
             with pytest.raises(ValueError, match=r"kernel_sizes must be odd numbers, such as \(1, 3\); got"):
                 kind(kernel_sizes=sizes)
         with pytest.raises(ValueError, match=r"strength must be in \[0, 1\]; got 3"):

@@ -102,11 +102,11 @@ def test_statistics_of_half_precision_are_float32(dtype: torch.dtype) -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"alpha must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"alpha must be a finite number above 0; got 0"):
         MixStyle(alpha=0)
     with pytest.raises(ValueError, match=r"partner must be one of 'random', 'crossdomain'; got 'other'"):
         MixStyle(partner="other")
-    with pytest.raises(ValueError, match=r"eps must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"eps must be a finite number above 0; got 0"):
         MixStyle(eps=0)
     with pytest.raises(ValueError, match=r"^p must be in \[0, 1\]; got 2\. Did you mean 0\.02\?"):
         MixStyle(p=2)

@@ -187,13 +187,13 @@ def test_partners_are_sampled_once_per_batch_and_boxes_for_each_sample() -> None
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"crop must be one of 'neither', 'style', 'content', 'both'; got 'all'"):
         CrossNorm("all")
-    with pytest.raises(ValueError, match=r"beta must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"beta must be a finite number above 0; got 0"):
         CrossNorm(beta=0)
     with pytest.raises(ValueError, match=r"least must be in \[0, 1\]; got 10\. Did you mean 0\.1\?"):
         CrossNorm(least=10)
-    with pytest.raises(ValueError, match=r"eps must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"eps must be a finite number above 0; got 0"):
         CrossNorm(eps=0)
-    with pytest.raises(ValueError, match=r"alpha must be above 0; got 0"):
+    with pytest.raises(ValueError, match=r"alpha must be a finite number above 0; got 0"):
         EFDMix(alpha=0)
     with pytest.raises(ValueError, match=r"partner must be one of 'random', 'crossdomain'; got 'other'"):
         EFDMix(partner="other")

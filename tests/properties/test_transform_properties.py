@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,24 @@ def test_all_transforms_are_found() -> None:
     assert names >= {"MixStyle", "GIN", "ManifoldMixup", "DropBlock", "TargetedChannelMask", "RSC"}
     assert {*BASES, *COMPOSED} <= {*TRANSFORMS}
     assert not names & {"LatentTransform", "Masker", "Compose", "OneOf", "RandomApply"}
+
+
+# What is taken ----------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    (cls, name)
+    for cls in [*SINGLE, RandomApply]
+    for name, parameter in inspect.signature(cls).parameters.items()
+    if isinstance(parameter.default, int | float | tuple) and not isinstance(parameter.default, bool)
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS, ids=[f"{cls.__name__}-{name}" for cls, name in NUMBERS])
+@pytest.mark.parametrize("value", [math.inf, math.nan, None, "a", True], ids=str)
+def test_what_is_no_finite_number_is_refused_by_name(cls: Callable[..., Any], name: str, value: object) -> None:
+    first = [DSU()] if cls is RandomApply else []
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} must be .*; got {value!r}"):
+        cls(*first, **{name: value})
 
 
 # What comes out ---------------------------------------------------------------------------------------------------
