@@ -112,10 +112,11 @@ class CooperativeForSegmentation(nn.Module):
         self.gradient_checkpointing_disable()
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Save the model, as it is used without latentaug, and what stands beside it in a file of its own.
+        """Save the model, as it is used without latentaug, and heads that stand beside it in a file of its own.
 
         A model that has a `save_pretrained` of its own is saved by it, with `options`; the state dict of any other goes
-        to `pytorch_model.bin`. Read back: `type(model).from_pretrained(save_directory)`.
+        to `pytorch_model.bin`. Read back: `type(model).from_pretrained(save_directory)`,
+        and heads by `load_state_dict(torch.load(file), strict=False)` of the `CooperativeModel`.
         """
         folder, model = Path(save_directory), self.coop.model
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ class CooperativeForSegmentation(nn.Module):
         else:
             torch.save(model.state_dict(), folder / "pytorch_model.bin")
         heads = {name: value for name, value in self.coop.state_dict().items() if not name.startswith("model.")}
-        if any(isinstance(value, Tensor) for value in heads.values()):
+        if not all(name.endswith("_extra_state") for name in heads):  # counts of batches are no heads
             torch.save(heads, folder / HEADS)
 
 

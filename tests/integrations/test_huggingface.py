@@ -151,13 +151,27 @@ def test_a_model_without_blocks_has_none_to_checkpoint() -> None:
         cooperative(unet()).gradient_checkpointing_enable()
 
 
+@pytest.mark.parametrize("every", [1, None])  # by default a count of batches stands beside the model, which is no head
 @pytest.mark.parametrize("shape_prior", [False, True])
-def test_what_is_saved_is_read_without_latentaug(tmp_path: Path, shape_prior: bool) -> None:
-    model = cooperative(shape_prior=shape_prior)
+def test_what_is_saved_is_read_without_latentaug(tmp_path: Path, shape_prior: bool, every: int | None) -> None:
+    model = cooperative(shape_prior=shape_prior, hard=HardExamples(every=every))
     model.save_pretrained(tmp_path)
     read = SegformerForSemanticSegmentation.from_pretrained(tmp_path).eval()
     assert torch.equal(read(example()).logits, model.coop.model.eval()(example()).logits)
     assert (tmp_path / "latentaug_heads.pt").exists() is shape_prior
+
+
+def test_heads_that_are_saved_are_read_back(tmp_path: Path) -> None:
+    model = cooperative(shape_prior=True, hard=HardExamples())
+    model.coop.hard_schedule()
+    model.save_pretrained(tmp_path)
+    other = cooperative(
+        SegformerForSemanticSegmentation.from_pretrained(tmp_path), shape_prior=True, hard=HardExamples()
+    )
+    unread = other.coop.load_state_dict(torch.load(tmp_path / "latentaug_heads.pt", weights_only=True), strict=False)
+    assert not unread.unexpected_keys
+    for (name, value), same in zip(model.coop.state_dict().items(), other.coop.state_dict().values(), strict=True):
+        assert torch.equal(value, same), name
 
 
 def test_the_state_dict_of_another_model_is_saved(tmp_path: Path) -> None:
