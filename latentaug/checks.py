@@ -111,7 +111,8 @@ def tensor(name: str, value: object, *, who: str) -> Tensor:
         raise TypeError(f"{who} needs a tensor as {name}; got {shown(value)}.{hint}")
     if not value.is_floating_point():
         hint = "Pass features, not labels." if name == "code" else f"Write {name}.float(), scaled as in training."
-        raise TypeError(f"{who} needs a floating-point {name}; got {value.dtype}. {hint}")
+        article = "" if name == "images" else "a "
+        raise TypeError(f"{who} needs {article}floating-point {name}; got {value.dtype}. {hint}")
     return value
 
 

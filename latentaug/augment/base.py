@@ -169,11 +169,19 @@ class LatentTransform(nn.Module):
         Shape:
             images: [B, C, *S], or [C, *S] with `batched=False`.   output: the same.
 
+        Raises:
+            TypeError: The images are no floating-point tensor.
+            ValueError: They have too few axes.
+
         Example:
             >>> from latentaug import GIN
             >>> GIN().augment(torch.rand(1, 32, 32), batched=False).shape
             torch.Size([1, 32, 32])
         """
+        tensor("images", images, who=type(self).__name__)
+        if images.ndim < 2 + batched:
+            axes = "[B, C, *S]" if batched else "[C, *S]"
+            raise ValueError(f"{type(self).__name__} needs images {axes}; got shape {tuple(images.shape)}.")
         if not batched:
             return self.augment(images.unsqueeze(0), generator=generator).squeeze(0)
         change: Change = self(images, generator=generator)

@@ -326,6 +326,24 @@ def test_a_code_of_integers_is_refused() -> None:
         MixStyle()(torch.ones(2, 3, 4, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_images_to_augment_are_checked_as_images(batched: bool) -> None:
+    images = torch.ones(2, 3, 4, 5)[slice(None) if batched else 0]
+    axes = r"\[B, C, \*S\]" if batched else r"\[C, \*S\]"
+    for wrong, error, said in (
+        (
+            images.byte(),
+            TypeError,
+            r"needs floating-point images; got torch.uint8\. Write images\.float\(\), scaled as in",
+        ),
+        (images.numpy(), TypeError, r"needs a tensor as images; got a ndarray\. Use torch.as_tensor on it"),
+        ([1.0], TypeError, r"needs a tensor as images; got \[1\.0\]"),
+        (images[0, 0], ValueError, rf"needs images {axes}; got shape \("),
+    ):
+        with pytest.raises(error, match=f"^MixStyle {said}"):
+            MixStyle(p=1).augment(wrong, batched=batched)  # type: ignore[arg-type]
+
+
 def test_a_transform_that_returns_another_shape_is_refused() -> None:
     class Cropping(Times):
         def transform(self, code: Tensor, **params: Any) -> Tensor:
