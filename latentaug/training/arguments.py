@@ -37,8 +37,10 @@ def check_options(
         whole("num_classes", num_classes)
     if example is not None and not isinstance(example, Tensor):
         raise TypeError(f"example must be a batch of images, a tensor; got {shown(example)}.")
-    for name, value in (("batch", batch), ("step", step)):
-        function(name, value)
+    function("batch", batch)
+    function("step", step)
+    if step is None:
+        raise TypeError("step must be a callable; got None. Leave it out, or pass cooperative_backward.")
     if device is not None:
         check_device(device)
     whole("accumulate", accumulate, of="batches per update")

@@ -9,6 +9,8 @@ import torch
 
 from latentaug.training.arguments import check_callbacks, check_fit, check_images, check_loader
 from latentaug.training.callbacks import Callback
+from latentaug.training.trainer import CooperativeTrainer
+from tests.support.tiny_training import headless_coop
 
 
 class Batches:
@@ -36,6 +38,13 @@ def test_callbacks_may_be_of_any_class() -> None:
     check_callbacks(())
     with pytest.raises(TypeError, match=r"Each callback must be an instance of latentaug.Callback; got the class Duck"):
         check_callbacks([Duck])
+
+
+def test_there_is_always_a_step() -> None:
+    with pytest.raises(
+        TypeError, match=r"step must be a callable; got None\. Leave it out, or pass cooperative_backward"
+    ):
+        CooperativeTrainer(headless_coop(), step=None)  # type: ignore[arg-type]
 
 
 def test_images_are_a_tensor() -> None:
