@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +56,13 @@ def test_certain_predictions_stay_finite() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"kl_divergence needs logits of one shape; got \(1, 2, 3\) and \(1, 2, 4\)"):
         kl_divergence(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
+    with pytest.raises(ValueError, match=r"kl_divergence needs logits \[B, K, \*S\]; got shape \(3,\)"):
+        kl_divergence(torch.ones(3), torch.ones(3))
+
+
+def test_what_are_no_tensors_is_refused() -> None:
+    logits: Any = [[1.0, 2.0]]
+    with pytest.raises(TypeError, match=r"kl_divergence needs a tensor as logits; got \[\[1.0, 2.0\]\]"):
+        kl_divergence(logits, torch.ones(1, 2))
+    with pytest.raises(TypeError, match=r"kl_divergence needs a tensor as clean; got \[\[1.0, 2.0\]\]"):
+        kl_divergence(torch.ones(1, 2), logits)

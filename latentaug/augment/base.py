@@ -206,6 +206,7 @@ class LatentTransform(nn.Module):
                 one that this one is made of.
 
         Raises:
+            TypeError: It is no such state.
             ValueError: It was sampled by another transform.
 
         Example:
@@ -216,6 +217,8 @@ class LatentTransform(nn.Module):
             >>> torch.equal(again.apply(code), change.apply(code))
             True
         """
+        if not isinstance(state, Mapping) or not {"transform", "params", "layout", "gate"} <= state.keys():
+            raise TypeError(f"change_from needs what Change.state_dict() returned; got {shown(state)}.")
         for one in self.modules():
             if isinstance(one, LatentTransform) and repr(one) == state["transform"]:
                 return one.restored(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from latentaug.augment.masks import (
     TargetedSpatialMask,
 )
 from latentaug.augment.ranges import Range, as_range, draw, source_of
-from latentaug.checks import shown
+from latentaug.checks import number, shown
 from latentaug.layout import Layout
 
 
@@ -135,7 +134,7 @@ class OneOf(_Composed):
         on a GPU that makes the host wait for it, with none or one on the CPU it does not.
 
     Raises:
-        TypeError: Something else than a transform is among them.
+        TypeError: Something else than a transform is among them, or a weight is no number.
         ValueError: There is none, or the weights are negative, not finite or all zero.
 
     References:
@@ -151,8 +150,8 @@ class OneOf(_Composed):
     def __init__(self, transforms: Iterable[LatentTransform] | Mapping[LatentTransform, float]) -> None:
         super().__init__(transforms)
         self.weights = tuple(transforms.values()) if isinstance(transforms, Mapping) else (1.0,) * len(self.transforms)
-        if not all(0 <= weight < math.inf for weight in self.weights) or not sum(self.weights):
-            raise ValueError(f"OneOf needs weights >= 0, finite and not all zero; got {self.weights}.")
+        if not sum(number("weights", weight, least=0) for weight in self.weights):
+            raise ValueError(f"weights must not all be zero; got {self.weights}.")
 
     def make_params(self, code: Tensor, context: Context) -> dict[str, Any]:
         """Choose a child and sample its change."""

@@ -17,6 +17,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from latentaug.augment.schedule import advance
+from latentaug.checks import shown
 from latentaug.training.plain import without_code
 from latentaug.training.settings import Asked, Wish, check_override
 from latentaug.training.sharding import optimizer_state
@@ -44,21 +45,24 @@ class PerStep(NamedTuple):
     scheduler: SchedulerChoice
 
 
-def is_native(precision: Precision, device: torch.device) -> bool:
+def is_native(precision: Precision, device: torch.device | str) -> bool:
     """Tell whether convolutions on a device are computed in a precision, and not emulated many times as slowly.
 
     On a CPU, half precision needs AVX-512 or the like; oneDNN, which computes convolutions there, knows what there is.
 
     Raises:
         ValueError: There is no such precision.
+        TypeError: The device is neither one nor its name.
 
     Example:
-        >>> is_native("float32", torch.device("cpu"))
+        >>> is_native("float32", "cpu")
         True
     """
     if precision not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16'; got {precision!r}.")
-    if precision == "float32" or device.type != "cpu":
+    if not isinstance(device, torch.device | str):
+        raise TypeError(f"device must be a torch.device or its name; got {shown(device)}.")
+    if precision == "float32" or torch.device(device).type != "cpu":
         return True
     name = {"bfloat16": "bf16", "float16": "fp16"}[precision]
     knows: Callable[[], bool] | None = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)

@@ -89,6 +89,12 @@ def test_the_change_of_another_transform_is_refused() -> None:
     assert MixStyle(p=1, eps=1e-3).change_from(state).params.keys() == {"order", "own"}
 
 
+@pytest.mark.parametrize("state", [{}, None, "change.pt", {"transform": "MixStyle(p=1.0)"}, MixStyle(p=1).state_dict()])
+def test_what_is_no_state_of_a_change_is_refused(state: Any) -> None:
+    with pytest.raises(TypeError, match=r"change_from needs what Change\.state_dict\(\) returned; got"):
+        MixStyle(p=1).change_from(state)
+
+
 @EVERY_TRANSFORM
 def test_moving_to_another_device_moves_all_that_was_sampled(transform: LatentTransform) -> None:
     change = transform(torch.randn(4, 6, 5, 7), torch.randn(4, 6, 5, 7), generator=seeded())

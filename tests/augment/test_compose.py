@@ -135,8 +135,14 @@ def test_one_of_pays_for_a_saliency_only_when_the_chosen_one_needs_it(generator:
 
 @pytest.mark.parametrize("weights", [(-1, 2), (0, 0), (math.nan, 1), (math.inf, 1)])
 def test_useless_weights_are_refused(weights: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="OneOf needs weights >= 0, finite and not all zero; got"):
+    with pytest.raises(ValueError, match=r"weights must (be a finite number, 0 or more|not all be zero); got"):
         OneOf(dict(zip([Multiply(1), Multiply(2)], weights, strict=True)))
+
+
+@pytest.mark.parametrize("weight", ["a", None, True, [1]])
+def test_weights_that_are_no_numbers_are_refused(weight: Any) -> None:
+    with pytest.raises(TypeError, match=r"weights must be a number; got"):
+        OneOf({Multiply(1): weight, Multiply(2): 1})
 
 
 # RandomApply ------------------------------------------------------------------------------------------------------

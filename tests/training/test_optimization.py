@@ -18,7 +18,7 @@ from latentaug.augment.schedule import Schedule
 from latentaug.cooperative.output import CooperativeOutput
 from latentaug.cooperative.step import cooperative_backward, standard_backward
 from latentaug.training.callbacks import Callback
-from latentaug.training.optimization import PerStep, Precision, check_optimizer
+from latentaug.training.optimization import PerStep, Precision, check_optimizer, is_native
 from latentaug.training.trainer import CooperativeTrainer
 from tests.support.random_streams import seed_all
 from tests.support.tiny_training import (
@@ -158,6 +158,15 @@ def test_clipping_bounds_the_step() -> None:
 
     assert longest_step(None) > 0.2
     assert longest_step(0.1) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_device_is_given_by_its_name_too() -> None:
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+    for precision in precisions:
+        assert is_native(precision, "cpu") is is_native(precision, torch.device("cpu"))
+        assert is_native(precision, "cuda")
+    with pytest.raises(TypeError, match=r"device must be a torch\.device or its name; got None"):
+        is_native("bfloat16", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("native", [True, False])
