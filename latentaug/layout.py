@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentaug.checks import shown, whole
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -18,7 +20,8 @@ class Layout:
         prefix_tokens: Leading tokens (class, registers) of a [B, N, C] code that are neither scored nor masked.
 
     Raises:
-        ValueError: The two arguments contradict each other, or (from the methods) the code does not fit.
+        ValueError: An argument is no whole number, or the two contradict each other; or (from the methods) the code
+            does not fit.
 
     Example:
         >>> import torch
@@ -33,10 +36,12 @@ class Layout:
     prefix_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.channel_dim, bool) or not isinstance(self.channel_dim, int):
+            dim = shown(self.channel_dim)
+            raise ValueError(f"Layout needs a whole number as channel_dim; got {dim}. Pass 1, or -1 for channels last.")
+        whole("prefix_tokens of a Layout", self.prefix_tokens, least=0)
         if self.channel_dim == 0:
             raise ValueError("Layout needs channel_dim other than 0, the batch axis. Pass 1, or -1 for channels last.")
-        if self.prefix_tokens < 0:
-            raise ValueError(f"Layout needs prefix_tokens >= 0; got {self.prefix_tokens}.")
         if self.prefix_tokens and self.channel_dim not in (-1, 2):
             raise ValueError(
                 f"Layout needs channel_dim=-1 for prefix_tokens={self.prefix_tokens}, a code [B, N, C]; "

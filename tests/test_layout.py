@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,13 +78,26 @@ def test_layouts_print_and_compare_by_what_they_say() -> None:
     ("arguments", "message"),
     [
         ({"channel_dim": 0}, "channel_dim other than 0, the batch axis"),
-        ({"prefix_tokens": -1, "channel_dim": -1}, r"prefix_tokens >= 0; got -1"),
+        (
+            {"prefix_tokens": -1, "channel_dim": -1},
+            "prefix_tokens of a Layout must be a whole number, 0 or more; got -1",
+        ),
         ({"prefix_tokens": 1}, r"channel_dim=-1 for prefix_tokens=1, a code \[B, N, C\]; got channel_dim=1"),
     ],
 )
 def test_contradictions_are_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Layout(**arguments)
+
+
+@pytest.mark.parametrize("value", ["last", None, 1.0, True, (1,)])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"Layout needs a whole number as channel_dim; got .* Pass 1, or -1 for channels last"
+    ):
+        Layout(value)
+    with pytest.raises(ValueError, match="prefix_tokens of a Layout must be a whole number, 0 or more; got"):
+        Layout(-1, value)
 
 
 @pytest.mark.parametrize(

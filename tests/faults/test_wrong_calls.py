@@ -442,6 +442,8 @@ CALLS: dict[str, list[Callable[[], Any]]] = {
         lambda: MASK(CODE, layout=Layout),
         lambda: Layout(prefix_tokens=-1),
         lambda: Layout(channel_dim=0),
+        lambda: Layout("last"),
+        lambda: Layout(-1, "two"),
     ],
     "code": [
         *[
