@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from latentaug.checks import whole
+from latentaug.checks import number, shown, whole
 
 Shape = Literal["linear", "cosine"]
 """How a number moves: as fast all the time, or slowly at both ends."""
@@ -30,7 +30,7 @@ class Schedule(nn.Module):
         shape: "linear", or "cosine" for slow ends.
 
     Raises:
-        ValueError: `iterations` is below 1, `after` below 0, or the shape unknown.
+        ValueError: `iterations` is below 1, `after` below 0, a number not finite, or the shape unknown.
         TypeError: Something is no number, or one of the two ends is a pair and the other is not.
 
     Example:
@@ -56,12 +56,12 @@ class Schedule(nn.Module):
         super().__init__()
         if isinstance(start, tuple | list) != isinstance(stop, tuple | list):
             raise TypeError(f"Schedule needs two numbers or two pairs; got {start!r} and {stop!r}.")
-        for name, number, least in (("iterations", iterations, 1), ("after", after, 0)):
-            whole(name, number, least=least, of="iterations")
+        for name, count, least in (("iterations", iterations, 1), ("after", after, 0)):
+            whole(name, count, least=least, of="iterations")
         if shape not in get_args(Shape):
             raise ValueError(f"shape must be one of {', '.join(map(repr, get_args(Shape)))}; got {shape!r}.")
-        self.start = tuple(start) if isinstance(start, list) else start
-        self.stop = tuple(stop) if isinstance(stop, list) else stop
+        self.start = _end("start", start)
+        self.stop = _end("stop", stop)
         self.iterations = iterations
         self.after = after
         self.shape = shape
@@ -104,6 +104,19 @@ def advance(module: nn.Module) -> None:
     for one in module.modules():
         if isinstance(one, Schedule):
             one.step()
+
+
+def _end(name: str, value: float | tuple[float, float]) -> float | tuple[float, float]:
+    """Check a number, or a pair of them; a list becomes a tuple."""
+    if not isinstance(value, tuple | list):
+        number(name, value)
+        return value
+    if len(value) != 2:
+        raise TypeError(f"{name} must be a number or a pair (low, high); got {shown(value)}.")
+    low, high = value
+    for one in value:
+        number(name, one)
+    return low, high
 
 
 def _between(start: float, stop: float, way: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ def test_what_is_no_schedule_is_refused() -> None:
         Schedule(0, 1, iterations=1, shape="step")
     with pytest.raises(TypeError, match=r"Schedule needs two numbers or two pairs; got 0 and \(0, 1\)"):
         Schedule(0, (0, 1), iterations=1)
+    for end in ("a", None, True, [None]):
+        with pytest.raises(TypeError, match=r"start must be a number"):
+            Schedule(end, end, iterations=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"stop must be a number; got 'b'"):
+        Schedule((0, 0), (0, "b"), iterations=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"start must be a number or a pair \(low, high\); got \(0, 1, 2\)"):
+        Schedule((0, 1, 2), (0, 1, 2), iterations=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"stop must be a finite number; got inf"):
+        Schedule(0, math.inf, iterations=1)
     with pytest.raises(ValueError, match=r"p must be in \[0, 1\]; got 2"):
         DropBlock(Schedule(0.0, 2.0, iterations=1))
     with pytest.raises(ValueError, match=r"p must be a pair \(low, high\) with low <= high"):
