@@ -92,8 +92,9 @@ class HardExamples:
             if isinstance(self.residual, Schedule):
                 raise TypeError("residual must be a number or a pair; got a Schedule. Use one in a transform.")
             put("residual", as_range("residual", self.residual))
-        usable = self.noise is None or callable(self.noise)
-        if not usable and not (isinstance(self.noise, int | float) and 0 <= self.noise < math.inf):
+        noise = self.noise
+        is_number = isinstance(noise, int | float) and not isinstance(noise, bool)
+        if not (noise is None or callable(noise) or (is_number and 0 <= noise < math.inf)):
             raise ValueError(f"noise must be 0 or more, or a callable (images, generator); got {self.noise!r}.")
         for name in ("fraction", "scale", "mix"):
             if getattr(self, name) is None:

@@ -40,7 +40,7 @@ def test_residuals_that_are_no_fraction_are_refused() -> None:
         HardExamples(residual=everything)
 
 
-@pytest.mark.parametrize("noise", [-0.1, float("inf"), float("nan"), "0.1"])
+@pytest.mark.parametrize("noise", [-0.1, float("inf"), float("nan"), "0.1", True, False])
 def test_other_noise_than_a_deviation_or_a_callable_is_refused(noise: Any) -> None:
     with pytest.raises(ValueError, match=r"noise must be 0 or more, or a callable \(images, generator\); got"):
         HardExamples(noise=noise)
