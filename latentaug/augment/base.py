@@ -59,7 +59,8 @@ class LatentTransform(nn.Module):
     needs_partner: bool = False
     """Whether samples of a batch are combined, so that a batch of one stays as it is."""
     whole_pass: bool = False
-    """Whether a replay changes everything that was computed before the code and is read after it, as mixing must."""
+    """Whether a replay changes everything that was computed before the code and is read after it, as mixing must. Such
+    a transform sees the code as it is, in its own layout."""
     acts_in_eval: bool = False
     """Whether it acts in eval mode too."""
     gated: bool = True
@@ -137,7 +138,9 @@ class LatentTransform(nn.Module):
         random_source(generator)
         if not isinstance(layout, Layout):
             raise TypeError(f"layout must be a Layout, such as latentaug.TOKENS; got {shown(layout)}.")
-        seen = layout.to_channels_first(code.detach())
+        seen = code.detach() if self.any_layout else layout.to_channels_first(code.detach())
+        if not seen.ndim:
+            raise ValueError(f"{type(self).__name__} needs a code [B, …]; got shape ().")
         if isinstance(saliency, Context):
             context = saliency
         else:

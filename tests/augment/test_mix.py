@@ -6,12 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentaug.augment.base import LatentTransform
+from latentaug.augment.compose import Compose, OneOf
 from latentaug.augment.mix import ManifoldMixup, MoEx
 from latentaug.augment.style import PermutedStyle
 from latentaug.layout import Layout
+from latentaug.tap.latent_tap import LatentTap
 from tests.support.codes import KINDS, Kind, samples_of, seeded
 from tests.support.oracles import errors
 from tests.support.oracles.mix import manifold_mixup, mo_ex
@@ -113,9 +116,30 @@ def test_options_out_of_range_are_refused() -> None:
         ManifoldMixup(alpha=-1)
 
 
-def test_a_layout_that_does_not_fit_is_still_refused() -> None:
-    with pytest.raises(ValueError, match=r"more tokens than the prefix"):
-        ManifoldMixup()(torch.ones(4, 2, 3), layout=Layout(-1, 2))
+@pytest.mark.parametrize("transform", [ManifoldMixup(), Compose([ManifoldMixup()]), OneOf([ManifoldMixup()])])
+@pytest.mark.parametrize("shape", [(4,), (4, 6), (4, 6, 5)])
+def test_samples_of_any_shape_are_mixed_whatever_the_layout(transform: LatentTransform, shape: tuple[int, ...]) -> None:
+    code = torch.randn(shape, generator=seeded())
+    change = transform(code, generator=seeded(1))
+    order, own = change.params["order"], change.params["own"]
+    torch.testing.assert_close(change.apply(code), own * code + (1 - own) * code[order])
+    for layout in (Layout(-1, 6), Layout(5)):  # which fit none of them
+        assert torch.equal(transform(code, layout=layout, generator=seeded(1)).apply(code), change.apply(code))
+
+
+def test_vectors_are_mixed_in_a_network() -> None:
+    model, inputs = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(4, 8, generator=seeded())
+    with LatentTap(model, "0") as tap:
+        model(inputs)
+        change = tap.draw(ManifoldMixup(), generator=seeded(1))
+        mixed = tap.replay(change)
+    torch.testing.assert_close(mixed, model[1:](change.apply(model[0](inputs))))
+    assert not torch.equal(mixed, model(inputs))
+
+
+def test_what_has_no_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ManifoldMixup needs a code \[B, …\]; got shape \(\)"):
+        ManifoldMixup()(torch.ones(()))
 
 
 # MoEx -------------------------------------------------------------------------------------------------------------
