@@ -34,11 +34,12 @@ def latent_saliency(loss: Tensor, code: Tensor | Sequence[Tensor]) -> Tensor | l
         code: The code, live in the loss's graph, such as `tap.code`; or a list of codes.
 
     Shape:
-        code: any.   result: the code's; a list for a list.
+        code: any.   result: the code's; a list for a list. Of its dtype; with a float16 code among them, all float32.
 
     Raises:
+        TypeError: The code is neither a tensor nor a list of them, or the loss no tensor of real numbers.
         RuntimeError: The loss has no graph, does not depend on the code, or its graph does not allow the derivative.
-        ValueError: The loss is not a scalar.
+        ValueError: The loss is not a scalar, or the list of codes is empty.
 
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079, section 2.2 (targeted masking).
@@ -50,6 +51,8 @@ def latent_saliency(loss: Tensor, code: Tensor | Sequence[Tensor]) -> Tensor | l
     """
     given: Any = code
     codes: list[Tensor] = list(given) if isinstance(given, list | tuple) else [given]
+    if not codes:
+        raise ValueError("latent_saliency needs one `code` at least; got an empty list.")
     for one in codes:
         if not isinstance(one, Tensor):
             raise TypeError(f"latent_saliency needs a `code`, a tensor or a list of them; got {shown(one)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,10 +89,13 @@ CODE = torch.ones(2, requires_grad=True)
         (CODE.sum(), torch.ones(2), RuntimeError, "The loss does not depend on it: pass tap.code"),
         (*freed(), RuntimeError, r"freed by a backward pass: take the saliency before loss.backward\(\)"),
         (*in_place(), RuntimeError, "modified by an inplace operation"),
+        (CODE.sum(), [], ValueError, r"needs one `code` at least; got an empty list"),
+        (CODE.sum(), None, TypeError, r"needs a `code`, a tensor or a list of them; got None"),
+        (CODE.sum(), [CODE, 3], TypeError, r"needs a `code`, a tensor or a list of them; got 3"),
     ],
-    ids=["vector", "no graph", "other code", "no grad", "freed", "in place"],
+    ids=["vector", "no graph", "other code", "no grad", "freed", "in place", "no code", "none", "a number"],
 )
-def test_what_cannot_be_differentiated_says_why(loss: Tensor, code: Tensor, error: type[Exception], match: str) -> None:
+def test_what_cannot_be_differentiated_says_why(loss: Tensor, code: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         latent_saliency(loss, code)
 
