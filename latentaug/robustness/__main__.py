@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -81,18 +82,45 @@ def _made(name: str) -> Any:
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise FileNotFoundError(f"there is no file {place}.")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(spec.name, module)
-        spec.loader.exec_module(module)
+        module = _loaded(Path(place))
     else:
         module = importlib.import_module(place)
     if not hasattr(module, attribute):
         raise ValueError(f"{place} has no {attribute!r}.")
     found = getattr(module, attribute)
     return found() if callable(found) and not isinstance(found, nn.Module) else found
+
+
+def _loaded(file: Path) -> ModuleType:
+    """Return the module of a file, which runs once.
+
+    It is known by the file's name, by which worker processes import what a loader is made of; or by a longer one where
+    another module has that.
+    """
+    name = file.stem.replace(".", "_")
+    while _place_of(name) not in (None, file.resolve()):
+        name += "_"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _place_of(name: str) -> Path | None:
+    """Return where the module of a name comes from, whether it is imported or not; None if there is none."""
+    module = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if module is None else None
+    if module is None and spec is None:
+        return None
+    return Path(getattr(module, "__file__", None) or (spec and spec.origin) or name).resolve()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +26,13 @@ def loader():
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> str:
-    path = tmp_path / "mine.py"
+def mine(tmp_path: Path) -> Iterator[str]:
+    path, before = tmp_path / "mine.py", {*sys.modules}
     path.write_text(MINE)
-    return str(path)
+    yield str(path)
+    for name in {*sys.modules} - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
 
 
 def test_it_prints_the_table_and_writes_the_report(
@@ -74,3 +80,48 @@ def test_a_model_that_does_not_take_the_images_is_told_so(
     assert main([f"{mine}:models", f"{mine}:loader", "--num-classes", "2", "--output", str(out)]) == 2
     assert "error: models['one'] was called with a tensor (2, 3, 16, 16)" in capsys.readouterr().err
     assert not out.exists()
+
+
+COUNTED = """
+# Batches are pickled, as for worker processes, by the name of their module.
+import pickle
+from pathlib import Path
+
+
+class Batches(list):
+    pass
+
+
+def more():
+    with Path(__file__).with_suffix(".runs").open("a") as file:
+        file.write(__name__ + "\\n")
+    return pickle.loads(pickle.dumps(Batches(loader())))
+
+
+runs = more()
+"""
+
+
+@pytest.mark.parametrize("name", ["mine", "statistics", "latentaug", "wave", "my.models"])
+def test_a_file_runs_once_and_takes_no_name_from_another_module(
+    mine: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / f"{name}.py"
+    file.write_text(MINE + COUNTED)
+    monkeypatch.chdir(tmp_path / "folder")
+    given = [f"{file}:models", f"../{file.name}:runs", "--num-classes", "2", "--severities", "1"]
+    assert main([*given, "--shifts", f"{file}:shifts", "--output", str(tmp_path / "out")]) == 0
+    (run,) = file.with_suffix(".runs").read_text().split()
+    assert (run == name) is (name == "mine")
+    assert sys.modules["statistics"] is statistics
+    assert "wave" not in sys.modules or Path(sys.modules["wave"].__file__ or "").parent != tmp_path
+
+
+def test_a_file_that_failed_runs_again(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"{mine}:models", f"{mine}:nothing", "--num-classes", "2"]
+    for content, said in (("raise ValueError('not yet')", "error: not yet"), (MINE, "has no 'nothing'")):
+        Path(mine).write_text(content)
+        assert main(given) == 2
+        assert said in capsys.readouterr().err
