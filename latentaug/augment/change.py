@@ -102,7 +102,7 @@ class Change:
         """Return the same change with what was sampled on another device."""
         moved = copy.copy(self)
         moved.params = _moved(self.params, device)
-        moved.gate = None if self.gate is None else self.gate.to(device)
+        moved.gate = self.gate if self.gate is None or self.is_identity else self.gate.to(device)
         return moved
 
     def on(self, layout: Layout) -> Change:

@@ -108,7 +108,7 @@ def test_moving_to_another_device_moves_all_that_was_sampled(transform: LatentTr
             return [one for part in (value.values() if isinstance(value, dict) else value) for one in tensors(part)]
         return [value] if isinstance(value, Tensor) else []
 
-    assert all(one.is_meta for one in tensors(moved))
+    assert all(one.is_meta for one in tensors(moved)) or moved.is_identity
     assert not any(one.is_meta for one in tensors(change))
     assert len(tensors(moved)) == len(tensors(change))
 
@@ -144,6 +144,13 @@ def test_containers_of_parameters_are_kept_and_moved() -> None:
         assert (type(one.params["pair"]), type(deep), type(named)) == (tuple, tuple, kind)
         assert (deep[0], named[1], one.params["by"]["size"]) == (2, (), (3,))
         assert {tensor.is_meta for tensor in (factor, inner, deep[1], named[0])} == {one is moved}
+
+
+def test_what_changes_nothing_does_so_on_another_device_too() -> None:
+    code = torch.randn(4, 6, 5, 7, generator=seeded())
+    moved = TRANSFORMS["never"](code).to("meta")
+    assert moved.is_identity
+    assert moved.apply(code) is code
 
 
 def test_a_change_of_one_layout_is_made_in_another() -> None:
