@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from latentaug.augment.change import Change, unpacked
+from latentaug.augment.change import Change, for_nobody, unpacked
 from latentaug.augment.context import Context
 from latentaug.augment.ranges import Range, as_range, draw, source_of, value_of
 from latentaug.augment.schedule import advance
@@ -159,7 +159,7 @@ class LatentTransform(nn.Module):
 
     def unchanged(self, code: Tensor, layout: Layout) -> Change:
         """Return the change that changes nothing."""
-        return Change(self, {}, layout=layout, gate=torch.zeros((), dtype=torch.bool))
+        return Change(self, {}, layout=layout, gate=for_nobody())
 
     def augment(self, images: Tensor, *, generator: torch.Generator | None = None, batched: bool = True) -> Tensor:
         """Sample a change of images and apply it, in one go: a batch of images is a code with few channels.

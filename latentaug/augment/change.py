@@ -129,6 +129,11 @@ class Change:
         return torch.where(gate.view(-1, *[1] * (code.ndim - 1)) if gate.ndim else gate, changed, code)
 
 
+def for_nobody() -> Tensor:
+    """Return the gate of a change that acts for nobody, which is known without asking a device."""
+    return torch.zeros((), dtype=torch.bool, device="cpu")
+
+
 def packed(value: Any) -> Any:
     """Return parameters in plain containers: a change among them by its state."""
     if isinstance(value, Change):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentaug.augment.base import Change, Context, Criterion, LatentTransform
+from latentaug.augment.change import for_nobody
 from latentaug.augment.masks import (
     LatentMask,
     RandomChannelMask,
@@ -54,10 +55,13 @@ class _Composed(LatentTransform):
         changes: list[Change] = params["changes"]
         if self.is_mask or (len(changes) == 1 and isinstance(changes[0], LatentMask)):
             ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
-            factors = [change.factor for change in changes if isinstance(change, LatentMask)] or [ones]
+            masks = [change for change in changes if isinstance(change, LatentMask)]
+            factors = [mask.factor for mask in masks] or [ones]
             factor = layout.from_channels_first(functools.reduce(torch.mul, factors), code)
-            return LatentMask(factor, transform=self, params=params, layout=layout)
-        if not changes:
+            made = LatentMask(factor, transform=self, params=params, layout=layout)
+            made.gate = for_nobody() if all(mask.is_identity for mask in masks) else None
+            return made
+        if all(change.is_identity for change in changes):
             return self.unchanged(code, layout)
         if len(changes) == 1:
             return Change(changes[0].transform, changes[0].params, layout=layout, gate=changes[0].gate)

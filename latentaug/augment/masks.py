@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentaug.augment.base import Change, Context, LatentTransform
-from latentaug.augment.change import unpacked
+from latentaug.augment.change import for_nobody, unpacked
 from latentaug.augment.ranges import Range, as_range, draw, value_of
 from latentaug.checks import tensor
 from latentaug.layout import CHANNELS_FIRST, Layout
@@ -47,8 +47,13 @@ class LatentMask(Change):
         super().__init__(Masker() if transform is None else transform, params or {"factor": factor}, layout=layout)
         self.factor = factor
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is known, without asking a device, that everything is kept."""
+        return self.gate is not None  # for nobody: a mask that acts has none
+
     def apply(self, code: Tensor) -> Tensor:
-        """Multiply the code by the factor, cast to the code's dtype and device.
+        """Multiply the code by the factor, cast to the code's dtype and device; one that keeps everything returns it.
 
         Raises:
             ValueError: The code is not of the shape that the factor was sampled for.
@@ -61,7 +66,7 @@ class LatentMask(Change):
                 f"This mask is for a code of shape {tuple(self.factor.shape)}, where 1 stands for any number; got a "
                 f"code of shape {tuple(code.shape)}. Sample one for that code."
             )
-        return code * self.factor.to(code.device, code.dtype)
+        return code if self.is_identity else code * self.factor.to(code.device, code.dtype)
 
     __call__ = apply
 
@@ -94,7 +99,9 @@ class LatentMask(Change):
     def from_state(cls, transform: LatentTransform, state: Mapping[str, Any]) -> LatentMask:
         """Make the mask again that a transform has sampled."""
         params = unpacked(state["params"], transform)
-        return cls(state["factor"], transform=transform, params=params, layout=Layout(*state["layout"]))
+        mask = cls(state["factor"], transform=transform, params=params, layout=Layout(*state["layout"]))
+        mask.gate = state["gate"]
+        return mask
 
 
 class Masker(LatentTransform):
@@ -144,7 +151,9 @@ class Masker(LatentTransform):
     def unchanged(self, code: Tensor, layout: Layout) -> LatentMask:
         """Return the mask that keeps everything."""
         ones = torch.ones([1] * layout.to_channels_first(code).ndim, device=code.device)
-        return self.changed(code, layout, {"factor": ones}, None)
+        mask = self.changed(code, layout, {"factor": ones}, None)
+        mask.gate = for_nobody()
+        return mask
 
     def _warn_if_uninformative(self, score: Tensor) -> None:
         # Asking on a GPU would make the host wait for it at every step, so the question is put on the CPU only;

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentaug.augment.base import Context, LatentTransform
+from latentaug.augment.base import Change, Context, LatentTransform
 from latentaug.augment.compose import Compose, OneOf, RandomApply, paper_masks
 from latentaug.augment.drop import DropBlock
 from latentaug.augment.image import GIN
@@ -162,8 +162,46 @@ def test_zero_is_never_and_one_is_always() -> None:
 def test_random_apply_leaves_the_whole_batch_alone_and_asks_for_nothing(code: Tensor, layout: Layout) -> None:
     saliency = Counted(code)
     mask = RandomApply(TargetedChannelMask(), p=0)(code, saliency, layout=layout)
-    assert torch.equal(mask.apply(code), code)
+    assert mask.is_identity
+    assert mask.apply(code) is code
     assert saliency.calls == 0
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        DropBlock(0.3, 3).eval(),
+        Compose([RandomApply(Multiply(2), p=0), DropBlock(0.3, 3).eval()]),
+        OneOf([RandomApply(RandomApply(Multiply(2)), p=0)]),
+        Compose([MixStyle(p=0), RandomApply(GIN(), p=0), RandomApply(Multiply(2), p=0)]),
+    ],
+    ids=["eval", "masks", "nested", "mixed"],
+)
+def test_what_nobody_of_changes_is_the_code_itself_and_stays_so(
+    transform: LatentTransform, code: Tensor, layout: Layout
+) -> None:
+    change: Change = transform(code, layout=layout)
+    again = transform.change_from(change.state_dict())
+    for one in (change, again, change.to("meta"), copy.deepcopy(change), change.on(layout)):
+        assert one.is_identity
+        assert one.apply(code) is code
+        assert repr(one).endswith("leaves all as it is)")
+    assert torch.equal(change.loss(F.mse_loss, code, code + 1), torch.ones(()))
+
+
+def test_one_that_acts_is_enough() -> None:
+    code = torch.ones(2, 3, 4)
+    for others in ([RandomApply(Multiply(3), p=0)], [MixStyle(p=0)]):
+        change = Compose([*others, Multiply(2)])(code)
+        assert not change.is_identity
+        assert torch.equal(change.apply(code), 2 * code)
+
+
+def test_a_mask_that_keeps_everything_is_still_one_for_codes_of_its_axes() -> None:
+    mask = RandomApply(Multiply(2), p=0)(torch.ones(2, 3, 4))
+    assert torch.equal(mask.factor, torch.ones(1, 1, 1))
+    with pytest.raises(ValueError, match=r"This mask is for a code of shape \(1, 1, 1\)"):
+        mask.apply(torch.ones(2, 3))
 
 
 def test_random_apply_refuses_a_probability_out_of_range() -> None:
