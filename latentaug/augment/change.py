@@ -59,7 +59,13 @@ class Change:
         return self.transform.whole_pass and not self.is_identity
 
     def apply(self, code: Tensor) -> Tensor:
-        """Return the changed code, in the code's own layout, dtype and place."""
+        """Return the changed code, in the code's own layout, dtype, memory format and place."""
+        return in_format_of(code, self.made(code))
+
+    __call__ = apply
+
+    def made(self, code: Tensor) -> Tensor:
+        """Return the changed code in whatever memory format it comes: what changes made of others go on with."""
         if self.is_identity:
             return code
         if self.transform.whole_pass:  # samples are combined, so that layouts and prefix tokens make no difference
@@ -67,8 +73,6 @@ class Change:
         shown = self.layout.to_channels_first(code)
         changed = self._gated(shown, self.transform.transform(shown, **self.params))
         return self.layout.put_back(changed, code)
-
-    __call__ = apply
 
     def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of what a model makes of the changed code.
@@ -127,6 +131,14 @@ class Change:
             return changed
         gate = self.gate.to(code.device)
         return torch.where(gate.view(-1, *[1] * (code.ndim - 1)) if gate.ndim else gate, changed, code)
+
+
+def in_format_of(code: Tensor, changed: Tensor) -> Tensor:
+    """Return what became of a code in the code's memory format, which a network may be in too, and is faster in."""
+    for memory_format in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        if code.is_contiguous(memory_format=memory_format):
+            return changed.contiguous(memory_format=memory_format)
+    return changed
 
 
 def for_nobody() -> Tensor:

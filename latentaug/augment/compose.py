@@ -111,13 +111,13 @@ class Compose(_Composed):
         for child in self.transforms:
             changes.append(child(code, context, generator=context.generator))
             if not self.is_mask:
-                code = changes[-1].apply(code)
+                code = changes[-1].made(code)
         return {"changes": changes}
 
     def transform(self, code: Tensor, **params: Any) -> Tensor:
         """Make the changes, one after the other."""
         changes: list[Change] = params["changes"]
-        return functools.reduce(lambda changed, change: change.apply(changed), changes, code)
+        return functools.reduce(lambda changed, change: change.made(changed), changes, code)
 
     def loss(self, criterion: Criterion, logits: Tensor, labels: Tensor, **params: Any) -> Tensor:
         """Mix labels as the changes do, one after the other."""

@@ -52,7 +52,7 @@ class LatentMask(Change):
         """Whether it is known, without asking a device, that everything is kept."""
         return self.gate is not None  # for nobody: a mask that acts has none
 
-    def apply(self, code: Tensor) -> Tensor:
+    def made(self, code: Tensor) -> Tensor:
         """Multiply the code by the factor, cast to the code's dtype and device; one that keeps everything returns it.
 
         Raises:
@@ -67,8 +67,6 @@ class LatentMask(Change):
                 f"code of shape {tuple(code.shape)}. Sample one for that code."
             )
         return code if self.is_identity else code * self.factor.to(code.device, code.dtype)
-
-    __call__ = apply
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that was sampled, and the factor."""

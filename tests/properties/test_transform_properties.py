@@ -19,6 +19,7 @@ from torch import Tensor
 import latentaug
 from latentaug import (
     CHANNELS_FIRST,
+    CHANNELS_LAST,
     DSU,
     Adversarial,
     Change,
@@ -149,6 +150,30 @@ def test_a_code_keeps_its_shape_its_dtype_its_prefix_and_itself(cls: Class, kind
         assert torch.equal(bits(changed[:, prefix]), bits(code[:, prefix]))
     assert torch.equal(bits(change.apply(code)), bits(changed))
     assert changes_something(acting(cls), code, layout)
+
+
+@EVERY_TRANSFORM
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [
+        ((4, 3, 8, 6), torch.contiguous_format),
+        ((4, 3, 8, 6), torch.channels_last),
+        ((2, 3, 4, 6, 5), torch.channels_last_3d),
+        ((1, 3, 8, 6), torch.channels_last),
+        ((4, 1, 8, 6), torch.channels_last),
+        ((4, 3, 1, 1), torch.channels_last),
+    ],
+    ids=str,
+)
+def test_a_code_keeps_its_memory_format(cls: Class, shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    code = torch.randn(shape, generator=seeded()).contiguous(memory_format=memory_format)
+    change = drawn(acting(cls), code)
+    changed = change.apply(code)
+    assert changed.is_contiguous(memory_format=memory_format)
+    assert torch.equal(bits(changed), bits(change.made(code)))
+    with_channels_last = code.movedim(1, -1).contiguous()
+    last = drawn(acting(cls), with_channels_last, CHANNELS_LAST)
+    assert last.apply(with_channels_last).is_contiguous()
 
 
 @EVERY_TRANSFORM
