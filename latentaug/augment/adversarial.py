@@ -46,6 +46,7 @@ class MaxStyle(Adversarial):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Chen et al., MICCAI 2022, arXiv:2206.01737.
@@ -127,6 +128,7 @@ class AdvStyle(Adversarial):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         After Zhong et al., NeurIPS 2022, arXiv:2207.04892, who do so to images.
@@ -183,6 +185,7 @@ class FGSM(Adversarial):
 
     Raises:
         ValueError: An argument is out of range, or the saliency is missing.
+        TypeError: An argument is of another kind.
 
     References:
         Goodfellow et al., ICLR 2015, arXiv:1412.6572.
@@ -239,6 +242,7 @@ class VAT(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range, or the divergence is missing.
+        TypeError: An argument is of another kind.
 
     References:
         Miyato et al., TPAMI 2019, arXiv:1704.03976.

@@ -55,6 +55,7 @@ def ascend(
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     Example:
         >>> top = ascend(lambda v: -(v["x"] - 3).square().sum(), {"x": torch.zeros(1)}, steps=200, lr=0.1)
@@ -116,6 +117,7 @@ class Adversarial(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     Example:
         >>> class HardestShift(Adversarial):

@@ -46,6 +46,7 @@ class DropBlock(Masker):
 
     Raises:
         ValueError: An argument is out of range, or a code has more than three spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Ghiasi et al., NeurIPS 2018, arXiv:1810.12890.
@@ -135,6 +136,7 @@ class Cutout(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         DeVries and Taylor, 2017, arXiv:1708.04552, on images.

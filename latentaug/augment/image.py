@@ -43,6 +43,7 @@ class RandConv(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range, or images have more than three spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Xu et al., ICLR 2021, arXiv:2007.13003 (with mixing; images of the paper keep no mean and deviation).
@@ -112,6 +113,7 @@ class GIN(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range, or images have more than three spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Ouyang et al., IEEE TMI 2023, arXiv:2111.12525.
@@ -185,6 +187,7 @@ class IPA(GIN):
 
     Raises:
         ValueError: An argument is out of range, or images have more than three spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Ouyang et al., IEEE TMI 2023, arXiv:2111.12525.

@@ -59,6 +59,7 @@ class StrongIntensity(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range, or images have more than three spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Isensee et al., Nature Methods 2021 (nnU-Net).

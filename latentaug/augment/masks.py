@@ -265,6 +265,7 @@ class TargetedChannelMask(_TargetedMask):
 
     Raises:
         ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+        TypeError: An argument is of another kind.
 
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, channel-wise).
@@ -302,6 +303,7 @@ class TargetedSpatialMask(_TargetedMask):
 
     Raises:
         ValueError: An argument is out of range; or `saliency` is missing, or its shape differs from the code's.
+        TypeError: An argument is of another kind.
 
     References:
         Chen et al., MICCAI 2021, arXiv:2107.01079 (targeted masking, spatial-wise).

@@ -38,6 +38,7 @@ class ManifoldMixup(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Verma et al., ICML 2019, arXiv:1806.05236.
@@ -103,6 +104,7 @@ class MoEx(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Li et al., CVPR 2021, arXiv:2002.11102.

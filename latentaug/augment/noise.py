@@ -34,6 +34,7 @@ class AdditiveNoise(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     Example:
         >>> code = torch.randn(4, 8, 6, 6)
@@ -76,6 +77,7 @@ class MultiplicativeNoise(Masker):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Srivastava et al., JMLR 2014, section 10, for multiplying single entries.

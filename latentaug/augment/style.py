@@ -65,6 +65,7 @@ class MixStyle(StyleMixer):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Zhou et al., ICLR 2021, arXiv:2104.02008.
@@ -121,6 +122,7 @@ class DSU(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Li et al., ICLR 2022, arXiv:2202.03958.
@@ -179,6 +181,7 @@ class PermutedStyle(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Nuriel et al., CVPR 2021, arXiv:2010.05785.

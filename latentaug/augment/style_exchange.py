@@ -39,6 +39,7 @@ class EFDMix(StyleMixer):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Zhang et al., CVPR 2022, arXiv:2203.07740.
@@ -87,6 +88,7 @@ class CrossNorm(LatentTransform):
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: An argument is of another kind.
 
     References:
         Tang et al., ICCV 2021, arXiv:2102.02811.

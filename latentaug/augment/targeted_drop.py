@@ -45,6 +45,7 @@ class RSC(Masker):
 
     Raises:
         ValueError: An argument is out of range; the saliency is missing or misshapen; or `samples` needs a `loss_at`.
+        TypeError: An argument is of another kind.
 
     References:
         Huang et al., ECCV 2020, arXiv:2007.02454.
@@ -113,6 +114,7 @@ class TargetDrop(Masker):
     Raises:
         ValueError: An argument is out of range; the saliency is missing or misshapen; or a code has more than three
             spatial axes.
+        TypeError: An argument is of another kind.
 
     References:
         Zhu and Zhao, ICASSP 2022, arXiv:2010.10716.
