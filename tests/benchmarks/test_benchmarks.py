@@ -31,6 +31,14 @@ def test_what_continuous_integration_runs_by_itself_is_in_that_script() -> None:
     assert {line.split()[1] for line in script.read_text().splitlines() if line.startswith("benchmark ")} == ON_A_GPU
 
 
+def test_what_steps_cost_is_quoted_as_measured() -> None:
+    root = Path(__file__).parents[2]
+    steps, *_ = json.loads((root / "benchmarks" / "results" / "cpu" / "step.json").read_text())["tables"]
+    page = (root / "docs" / "explanation" / "costs.md").read_text()
+    quoted = re.findall(r"^\| [^|]+ \| (.+) \|$", page[: page.index("**By arithmetic**")], re.MULTILINE)[1:]
+    assert quoted == [" | ".join(f"{value:.2f}" for value in values[1:]) for values in steps["rows"].values()]
+
+
 def test_the_arithmetic_that_the_docs_quote_is_what_was_counted() -> None:
     root = Path(__file__).parents[2]
     _, steps = json.loads((root / "benchmarks" / "results" / "cpu" / "flops.json").read_text())["tables"]
