@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from latentaug.discovery.results import NAMES, predictions_in
 from latentaug.nets.functional import resize
 from latentaug.tracing.record import depends
 from latentaug.tracing.tree import children_of
+
+logger = logging.getLogger("latentaug")
 
 
 class Prediction(NamedTuple):
@@ -83,6 +86,18 @@ def read_logits(
     return logits
 
 
+def tell_of_probabilities(who: str, outputs: Sequence[Tensor]) -> None:
+    """Warn of outputs that look like probabilities, which a model ends in that has an activation at its end."""
+    if all(bool(((logits >= 0) & (logits <= 1)).all()) for logits in outputs):
+        remedy = "p.logit()" if outputs[0].shape[1] == 1 else "p.clamp_min(1e-6).log()"
+        logger.warning(
+            "%s returns values in 0 to 1, which look like probabilities, and is taken to return logits. If they are, "
+            "leave its last activation out, or pass logits=lambda p: %s.",
+            who,
+            remedy,
+        )
+
+
 class LogitsReader:
     """Read the logits of one model, pass after pass.
 
@@ -95,6 +110,7 @@ class LogitsReader:
         self.num_classes = num_classes
         self.reader = reader
         self._main: dict[int, int] = {}  # position by the number of outputs, where several are finest
+        self._told = False
 
     def read(self, output: Any, size: Sequence[int], codes: Sequence[Tensor] = ()) -> Prediction:
         """Return the logits in what the model returned, at a size.
@@ -116,6 +132,15 @@ class LogitsReader:
     def main(self, output: Any, size: Sequence[int]) -> Tensor:
         """Return the logits that a segmentation is made of, at a size; of a pass that is followed by none of a loss."""
         outputs = read_logits(output, self.num_classes, len(size), self.reader)
+        if len(finest(outputs)) > 1 and len(outputs) not in self._main and not self._told:
+            self._told = True
+            logger.warning(
+                "Of the %d outputs of a %s, %d have one size, and the first of these is taken. Pass logits=, a "
+                "callable that returns the one that segments, such as lambda output: output[-1].",
+                len(outputs),
+                type(output).__name__,
+                len(finest(outputs)),
+            )
         return resize(outputs[self._place(outputs)], size)
 
     def _place(self, outputs: Sequence[Tensor]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentaug.checks import scalar
 from latentaug.cooperative.arguments import check_decoder
 from latentaug.cooperative.given_loss import GivenLoss
-from latentaug.cooperative.logits import finest, read_logits
+from latentaug.cooperative.logits import finest, read_logits, tell_of_probabilities
 from latentaug.cooperative.maker import decoded_size
 from latentaug.nets.functional import shrink
 from latentaug.tracing.isolation import preserved_modes, sandbox
@@ -42,6 +42,7 @@ def try_on_example(model: CooperativeModel, example: Tensor, *, own_decoder: boo
         model.model.eval()
         with torch.no_grad():
             outputs = read_logits(model.model(example.clone()), model.num_classes, example.ndim - 2, reader.reader)
+        tell_of_probabilities(type(unwrap(model.model)).__name__, outputs)
         if len(finest(outputs)) > 1 or own_decoder:
             with model.tapped() as taps:
                 reader.read(model.model(example.clone()), example.shape[2:], [*taps.codes.values()])

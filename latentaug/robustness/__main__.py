@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _see_that_it_can_be_written_to(Path(options.output))
         shifts: dict[str, Shift] = {}
         for kind in options.shifts:
-            shifts |= KINDS[kind]() if kind in KINDS else _made(kind)
+            shifts |= KINDS[kind]() if kind in KINDS else _shifts(kind)
         found = measure(
             _made(options.models),
             _made(options.loader),
@@ -69,8 +70,43 @@ def _see_that_it_can_be_written_to(folder: Path) -> None:
         raise NotADirectoryError(f"--output {folder}: {there} is no folder. Name one, or what is none yet.")
 
 
+def _shifts(name: str) -> dict[str, Shift]:
+    """Return the shifts that a name stands for: a mapping of them, what returns one, or a shift.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    found = _found(name)
+    if callable(found) and _takes_arguments(found):
+        return {name.rpartition(":")[2]: found}
+    made = found() if callable(found) else found
+    if not isinstance(made, Mapping):
+        raise TypeError(
+            f"--shifts {name} must be a shift, a callable (images, severity, generator) -> images, or a mapping of "
+            f"some by name, or what returns one; got {type(made).__name__}."
+        )
+    return dict(made)
+
+
+def _takes_arguments(function: Any) -> bool:
+    """Tell whether a callable cannot be called without any."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:  # one that does not say
+        return False
+    return False
+
+
 def _made(name: str) -> Any:
-    """Import what a name stands for, and call it if it is a function.
+    """Return what a name stands for, and call it if it is a function."""
+    found = _found(name)
+    return found() if callable(found) and not isinstance(found, nn.Module) else found
+
+
+def _found(name: str) -> Any:
+    """Import what a name stands for.
 
     Raises:
         ValueError: It has no colon, or there is nothing of that name.
@@ -87,8 +123,7 @@ def _made(name: str) -> Any:
         module = importlib.import_module(place)
     if not hasattr(module, attribute):
         raise ValueError(f"{place} has no {attribute!r}.")
-    found = getattr(module, attribute)
-    return found() if callable(found) and not isinstance(found, nn.Module) else found
+    return getattr(module, attribute)
 
 
 def _loaded(file: Path) -> ModuleType:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from latentaug.checks import described, function, ignored_label, shown, whole
 from latentaug.cooperative.labels import of_size, squeeze_labels, whole_numbers
-from latentaug.cooperative.logits import LogitsReader
+from latentaug.cooperative.logits import LogitsReader, tell_of_probabilities
 from latentaug.nets.functional import to_labels
 from latentaug.robustness.result import CLEAN, Robustness
 from latentaug.robustness.shifts import SEVERITIES, Shift, check_shifts, intensity_shifts
 from latentaug.tracing.isolation import preserved_modes
-from latentaug.training.batches import check_batch
+from latentaug.training.batches import check_batch, described_batch
 from latentaug.training.finite import all_finite
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,10 @@ def measure(
         raise ValueError(f"shifts must not be called {CLEAN!r}, as images without a shift are. Call it otherwise.")
     whole("seed", seed, least=0)
     ignored_label(ignore_index)
+    if not _scored(num_classes, ignore_index):
+        raise ValueError(
+            f"ignore_index must leave a class but the background to be scored; got {ignore_index} of {num_classes}."
+        )
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader must yield batches, as a DataLoader does; got {shown(loader)}.")
     function("then", then)
@@ -98,12 +102,17 @@ def measure(
                 if shift != CLEAN:
                     generator = _generator(seed, number, shift, severity)
                     changed = _changed(given[shift], shift, images, severity, generator)
-                changed = changed if then is None else _alike("then", then(changed.clone()), images)
+                if then is not None:
+                    with _failing("then", "a callable (images) -> images"):
+                        made = then(changed.clone())
+                    changed = _alike("then", made, images)
                 for name, model in named.items():
                     given_to_it = _copied_to(model, changed)
                     with _calling(name, given_to_it):
                         returned = model(given_to_it)
                     found = readers[name].main(returned, images.shape[2:])
+                    if number == severity == 0 and num_classes == 1:
+                        tell_of_probabilities(f"models[{name!r}]", [found])
                     if not found.isfinite().all():
                         lost.append((name, shift, severity))
                     scores[name, shift, severity] += dice_of_cases(found, labels, num_classes, ignore_index)
@@ -116,7 +125,7 @@ def measure(
 def dice_of_cases(logits: Tensor, labels: Tensor, num_classes: int, ignore_index: int = -100) -> list[float]:
     """Return the Dice of each case, the mean over classes but the background that are labelled or predicted.
 
-    NaN where none is.
+    NaN where none is. A class that is ignored is not scored either.
 
     Shape:
         logits: [B, C, *S].   labels: class indices [B, *S] or [B, 1, *S].
@@ -129,11 +138,15 @@ def dice_of_cases(logits: Tensor, labels: Tensor, num_classes: int, ignore_index
     counts = labels != ignore_index
     predicted = to_labels(logits).flatten(1)
     totals = []
-    for index in range(1, max(num_classes, 2)):
+    for index in _scored(num_classes, ignore_index):
         one, other = (predicted == index) & counts, (labels == index) & counts
         totals.append(torch.stack([2 * (one & other).sum(1), one.sum(1) + other.sum(1)]))
     hits, both = torch.stack(totals, 1).double()
     return list((hits / both).nanmean(0).tolist())
+
+
+def _scored(num_classes: int, ignore_index: int) -> list[int]:
+    return [index for index in range(1, max(num_classes, 2)) if index != ignore_index]
 
 
 def _tell_of_lost(lost: Iterable[tuple[str, str, int]]) -> None:
@@ -186,7 +199,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)):
         raise TypeError(
             'loader must yield pairs (images, labels) of tensors, or mappings with "image" and "label"; got '
-            f"{type(batch).__name__}."
+            f"{described_batch(batch)}. Wrap it, for instance ((images, labels) for images, labels, *_ in loader)."
         )
     images, labels = batch
     if images.ndim < 3 or not images.numel():
@@ -199,7 +212,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if not of_size(labels, len(images), images.shape[2:]):
         raise ValueError(
             f"loader must yield labels of the size of the images; got images {tuple(images.shape)} and labels "
-            f"{tuple(labels.shape)}."
+            f"{tuple(labels.shape)}. Of one channel for each class take labels.argmax(1)."
         )
     return images, labels
 
@@ -211,7 +224,21 @@ def _generator(seed: int, batch: int, shift: str, severity: int) -> torch.Genera
 
 
 def _changed(shift: Shift, name: str, images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    return _alike(f"shifts[{name!r}]", shift(images.clone(), severity, generator), images, channels=True)
+    who = f"shifts[{name!r}]"
+    with _failing(who, "a callable (images, severity, generator) -> images"):
+        changed = shift(images.clone(), severity, generator)
+    return _alike(who, changed, images, channels=True)
+
+
+@contextmanager
+def _failing(who: str, what: str) -> Iterator[None]:
+    """Say of what a user's callable raises which one it is."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise RuntimeError(f"{who}, {what}, raised {type(error).__name__}: {error}") from error
 
 
 def _alike(who: str, found: object, images: Tensor, *, channels: bool = False) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -27,7 +28,8 @@ RESAMPLES = 2000
 ABOUT = (
     "Dice is the mean over the classes of a case that are labelled or predicted; a case is one image of the loader. "
     f"Intervals are 95 % percentile bootstraps over cases, {RESAMPLES} resamples, seeded; they say nothing of another "
-    f"training. Failures are cases whose Dice is below {FAILED:g}."
+    f"training. Failures are cases whose Dice is below {FAILED:g}. A case in which nothing is labelled has no Dice for "
+    "a model that finds nothing there; where another finds something, it counts as 1 in the gain."
 )
 
 
@@ -102,20 +104,14 @@ class Robustness:
         ]
 
     def _summary(self, model: str, shift: str, severity: int, keys: Sequence[tuple[str, int]]) -> Cell:
-        own = self._means(model, keys)
-        mean, low, high = interval(own)
+        mean, low, high = interval(_means([self.scores[(model, *key)] for key in keys]))
         failed = [value < FAILED for key in keys for value in self.scores[(model, *key)] if value == value]
         failures = sum(failed) / len(failed) if failed else math.nan
         gain: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
         if model != self.models[0]:
-            gain = interval(own - self._means(self.models[0], keys))
+            first = self.models[0]
+            gain = interval(_means([_gain(self.scores[(model, *k)], self.scores[(first, *k)]) for k in keys]))
         return Cell(model, shift, severity, mean, low, high, failures, *gain)
-
-    def _means(self, model: str, keys: Iterable[tuple[str, int]]) -> npt.NDArray[np.float64]:
-        """Return for each case the mean over some shifts."""
-        rows = np.array([self.scores[(model, *key)] for key in keys])
-        known = ~np.isnan(rows)
-        return np.where(known.any(0), np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
 
     # Showing ------------------------------------------------------------------------------------------------------
 
@@ -185,11 +181,11 @@ class Robustness:
             for name in self.models:
                 cells = [self.cell(name), *(self.cell(name, shift, at) for at in self.severities(shift))]
                 at = [cell.severity for cell in cells]
-                (line,) = panel.plot(at, [cell.dice for cell in cells], marker="o", markersize=3, label=name)
+                (line,) = panel.plot(at, [cell.dice for cell in cells], marker="o", markersize=3, label=_plain(name))
                 panel.fill_between(
                     at, [c.low for c in cells], [c.high for c in cells], alpha=0.15, color=line.get_color()
                 )
-            panel.set_title(shift, fontsize=9)
+            panel.set_title(_plain(shift), fontsize=9)
             panel.set_xticks(at)
             panel.grid(alpha=0.3)
         for panel in panels.flat[len(self.shifts) :]:
@@ -203,15 +199,14 @@ class Robustness:
         """Write `robustness.json`, `.md`, `.html` and, where matplotlib is installed, `.png`; return the folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        (path / "robustness.json").write_text(self.to_json())
-        (path / "robustness.md").write_text(self.to_markdown())
+        (path / "robustness.json").write_text(self.to_json(), encoding="utf-8")
+        (path / "robustness.md").write_text(self.to_markdown(), encoding="utf-8")
         shown = ""
-        try:
+        if importlib.util.find_spec("matplotlib") is not None:
             self.plot().savefig(path / "robustness.png", dpi=150)
             shown = '<p><img src="robustness.png" alt="Dice against severity"></p>'
-        except ModuleNotFoundError:
-            pass
-        (path / "robustness.html").write_text(PAGE.format(table=self._repr_html_(), figure=shown))
+        page = PAGE.format(table=self._repr_html_(), figure=shown)
+        (path / "robustness.html").write_text(page, encoding="utf-8")
         return path
 
 
@@ -242,8 +237,27 @@ def interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return float(known.mean()), float(low), float(high)
 
 
+def _means(values: Sequence[Sequence[float] | npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Return for each case the mean over some shifts."""
+    rows = np.array(values)
+    known = ~np.isnan(rows)
+    return np.where(known.any(0), np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _gain(own: Sequence[float], first: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return by how much each case is above that of the first model; to rightly find nothing is worth 1."""
+    one, other = np.array(own), np.array(first)
+    both = np.isnan(one) & np.isnan(other)
+    return np.where(both, np.nan, np.nan_to_num(one, nan=1.0) - np.nan_to_num(other, nan=1.0))
+
+
 def _known(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _plain(name: str) -> str:
+    """Return a name as matplotlib shows it, which takes what is between two dollar signs for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _interval_shown(values: Sequence[float], form: str) -> str:

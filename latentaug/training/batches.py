@@ -42,7 +42,7 @@ def as_pair(batch: Any, who: str = "CooperativeTrainer") -> tuple[Tensor, Tensor
     if isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
     raise TypeError(
-        f"{who} needs a loader that yields (images, labels), two tensors; got {_describe(batch)}. "
+        f"{who} needs a loader that yields (images, labels), two tensors; got {described_batch(batch)}. "
         "Pass batch=, a callable that makes the pair: batch=lambda batch: (batch['image'], batch['label'])."
     )
 
@@ -63,7 +63,7 @@ def made_by(
         made = batch(drawn)
         if isinstance(made, list | tuple) and len(made) == 2 and all(isinstance(part, Tensor) for part in made):
             return made[0], made[1]
-        raise TypeError(f"batch must return (images, labels), two tensors; got {_describe(made)}.")
+        raise TypeError(f"batch must return (images, labels), two tensors; got {described_batch(made)}.")
 
     return pair
 
@@ -165,7 +165,13 @@ def planned_steps(length: int | None, accumulate: int, epochs: int | None, max_s
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def _describe(batch: Any) -> str:
+def described_batch(batch: Any) -> str:
+    """Say what a loader has yielded.
+
+    Example:
+        >>> described_batch({"image": 1, "mask": 2})
+        "a dict with keys ['image', 'mask']"
+    """
     if isinstance(batch, Mapping):
         return f"a {type(batch).__name__} with keys {list(batch)}"
     if isinstance(batch, list | tuple):

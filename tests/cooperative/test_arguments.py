@@ -100,3 +100,21 @@ def test_steps_take_cooperative_models_and_what_wraps_them() -> None:
     check_step("step", Wrapper(), torch.amp.GradScaler("cpu"), torch.Generator())
     with pytest.raises(TypeError, match=r"step needs `model` to be a CooperativeModel, also wrapped; got a FTN"):
         check_step("step", coop.model, None, None)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_a_network_that_ends_in_an_activation_is_told_of(num_classes: int, caplog: pytest.LogCaptureFixture) -> None:
+    def net(*end: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.ConvTranspose2d(8, num_classes, 4, 4), *end)
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 16, 16)
+    CooperativeModel(net(), num_classes=num_classes, example=images)
+    assert not caplog.records
+    end = nn.Sigmoid() if num_classes == 1 else nn.Softmax(1)
+    CooperativeModel(net(end), num_classes=num_classes, example=images)
+    (record,) = caplog.records
+    assert "Sequential returns values in 0 to 1, which look like probabilities" in record.message
+    caplog.clear()
+    CooperativeModel(net(end), num_classes=num_classes, example=images, logits=lambda p: p.clamp_min(1e-6).log())
+    assert not caplog.records

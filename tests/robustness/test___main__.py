@@ -20,6 +20,10 @@ models = {"one": nn.Conv2d(1, 2, 1), "two": nn.Conv2d(1, 2, 1)}
 shifts = {"dark": lambda images, severity, generator: images / severity}
 
 
+def darker(images, severity, generator):
+    return images / severity
+
+
 def loader():
     return [(torch.rand(2, 1, 16, 16), torch.ones(2, 16, 16).long())]
 """
@@ -43,6 +47,14 @@ def test_it_prints_the_table_and_writes_the_report(
     assert main([*given, "--shifts", "intensity", f"{mine}:shifts", "--output", str(tmp_path / "out")]) == 0
     assert "| dark | 3 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "robustness.json").read_text())["cells"][0]["model"] == "one"
+
+
+def test_a_shift_is_taken_by_its_own_name(mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"{mine}:models", f"{mine}:loader", "--num-classes", "2", "--severities", "2", "--output", str(tmp_path)]
+    assert main([*given, "--shifts", f"{mine}:darker"]) == 0
+    assert "| darker | 2 |" in capsys.readouterr().out
+    assert main([*given, "--shifts", f"{mine}:loader"]) == 2
+    assert "must be a shift, a callable (images, severity, generator) -> images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,39 @@ def test_dice_is_of_classes_that_are_there_and_nan_where_none_is() -> None:
     assert dice_of_cases(logits, labels, 3)[2] != dice_of_cases(logits, labels, 3)[2]
 
 
+def test_a_class_that_is_ignored_is_not_scored() -> None:
+    labels = torch.tensor([[[1, 1], [0, 2]]])
+    logits = nn.functional.one_hot(torch.tensor([[[1, 1], [2, 2]]]), 3).movedim(3, 1).float()
+    assert dice_of_cases(logits, labels, 3, ignore_index=2) == [1.0]
+    assert dice_of_cases(logits, labels, 3)[0] < 1
+
+
+class Ended(nn.Module):
+    """Returns several outputs of one size, or what has an activation at its end."""
+
+    def __init__(self, end: Any) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, images: Tensor) -> Any:
+        return self.end(8 * (images - 0.5))
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (torch.sigmoid, "returns values in 0 to 1, which look like probabilities"),
+        (lambda logits: [-logits, logits], "Of the 2 outputs of a list, 2 have one size, and the first of these"),
+        (lambda logits: logits, ""),
+        (lambda logits: [logits, logits[..., ::2, ::2]], ""),
+    ],
+)
+def test_what_may_be_read_wrongly_is_told_once(end: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    found = measure(Ended(end), batches(), num_classes=1, severities=[1])
+    assert [said in record.message for record in caplog.records] == [True] * bool(said)
+    assert (found.cell("model").dice == 1) is not bool(said)
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
@@ -146,6 +179,14 @@ def test_dice_is_of_classes_that_are_there_and_nan_where_none_is() -> None:
             ValueError,
             r"shifts\['cut'\] must return images of shape",
         ),
+        ({"shifts": {"one": lambda images: images}}, RuntimeError, r"shifts\['one'\], a callable \(images, severity, "),
+        (
+            {"then": lambda images: images @ torch.ones(3)},
+            RuntimeError,
+            r"then, a callable \(images\) -> images, ",
+        ),
+        ({"loader": [{"image": 1, "mask": 2}]}, TypeError, r"got a dict with keys \['image', 'mask'\]"),
+        ({"ignore_index": 1}, ValueError, "ignore_index must leave a class but the background"),
     ],
 )
 def test_wrong_calls_are_told(changed: dict[str, Any], error: type[Exception], said: str) -> None:

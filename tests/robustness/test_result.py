@@ -39,6 +39,25 @@ def test_cells_are_means_over_cases_with_gains_over_the_first_model() -> None:
     assert found.average("ours").failures == 0
 
 
+def test_a_case_without_labels_counts_in_the_gain_where_one_model_finds_something_there() -> None:
+    scores = {("fp", "none", 0): [0.8, 0.0, math.nan], ("good", "none", 0): [0.8, math.nan, math.nan]}
+    found = Robustness(scores)
+    assert found.cell("good").gain == pytest.approx(0.5)
+    assert found.cell("good").dice == pytest.approx(0.8)
+    other_way_round = Robustness(dict(reversed(scores.items())))
+    assert other_way_round.cell("fp").gain == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("name", ["réseau", "a$x^$", "100 %"])
+def test_a_report_is_written_whatever_a_model_is_called(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = Robustness({(name, "none", 0): [0.9, 0.8], (name, "blur", 1): [0.5, 0.7]})
+    found.write(tmp_path)
+    assert name in (tmp_path / "robustness.html").read_text(encoding="utf-8")
+    assert name in (tmp_path / "robustness.md").read_text(encoding="utf-8")
+    assert (tmp_path / "robustness.png").stat().st_size > 1000
+
+
 def test_the_table_has_a_line_for_each_shift_and_severity_and_escapes_names() -> None:
     text = two_models().to_markdown()
     lines = [line for line in text.splitlines() if line.startswith("|")]
