@@ -87,15 +87,24 @@ def read_logits(
 
 
 def tell_of_probabilities(who: str, outputs: Sequence[Tensor]) -> None:
-    """Warn of outputs that look like probabilities, which a model ends in that has an activation at its end."""
-    if all(bool(((logits >= 0) & (logits <= 1)).all()) for logits in outputs):
+    """Warn of outputs that look like probabilities, which a model ends in that has an activation at its end.
+
+    Where outputs have a graph, it says so; or else their values do, which those of an untrained model may by chance.
+    """
+    if all(map(_is_probability, outputs)):
         remedy = "p.logit()" if outputs[0].shape[1] == 1 else "p.clamp_min(1e-6).log()"
         logger.warning(
-            "%s returns values in 0 to 1, which look like probabilities, and is taken to return logits. If they are, "
-            "leave its last activation out, or pass logits=lambda p: %s.",
+            "%s returns what looks like probabilities, and is taken to return logits. If so, leave its last activation "
+            "out, or pass logits=lambda p: %s.",
             who,
             remedy,
         )
+
+
+def _is_probability(output: Tensor) -> bool:
+    if output.grad_fn is not None:
+        return type(output.grad_fn).__name__.startswith(("SigmoidBackward", "SoftmaxBackward"))
+    return bool(((output >= 0) & (output <= 1)).all())
 
 
 class LogitsReader:

@@ -40,9 +40,10 @@ def try_on_example(model: CooperativeModel, example: Tensor, *, own_decoder: boo
     # Each pass has a copy, as models may change what they are given.
     with preserved_modes(model.model), sandbox(unwrap(model.model), example.device):
         model.model.eval()
-        with torch.no_grad():
+        with torch.enable_grad():  # so that the last activation can be seen
             outputs = read_logits(model.model(example.clone()), model.num_classes, example.ndim - 2, reader.reader)
         tell_of_probabilities(type(unwrap(model.model)).__name__, outputs)
+        outputs = [output.detach() for output in outputs]  # whose graph need not be kept any longer
         if len(finest(outputs)) > 1 or own_decoder:
             with model.tapped() as taps:
                 reader.read(model.model(example.clone()), example.shape[2:], [*taps.codes.values()])

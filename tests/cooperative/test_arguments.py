@@ -114,7 +114,7 @@ def test_a_network_that_ends_in_an_activation_is_told_of(num_classes: int, caplo
     end = nn.Sigmoid() if num_classes == 1 else nn.Softmax(1)
     CooperativeModel(net(end), num_classes=num_classes, example=images)
     (record,) = caplog.records
-    assert "Sequential returns values in 0 to 1, which look like probabilities" in record.message
+    assert "Sequential returns what looks like probabilities" in record.message
     caplog.clear()
     CooperativeModel(net(end), num_classes=num_classes, example=images, logits=lambda p: p.clamp_min(1e-6).log())
     assert not caplog.records

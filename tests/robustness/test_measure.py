@@ -151,7 +151,7 @@ class Ended(nn.Module):
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        (torch.sigmoid, "returns values in 0 to 1, which look like probabilities"),
+        (torch.sigmoid, "returns what looks like probabilities"),
         (lambda logits: [-logits, logits], "Of the 2 outputs of a list, 2 have one size, and the first of these"),
         (lambda logits: logits, ""),
         (lambda logits: [logits, logits[..., ::2, ::2]], ""),
