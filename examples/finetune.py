@@ -9,6 +9,7 @@ Without weights it trains a network first, to have one. Put your own network and
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -24,8 +25,10 @@ parser.add_argument("--trained-for", type=int, default=300, metavar="N", help="i
 parser.add_argument("--rate", type=float, default=1e-4, help="learning rate: a tenth of the training's, or less")
 parser.add_argument("--output", type=Path, default=Path("finetuned.pt"), metavar="FILE", help="the new weights")
 options = parser.parse_args()
-if options.trained_for < 1 or not 0 < options.rate < 1 or not options.output.absolute().parent.is_dir():
-    parser.error("--trained-for must be 1 or more, --rate above 0 and below 1, --output in a folder that is there")
+if options.trained_for < 1 or not 0 < options.rate < 1:
+    parser.error("--trained-for must be 1 or more, --rate above 0 and below 1")
+if options.output.is_dir() or not os.access(options.output.absolute().parent, os.W_OK):
+    parser.error(f"--output {options.output}: must be a file, in a folder that is there and can be written to")
 torch.manual_seed(0)
 
 
@@ -43,7 +46,11 @@ if options.weights is not None:
     try:
         unet.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a file that is none may raise
-        parser.error(f"--weights {options.weights}: no state dict of this network ({type(error).__name__}: {error})")
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])[:200]
+        parser.error(
+            f"--weights {options.weights}: no state dict of this network ({type(error).__name__}: {reason}). Of a "
+            "checkpoint that holds one among other things, save that alone, without what wrappers put before its names"
+        )
 else:
     optimizer = torch.optim.Adam(unet.parameters(), lr=10 * options.rate)
     for _ in range(options.trained_for):

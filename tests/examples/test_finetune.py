@@ -34,7 +34,9 @@ def test_it_goes_on_from_the_weights_that_are_given(
     [
         (["--trained-for", "-5"], "--trained-for must be 1 or more"),
         (["--rate", "nan"], "--rate above 0"),
-        (["--output", "absent/new.pt"], "--output in a folder that is there"),
+        (["--output", "absent/new.pt"], "--output absent/new.pt: must be a file, in a folder that is there"),
+        (["--output", "."], "--output .: must be a file"),
+        (["--weights", "checkpoint.pt"], "Of a checkpoint that holds one among other things, save that alone"),
         (["--weights", "absent.pt"], "--weights absent.pt: no state dict of this network"),
         (["--weights", "note.txt"], "--weights note.txt: no state dict of this network"),
     ],
@@ -48,6 +50,7 @@ def test_wrong_arguments_are_told_before_anything_is_trained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("note.txt").write_text("a note")
+    torch.save({"state_dict": smp.Unet("resnet18", encoder_weights=None, in_channels=1).state_dict()}, "checkpoint.pt")
     monkeypatch.setattr(sys, "argv", ["finetune.py", *flags])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(Path(acdc_cooperative.__file__).parent / "finetune.py"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from study.data.frame import DataError
+from study.domains import domain_of
 from study.methods import METHODS
 from study.methods.augmentations import NONE
 from study.report.comparison import REFERENCES, compare, comparison_grid, reference_of
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary:
             print(f"{markdown(summary_grid(of_these, costs))}\n\n{ABOUT}\n")
     if not is_there:
-        print(f"No differences: there is neither {' nor '.join(REFERENCES)}. --reference METHOD compares with another.")
+        names = ", ".join(dict.fromkeys(score.method for score in scores))
+        print(f"No differences: there is neither {' nor '.join(REFERENCES)} among {names}. Name one by --reference.")
         return 0
     print(f"Less that of {reference} on the same draws:\n")
     differences = [one for one in compare(scores, reference) if one.metric == "dice"]
@@ -98,11 +100,15 @@ def joined(runs: Sequence[tuple[Path, Sequence[Score]]]) -> list[Score]:
     """Return the scores of all runs; where runs differ in what `additions` knows of, methods are called by it too.
 
     Raises:
-        DataError: two runs have the same method and draw.
+        DataError: two runs have the same method and draw, or are of different kinds of images.
     """
     scores: list[Score] = []
     there: dict[tuple[str, int], Path] = {}
     called = additions([run for run, _ in runs])
+    kinds = {run: domain_of(score.column for score in its_own).name for run, its_own in runs if its_own}
+    if len({*kinds.values()}) > 1:
+        listed = "; ".join(f"{run} is of {kind}" for run, kind in kinds.items())
+        raise DataError(f"{listed}. Compare each kind of images by itself.")
     for run, its_own in runs:
         some = [score._replace(method=score.method + called[run]) for score in its_own]
         for method, draw in dict.fromkeys((score.method, score.draw) for score in some):

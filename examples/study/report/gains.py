@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ from matplotlib.figure import Figure
 from study.data.frame import DataError
 from study.domains import DOMAINS, domain_of
 from study.methods.augmentations import NONE
-from study.report.compare_runs import joined, scores_of, settings_of
+from study.report.compare_runs import additions, joined, scores_of, settings_of
 from study.report.comparison import SHIFTED, Difference, compare, comparison_grid
 from study.report.figures import hues
 from study.report.tables import markdown
@@ -46,11 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for line in differing_settings(options.runs):
+        print(f"note: {line}", file=sys.stderr)
     for title, differences in panels.items():
         print(f"{title}: Dice, less that of {PLAIN} with the same augmentation\n")
         print(f"{markdown(comparison_grid(differences))}\n")
     if options.output is not None:
-        gains_figure(panels).savefig(options.output, dpi=200, metadata={"Software": ""})
+        try:
+            gains_figure(panels).savefig(options.output, dpi=200, metadata={"Software": ""}, format="png")
+        except OSError as error:
+            print(f"error: {options.output}: cannot be written to ({error.strerror}).", file=sys.stderr)
+            return 2
     return 0
 
 
@@ -71,8 +79,12 @@ def gains_of(
         DataError: A folder cannot be read, an augmentation lacks `plain`, or nothing is left to compare.
     """
     panels: dict[str, list[Difference]] = {}
-    for (domain, augmentation), alike in _alike(runs).items():
-        scores = joined(alike)
+    groups = _alike(runs)
+    sizes = Counter(domain for domain, _ in {(domain, size) for domain, _, size in groups})
+    for (domain, augmentation, size), alike in groups.items():
+        scores, added = joined(alike), additions([run for run, _ in alike])
+        timed = [(run, its_own) for run, its_own in alike if settings_of(run).get("equal_time")]
+        in_equal_time = {score.method + added[run] for run, its_own in timed for score in its_own}
         if PLAIN not in {score.method for score in scores}:
             folders = ", ".join(str(run) for run, _ in alike)
             raise DataError(
@@ -80,9 +92,10 @@ def gains_of(
             )
         found = panels.setdefault(domain, [])
         for difference in compare(scores, PLAIN):
-            name, _, settings = difference.method.partition(",")
-            if (methods is None or name in methods) and (not equal_time or "equal time" in settings):
-                found.append(difference._replace(method=_called(difference.method, augmentation)))
+            name = difference.method.partition(",")[0]
+            if (methods is None or name in methods) and (not equal_time or difference.method in in_equal_time):
+                called = _called(difference.method, augmentation)
+                found.append(difference._replace(method=f"{called}, {size} images" if sizes[domain] > 1 else called))
     panels = {name: found for name, found in panels.items() if found}
     if not panels:
         raise DataError(f"nothing to compare with {PLAIN}. Pass folders with other methods, or other --methods.")
@@ -131,14 +144,45 @@ def _draw(axes: Axes, differences: Sequence[Difference], methods: Sequence[str],
     axes.set_xticks(range(len(columns)), [TITLES.get(name, name.removeprefix("Rand")) for name in columns])
 
 
-def _alike(runs: Sequence[Path]) -> dict[tuple[str, str], list[tuple[Path, list[Score]]]]:
-    """Read the Dice of runs, and sort it by their kind of images and their augmentation."""
-    found: dict[tuple[str, str], list[tuple[Path, list[Score]]]] = {}
+def _alike(runs: Sequence[Path]) -> dict[tuple[str, str, Any], list[tuple[Path, list[Score]]]]:
+    """Read the Dice of runs, and sort it by kind of images, augmentation and how many images train, if that is said."""
+    found: dict[tuple[str, str, Any], list[tuple[Path, list[Score]]]] = {}
     for run in runs:
         scores = [score for score in scores_of(run) if score.metric == "dice"]
-        kind = domain_of(score.column for score in scores).name, str(settings_of(run).get("augment", NONE))
-        found.setdefault(kind, []).append((run, scores))
+        settings, kind = settings_of(run), domain_of(score.column for score in scores).name
+        key = kind, str(settings.get("augment", NONE)), settings.get("train_size")
+        found.setdefault(key, []).append((run, scores))
     return found
+
+
+_APART = {"augment", "train_size", "equal_time", "start", "data", "split", "statistics", "preset"}
+"""Settings by which runs are told apart, or that change nothing about training."""
+_TUNED = {"iterations", "epochs", "learning_rate", "warm_up", "schedule"}
+"""Settings that fine-tuning has others of."""
+
+
+def differing_settings(runs: Sequence[Path]) -> list[str]:
+    """Say of runs that are compared in which further settings they differ: what a method gains may be theirs.
+
+    Args:
+        runs: Folders of runs.
+
+    Returns:
+        A line for each pair of a run and the first of its kind that differ.
+    """
+    lines = []
+    for alike in _alike(runs).values():
+        first, *others = (run for run, _ in alike)
+        expected = settings_of(first)
+        for run in others:
+            own = settings_of(run)
+            passed_over = _APART | (_TUNED if own.get("start") or expected.get("start") else set())
+            names = [name for name in {**expected, **own} if name not in passed_over]
+            differing = [name for name in names if own.get(name) != expected.get(name)]
+            if own and expected and differing:
+                told = ", ".join(f"{name} {expected.get(name)} and {own.get(name)}" for name in differing)
+                lines.append(f"{first} and {run} differ in {told}, which may be what a method gains.")
+    return lines
 
 
 def _called(method: str, augmentation: str) -> str:

@@ -49,10 +49,19 @@ def test_the_network_alone_is_the_reference_where_a_run_has_it(
     assert "-0.250" in said
 
 
+def test_runs_of_different_kinds_of_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write(tmp_path / "hearts", "plain", 0.5), str(tmp_path / "nuclei")]
+    (tmp_path / "nuclei").mkdir()
+    nuclei = [Score("plain", 0, "Unet", column, "1", "", "nuclei", "dice", 0.5) for column in ("fluo256", "fluo360")]
+    write_scores(tmp_path / "nuclei", nuclei)
+    assert compare_runs.main(runs) == 2
+    assert "nuclei is of nuclei. Compare each kind of images by itself." in capsys.readouterr().err
+
+
 def test_runs_without_a_reference_are_shown_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write(tmp_path / "a", "cooperative", 0.5), write(tmp_path / "b", "mixup", 0.75)]
     assert compare_runs.main([*runs, "--output", str(tmp_path / "again")]) == 0
-    assert "No differences: there is neither plain nor standard." in capsys.readouterr().out
+    assert "No differences: there is neither plain nor standard among cooperative, mixup." in capsys.readouterr().out
     assert (tmp_path / "again" / "table.md").exists()
     assert compare_runs.main([*runs, "--reference", "mixup"]) == 0
     assert "-0.250" in capsys.readouterr().out

@@ -66,6 +66,33 @@ def test_each_method_is_compared_with_plain_under_its_own_augmentation(tmp_path:
     assert {one.method for one in timed} == {"default, equal time on gin"}
 
 
+def test_each_number_of_images_has_its_own_plain_and_equal_time_needs_no_other_run(tmp_path: Path) -> None:
+    nuclei = ("fluo256", "fluo360")
+    runs = [
+        run(tmp_path / "ten", {"plain": 0.5, "default": 0.51}, nuclei, train_size=10, equal_time=True),
+        run(tmp_path / "thirty", {"plain": 0.6, "default": 0.64}, nuclei, train_size=30, equal_time=True),
+    ]
+    (found,) = gains_of(runs, equal_time=True).values()
+    means = {one.method: one.mean for one in found if one.column == SHIFTED}
+    assert means == pytest.approx({"default, 10 images": 0.01, "default, 30 images": 0.04})
+
+
+def test_other_settings_that_runs_differ_in_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = run(tmp_path / "plain", {"plain": 0.5}, model="smp:Unet:resnet18", iterations=400, seed=0)
+    other = run(tmp_path / "other", {"default": 0.6}, model="smp:Unet:resnet50", iterations=400, seed=0)
+    tuned = run(tmp_path / "tuned", {"dsu": 0.6}, model="smp:Unet:resnet18", iterations=40, seed=0, start="last.pt")
+    assert main([str(plain), str(other), str(tuned)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1
+    assert "other differ in model smp:Unet:resnet18 and smp:Unet:resnet50, which may be what a method gains" in said
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(tmp_path / "whole", {"plain": 0.5, "cooperative": 0.53})
+    assert main([str(whole), "--output", str(tmp_path / "nowhere" / "gains.png")]) == 2
+    assert "gains.png: cannot be written to (No such file or directory)." in capsys.readouterr().err
+
+
 def test_the_command_draws_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = run(tmp_path / "whole", {"plain": 0.5, "cooperative": 0.53})
     assert main([str(whole), "--output", str(tmp_path / "gains.png")]) == 0
