@@ -25,7 +25,10 @@ from study.run.moments import Moment
 
 LABEL, PREDICTION = "#56b4e9", "#e69f00"
 """Colours of the two contours on a case."""
-HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
+HUES = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"),
+    *("#b15928", "#7aa622", "#e7298a", "#17a8b8"),
+)
 """Colours of methods, all of them readable on white and on black."""
 DASHES = ("-", "--", ":")
 """Line styles of draws."""
