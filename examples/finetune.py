@@ -46,11 +46,8 @@ if options.weights is not None:
     try:
         unet.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a file that is none may raise
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])[:200]
-        parser.error(
-            f"--weights {options.weights}: no state dict of this network ({type(error).__name__}: {reason}). Of a "
-            "checkpoint that holds one among other things, save that alone, without what wrappers put before its names"
-        )
+        reason = f"{type(error).__name__}: {str(error)[:120]}"  # PyTorch lists all names
+        parser.error(f"--weights {options.weights}: no state dict of this network, and of that alone ({reason} ...)")
 else:
     optimizer = torch.optim.Adam(unet.parameters(), lr=10 * options.rate)
     for _ in range(options.trained_for):

@@ -36,7 +36,7 @@ def test_it_goes_on_from_the_weights_that_are_given(
         (["--rate", "nan"], "--rate above 0"),
         (["--output", "absent/new.pt"], "--output absent/new.pt: must be a file, in a folder that is there"),
         (["--output", "."], "--output .: must be a file"),
-        (["--weights", "checkpoint.pt"], "Of a checkpoint that holds one among other things, save that alone"),
+        (["--weights", "checkpoint.pt"], "--weights checkpoint.pt: no state dict of this network, and of that alone"),
         (["--weights", "absent.pt"], "--weights absent.pt: no state dict of this network"),
         (["--weights", "note.txt"], "--weights note.txt: no state dict of this network"),
     ],
