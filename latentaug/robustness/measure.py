@@ -23,6 +23,8 @@ from latentaug.training.finite import all_finite
 
 logger = logging.getLogger(__name__)
 
+_AS_IT_TAKES_THEM = " Let the loader yield images as it takes them, or pass then=, a callable that makes such."
+
 
 @torch.no_grad()
 def measure(
@@ -103,12 +105,12 @@ def measure(
                     generator = _generator(seed, number, shift, severity)
                     changed = _changed(given[shift], shift, images, severity, generator)
                 if then is not None:
-                    with _failing("then", "a callable (images) -> images"):
+                    with _failing("then, a callable (images) -> images,"):
                         made = then(changed.clone())
                     changed = _alike("then", made, images)
                 for name, model in named.items():
                     given_to_it = _copied_to(model, changed)
-                    with _calling(name, given_to_it):
+                    with _failing(f"models[{name!r}] was called with {described(given_to_it)}, and", _AS_IT_TAKES_THEM):
                         returned = model(given_to_it)
                     found = readers[name].main(returned, images.shape[2:])
                     if number == severity == 0 and num_classes == 1:
@@ -168,17 +170,14 @@ def _severities(severities: object) -> list[int]:
 
 
 @contextmanager
-def _calling(name: str, images: Tensor) -> Iterator[None]:
-    """Say of what a model raises which one it is, and what it was called with."""
+def _failing(said: str, hint: str = "") -> Iterator[None]:
+    """Say of what a model or a user's callable raises which one it is."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
-        raise RuntimeError(
-            f"models[{name!r}] was called with {described(images)}, and raised {type(error).__name__}: {error} Let the "
-            "loader yield images as it takes them, or pass then=, a callable that makes such."
-        ) from error
+        raise RuntimeError(f"{said} raised {type(error).__name__}: {error}{hint}") from error
 
 
 def _named(models: object) -> dict[str, nn.Module]:
@@ -225,20 +224,9 @@ def _generator(seed: int, batch: int, shift: str, severity: int) -> torch.Genera
 
 def _changed(shift: Shift, name: str, images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     who = f"shifts[{name!r}]"
-    with _failing(who, "a callable (images, severity, generator) -> images"):
+    with _failing(f"{who}, a callable (images, severity, generator) -> images,"):
         changed = shift(images.clone(), severity, generator)
     return _alike(who, changed, images, channels=True)
-
-
-@contextmanager
-def _failing(who: str, what: str) -> Iterator[None]:
-    """Say of what a user's callable raises which one it is."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        raise RuntimeError(f"{who}, {what}, raised {type(error).__name__}: {error}") from error
 
 
 def _alike(who: str, found: object, images: Tensor, *, channels: bool = False) -> Tensor:
