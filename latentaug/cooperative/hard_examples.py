@@ -125,18 +125,19 @@ class HardExamples:
         if self.style_layers is not None:
             put("style_layers", tuple(self.style_layers))
 
-    def idle(self, *, decodes: bool, corrects: bool) -> list[str]:
-        """Name the options that change nothing in a model without an image decoder or a shape prior.
-
-        Example:
-            >>> HardExamples(fraction=0.5, residual=0.3).idle(decodes=False, corrects=True)
-            ['residual']
-        """
-        of_images, of_shapes = ("residual", "separate_decoder"), ("separate",)
-        names = [*of_images * (not decodes), *of_shapes * (not corrects)]
-        given = [name for name in names if getattr(self, name) is not None]
-        return given + [name for name in ("fraction", "scale") if not (decodes or corrects) and getattr(self, name) < 1]
-
     def __repr__(self) -> str:
         given = [(one.name, getattr(self, one.name)) for one in fields(self) if getattr(self, one.name) != one.default]
         return f"HardExamples({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+
+def idle_options(hard: HardExamples, *, decodes: bool, corrects: bool) -> list[str]:
+    """Name the options that change nothing in a model without an image decoder or a shape prior.
+
+    Example:
+        >>> idle_options(HardExamples(fraction=0.5, residual=0.3), decodes=False, corrects=True)
+        ['residual']
+    """
+    of_images, of_shapes = ("residual", "separate_decoder"), ("separate",)
+    names = [*of_images * (not decodes), *of_shapes * (not corrects)]
+    given = [name for name in names if getattr(hard, name) is not None]
+    return given + [name for name in ("fraction", "scale") if not (decodes or corrects) and getattr(hard, name) < 1]

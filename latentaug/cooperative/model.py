@@ -36,7 +36,7 @@ from latentaug.cooperative.compiling import compile_parts, parts_of, tell_of_com
 from latentaug.cooperative.deployed import corrected, deployed
 from latentaug.cooperative.explanation import Explanation, explained
 from latentaug.cooperative.given_loss import OutputLoss
-from latentaug.cooperative.hard_examples import HardExamples
+from latentaug.cooperative.hard_examples import HardExamples, idle_options
 from latentaug.cooperative.image_style import style_layers
 from latentaug.cooperative.labels import whole_numbers
 from latentaug.cooperative.logits import LogitsReader
@@ -252,7 +252,7 @@ class CooperativeModel(nn.Module):
                     )
         elif hard.style is not None:
             style_layers(self.reconstruction, hard.style_layers)
-        if idle := hard.idle(decodes=self.reconstruction is not None, corrects=self.shape_prior is not None):
+        if idle := idle_options(hard, decodes=self.reconstruction is not None, corrects=self.shape_prior is not None):
             logger.warning(
                 "HardExamples(%s) changes nothing here: this model makes no hard images, or has no shape prior. Pass "
                 "reconstruction=True or shape_prior=True, or leave it out.",

@@ -79,7 +79,7 @@ def _shifts(name: str) -> dict[str, Shift]:
     found = _found(name)
     if callable(found) and _takes_arguments(found):
         return {name.rpartition(":")[2]: found}
-    made = found() if callable(found) else found
+    made = _made(name)
     if not isinstance(made, Mapping):
         raise TypeError(
             f"--shifts {name} must be a shift, a callable (images, severity, generator) -> images, or a mapping of "

@@ -106,8 +106,11 @@ class SaliencyCalculator:
         self._name = name
         self._handles.append(self._model.get_submodule(name).register_forward_hook(_Hook(self._keep)))
 
+    def _is_our_own_pass(self) -> bool:
+        return depth_of(self._model) > 0 or cache_of(self._model).busy
+
     def _find(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if depth_of(self._model):  # a dry run of another one that is looking too
+        if self._is_our_own_pass():  # such as a dry run of another one that is looking too
             return
         for handle in self._handles:
             handle.remove()
@@ -116,7 +119,7 @@ class SaliencyCalculator:
         self._attach(location.name)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if depth_of(self._model) or cache_of(self._model).busy:  # a pass of the library's own
+        if self._is_our_own_pass():
             return None
         self._path = spot_in(self._name, self._path, output).path
         found = item_at(output, self._path)

@@ -99,6 +99,8 @@ class State:
         self._modules, self._hooks = modules, _hooks_of(modules)
         for name, module in modules:
             self._add_module(name, module)
+        for name, module in modules if self._hooks else ():
+            self._add_hooks(f"{name}." if name else "", module)
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -123,6 +125,8 @@ class State:
             self._outside[kind] = generators_outside(module)
         for number, value in enumerate(self._outside[kind]):
             self._add(f"{prefix}generator outside {number}", value)
+
+    def _add_hooks(self, prefix: str, module: nn.Module) -> None:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             for number, value in enumerate(generators_of_hook(hook)):
                 self._add(f"{prefix}generator {number} of a hook", value)

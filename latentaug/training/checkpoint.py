@@ -122,42 +122,40 @@ _COUNTING = ("hard_schedule", "saliency_schedule", "image_transform", "shape_tra
 """Parts of a `CooperativeModel` that count batches, if they are scheduled: settings, and no weights."""
 
 
-def with_own_counts(weights: Any, model: nn.Module) -> Any:
-    """Return weights that were read, with the counts of batches that the model has, whatever was scheduled then.
+def weights_for(model: nn.Module, weights: object, source: str) -> dict[str, Any]:
+    """Return weights that were read as a model takes them, or refuse them before any is loaded.
 
-    A count that the file lacks stays as it is, and one that the model lacks is left out. So is what version 0.1.0 had
-    among a model's weights: those of a loss that is a module.
+    They have the counts of batches that the model has, whatever was scheduled where they were written: a count that
+    they lack stays as it is, and one that the model lacks is left out. So is what version 0.1.0 had among a model's
+    weights, those of a loss that is a module.
+
+    Raises:
+        ValueError: Names or shapes differ; the message says which.
 
     Example:
         >>> from latentaug.cooperative.shortcuts import Every
         >>> model, weights = nn.Module(), {"style.0._extra_state": torch.tensor(7)}
         >>> model.hard_schedule = Every(3)
-        >>> with_own_counts(weights, model)
+        >>> weights_for(model, weights, "a.pt")
         {'hard_schedule._extra_state': tensor(0)}
     """
-    if not isinstance(weights, dict):
-        return weights
     own = model.state_dict()
-    counts = {name: value for name, value in own.items() if _is_count(name) and name not in weights}
-    left_out = {name for name in weights if (_is_count(name) or name.startswith("loss.")) and name not in own}
-    return {**{name: value for name, value in weights.items() if name not in left_out}, **counts}
+    if isinstance(weights, dict):
+        fitting = {name: value for name, value in weights.items() if name in own or not _is_left_out(name)}
+        weights = {**{name: value for name, value in own.items() if _is_count(name)}, **fitting}
+    return check_same(own, weights, source, model)
+
+
+def _is_left_out(name: str) -> bool:
+    return _is_count(name) or name.startswith("loss.")
 
 
 def _is_count(name: str) -> bool:
     return name.partition(".")[0] in _COUNTING and name.endswith("._extra_state")
 
 
-def check_weights(model: nn.Module, weights: object, source: str) -> None:
-    """Refuse weights that aren't this model's, before any is loaded.
-
-    Raises:
-        ValueError: Names or shapes differ; the message says which.
-    """
-    check_same(model.state_dict(), weights, source, model)
-
-
-def check_same(expected: Mapping[str, Any], given: object, source: str, model: nn.Module) -> None:
-    """Refuse tensors that have other names or shapes than a model's.
+def check_same(expected: Mapping[str, Any], given: object, source: str, model: nn.Module) -> dict[str, Any]:
+    """Return tensors, or refuse those that have other names or shapes than a model's.
 
     Raises:
         ValueError: Names or shapes differ; the message says which.
@@ -173,6 +171,7 @@ def check_same(expected: Mapping[str, Any], given: object, source: str, model: n
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"{source} doesn't fit this {type(model).__name__}: {'; '.join(differences[:3])}{more}.")
+    return dict(given)
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

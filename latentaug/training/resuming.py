@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentaug import ranks
 from latentaug.training.best import Best
-from latentaug.training.checkpoint import Position, check_weights, with_own_counts
+from latentaug.training.checkpoint import Position, weights_for
 from latentaug.training.optimization import Optimization
 from latentaug.training.random_streams import check_random_state
 from latentaug.training.rank_states import as_of_this_rank
@@ -52,8 +52,7 @@ def checked(
     """
     with refusing(path):
         state = as_of_this_rank(state, device)
-        weights = with_own_counts(state["model"], model)
-        check_weights(model, weights, str(path))
+        weights = weights_for(model, state["model"], str(path))
         for name, own in settings.items():
             if name == "parameters":
                 _see_that_they_are_the_same(state["settings"].get(name, own), own)

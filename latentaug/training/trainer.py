@@ -26,7 +26,7 @@ from latentaug.training.average import Average
 from latentaug.training.batches import agreed_length, grouped, planned_steps
 from latentaug.training.best import Best
 from latentaug.training.callbacks import Callback, default_callbacks
-from latentaug.training.checkpoint import Position, check_weights, load_checkpoint, save_checkpoint, with_own_counts
+from latentaug.training.checkpoint import Position, load_checkpoint, save_checkpoint, weights_for
 from latentaug.training.drawing import Drawing, rest_of_epoch
 from latentaug.training.evaluation import evaluate, overlaps_of, scores_of, tell_of_no_score
 from latentaug.training.finite import FiniteGuard
@@ -403,9 +403,7 @@ class CooperativeTrainer:
         """
         model = self._built("load_best")
         weights, source = self._kept.best_weights()
-        weights = with_own_counts(weights, model)
-        check_weights(model, weights, source)
-        load_weights(model, weights)
+        load_weights(model, weights_for(model, weights, source))
         if self._average is not None:
             self._average.begin_anew()
 

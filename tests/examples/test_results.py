@@ -204,6 +204,12 @@ def difference(
     return found
 
 
+def validated(folder: Path, method: str, draw: int = 0) -> dict[str, float]:
+    """Return the means over validation cases that a training was chosen by."""
+    found: dict[str, float] = json.loads((folder / method / f"draw-{draw}" / "done.json").read_text())["validated"]
+    return found
+
+
 def in_points(*values: float) -> list[str]:
     """Return hundredths of Dice as the docs write them."""
     return [f"{100 * value:+.1f}" for value in values]
@@ -378,10 +384,7 @@ def test_what_the_readme_says_of_dsu_is_that_of_the_scores() -> None:
 def test_what_statistics_without_gin_gain_on_hearts_is_quoted_right() -> None:
     gains = {}
     for method in ("dsu", "dropblock"):
-        left, renewed = (
-            json.loads((CARDIAC / "wrapped" / folder / method / "draw-0" / "done.json").read_text())["validated"]
-            for folder in ("recipes/gin", "renewed/gin")
-        )
+        left, renewed = (validated(CARDIAC / "wrapped" / folder, method) for folder in ("recipes/gin", "renewed/gin"))
         gains[method] = in_points(*(renewed[name] - left[name] for name in ("dice", "shifted dice")))
     assert [*gains.values()] == [["+0.4", "+0.5"], ["+0.5", "+0.4"]]
     assert "they gain 0.4 and 0.5 points on validation, and 0.5 and 0.4 on shifted validation" in recipes_page()
@@ -393,9 +396,8 @@ def test_how_validation_ranks_nuclei_is_quoted_right() -> None:
     for folder in ("none", "gin", "recipes/nnunet", "recipes/randconv", "recipes/gin"):
         kept = summary_lines([NUCLEI / folder], {0})
         for name, line in kept.items():
-            done = NUCLEI / folder / name.partition(" ")[0] / "draw-0" / "done.json"
-            validated = json.loads(done.read_text())["validated"]
-            found.append((validated["dice"], validated["shifted dice"], float(line["shifts"])))
+            chosen_by = validated(NUCLEI / folder, name.partition(" ")[0])
+            found.append((chosen_by["dice"], chosen_by["shifted dice"], float(line["shifts"])))
     as_they_are, under_shifts, tested = zip(*found, strict=True)
     ranks = [stats.spearmanr(one, tested).statistic for one in (under_shifts, as_they_are)]
     page = " ".join(nuclei_page().split())
@@ -506,14 +508,11 @@ def test_what_fine_tuning_gains_on_hearts_is_quoted_right(augment: str, method: 
     start, tuned = CARDIAC / "wrapped" / "calibrated" / "none", CARDIAC / "wrapped" / "finetuned" / augment
     assert quoted in recipes_page()
     assert re.findall(r"[+-]\d\.\d", quoted) == in_points(*difference([start, tuned], method).draws.values())
-    on_validation = []
-    for draw in range(3):
-        place = Path(method.partition(" ")[0].strip(","), f"draw-{draw}", "done.json")
-        before, after = (
-            json.loads((folder / one).read_text())["validated"]["shifted dice"]
-            for folder, one in ((start, Path("plain", *place.parts[1:])), (tuned, place))
-        )
-        on_validation.append(after - before)
+    name = method.partition(" ")[0].strip(",")
+    on_validation = [
+        validated(tuned, name, draw)["shifted dice"] - validated(start, "plain", draw)["shifted dice"]
+        for draw in range(3)
+    ]
     one, other, last = in_points(*on_validation)
     assert f"{one}, {other} and {last}" in " ".join(recipes_page().split())
 
@@ -530,13 +529,13 @@ EQUAL_TIME = {
 def test_what_is_dear_is_quoted_right_at_equal_time(method: str) -> None:
     folder, kept = CARDIAC / "wrapped" / "time" / "recipes" / "gin", EQUAL_TIME[method]
     done = json.loads((folder / method / "draw-0" / "done.json").read_text())
-    plain = json.loads((CARDIAC / "wrapped" / "gin" / "plain" / "draw-0" / "done.json").read_text())
     lines = summary_lines([CARDIAC / "wrapped" / "gin", folder], {0})
     tested = [float(lines[name]["shifts"]) for name in (f"{method}, equal time", "plain")]
     page = " ".join(recipes_page().split())
     assert kept in page
-    validated, shifted = (float(number) for number in re.findall(r"-\d+\.\d", kept))
-    assert in_points(done["validated"]["shifted dice"] - plain["validated"]["shifted dice"]) == [f"{validated:+.1f}"]
+    chosen_by, shifted = (float(number) for number in re.findall(r"-\d+\.\d", kept))
+    plain = validated(CARDIAC / "wrapped" / "gin", "plain")["shifted dice"]
+    assert in_points(validated(folder, method)["shifted dice"] - plain) == [f"{chosen_by:+.1f}"]
     assert shifted == pytest.approx(100 * (tested[0] - tested[1]), abs=0.11)  # of figures that are rounded
     assert "1001, 975, 674 and 506 iterations in place of 1500" in page
     assert str(done["iterations"]) in page

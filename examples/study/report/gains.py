@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ from study.report.figures import hues
 from study.report.tables import markdown
 from study.run.scores import AVERAGE, PART, Score
 
+Groups: TypeAlias = dict[tuple[str, str, Any], list[tuple[Path, list[Score]]]]
+"""Runs and their Dice, by kind of images, augmentation and how many images train."""
 PLAIN = "plain"
 TITLES = {SHIFTED: "average\nof shifts"} | {domain.clean: f"{domain.clean}\n(in-domain)" for domain in DOMAINS}
 
@@ -44,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to draw them, as a PNG")
     options = parser.parse_args(arguments)
     try:
-        panels = gains_of(options.runs, options.methods, equal_time=options.equal_time)
+        groups = _alike(options.runs)
+        panels = _gains_in(groups, options.methods, equal_time=options.equal_time)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for line in differing_settings(options.runs):
+    for line in _differing_settings(groups):
         print(f"note: {line}", file=sys.stderr)
     for title, differences in panels.items():
         print(f"{title}: Dice, less that of {PLAIN} with the same augmentation\n")
@@ -78,8 +81,11 @@ def gains_of(
     Raises:
         DataError: A folder cannot be read, an augmentation lacks `plain`, or nothing is left to compare.
     """
+    return _gains_in(_alike(runs), methods, equal_time=equal_time)
+
+
+def _gains_in(groups: Groups, methods: Sequence[str] | None, *, equal_time: bool) -> dict[str, list[Difference]]:
     panels: dict[str, list[Difference]] = {}
-    groups = _alike(runs)
     sizes = Counter(domain for domain, _ in {(domain, size) for domain, _, size in groups})
     for (domain, augmentation, size), alike in groups.items():
         scores, added = joined(alike), additions([run for run, _ in alike])
@@ -144,9 +150,9 @@ def _draw(axes: Axes, differences: Sequence[Difference], methods: Sequence[str],
     axes.set_xticks(range(len(columns)), [TITLES.get(name, name.removeprefix("Rand")) for name in columns])
 
 
-def _alike(runs: Sequence[Path]) -> dict[tuple[str, str, Any], list[tuple[Path, list[Score]]]]:
+def _alike(runs: Sequence[Path]) -> Groups:
     """Read the Dice of runs, and sort it by kind of images, augmentation and how many images train, if that is said."""
-    found: dict[tuple[str, str, Any], list[tuple[Path, list[Score]]]] = {}
+    found: Groups = {}
     for run in runs:
         scores = [score for score in scores_of(run) if score.metric == "dice"]
         settings, kind = settings_of(run), domain_of(score.column for score in scores).name
@@ -161,17 +167,10 @@ _TUNED = {"iterations", "epochs", "learning_rate", "warm_up", "schedule"}
 """Settings that fine-tuning has others of."""
 
 
-def differing_settings(runs: Sequence[Path]) -> list[str]:
-    """Say of runs that are compared in which further settings they differ: what a method gains may be theirs.
-
-    Args:
-        runs: Folders of runs.
-
-    Returns:
-        A line for each pair of a run and the first of its kind that differ.
-    """
+def _differing_settings(groups: Groups) -> list[str]:
+    """Say of runs that are compared in which further settings they differ: what a method gains may be theirs."""
     lines = []
-    for alike in _alike(runs).values():
+    for alike in groups.values():
         first, *others = (run for run, _ in alike)
         expected = settings_of(first)
         for run in others:
